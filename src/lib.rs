@@ -1,0 +1,20 @@
+//! Encrypted file transfer that keeps its promises: what is acknowledged is verified, durable and whole.
+//!
+//! Layers, each using only those below it (`docs/ARCHITECTURE.md` is the map):
+//!
+//! ```text
+//! main  cli            prints, exits, reads flags, environment, signals
+//! client  server       the roles; they never call one another
+//! access               who may do what
+//! net  tls  storage    the only code that touches sockets, keys, disks
+//! transfer             what to send next, what is missing, is this frame right: pure
+//! protocol  hash  path bytes <-> types: pure
+//! error  limits
+//! ```
+
+pub mod error;
+pub mod hash;
+pub mod limits;
+pub mod path;
+
+pub use error::{Error, ErrorKind, Result};

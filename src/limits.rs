@@ -1,0 +1,115 @@
+//! Every bound and deadline, with its unit, its reason and what happens when it is reached.
+//!
+//! A peer's number is compared with one of these before it sizes anything. Wire limits are part of the protocol
+//! (`docs/PROTOCOL.md`, "Limits") and change only with a version.
+
+use std::time::Duration;
+
+// ---- names -------------------------------------------------------------------------------------------------
+
+/// Bytes in one name: what Linux file systems take. Longer: refused by name.
+pub const COMPONENT_LEN_MAX: usize = 255;
+/// Bytes in a path, slashes included: `PATH_MAX`. Longer: refused by name.
+pub const PATH_LEN_MAX: usize = 4096;
+/// Components in a path. Deeper: refused by name; a walk stops there.
+pub const PATH_DEPTH_MAX: usize = 256;
+/// Bytes of a peer's text (error messages, agent names) that are looked at; the rest is cut off.
+pub const PEER_TEXT_LEN_MAX: usize = 2048;
+
+// ---- the wire ----------------------------------------------------------------------------------------------
+
+/// Bytes of content in one data frame. More: protocol error, the connection ends.
+pub const DATA_LEN_MAX: usize = 256 * KIB;
+/// Bytes of payload in one control frame, sized for a page of a listing. More: protocol error.
+pub const CONTROL_LEN_MAX: usize = 64 * KIB;
+/// Bytes of payload of a frame from a peer that has not been greeted yet. More: protocol error.
+pub const HELLO_LEN_MAX: usize = 4 * KIB;
+/// Bytes in a group: the unit of offering, hashing and disk I/O.
+pub const GROUP_LEN: usize = MIB;
+/// Steps in which the received prefix of an open group counts.
+pub const PREFIX_STEP: usize = 64 * KIB;
+/// Bytes of a file that may follow its description unasked; a file of at most this size never waits.
+pub const UNASKED_FILE_MAX: u64 = 256 * KIB as u64;
+/// Bytes over all files of a connection that may be unasked and unanswered. More: protocol error.
+pub const UNASKED_CONNECTION_MAX: u64 = 4 * MIB as u64;
+/// Files described and not yet ended, of one session. A slot is about 1 KiB of server memory.
+pub const OPEN_TRANSFERS_MAX: usize = 1024;
+/// Bytes of a file: what file systems and signed offsets can express, and a group index fits 32 bits
+/// (4 PiB). More: refused before data.
+pub const FILE_SIZE_MAX: u64 = 1 << 52;
+/// Bytes of control frames waiting to be written to one peer; at the bound no more requests are read from it.
+pub const CONTROL_QUEUE_MAX: usize = 512 * KIB;
+/// Bytes of data frames waiting to be written ahead of a control frame.
+pub const DATA_QUEUE_MAX: usize = 256 * KIB;
+/// Bytes that a download may have asked for and not yet received, per connection: fills 1 Gbit/s at 500 ms.
+pub const WANTED_MAX: u64 = 64 * MIB as u64;
+/// Ranges that a download may have asked for and not yet received, per connection. More: protocol error.
+pub const WANTED_RANGES_MAX: usize = 4096;
+/// Entries of a listing in one frame; a page also ends when the frame is full.
+pub const LIST_PAGE_MAX: usize = 512;
+/// Bytes of symbolic link target: what Linux takes.
+pub const LINK_TARGET_LEN_MAX: usize = 4095;
+
+// ---- time --------------------------------------------------------------------------------------------------
+
+/// From accept to the end of the TLS handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the end of the handshake to a whole client hello.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection with nothing in progress and nothing said. Then the server says so and closes.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// The window over which [`PROGRESS_LEN_MIN`] bytes must move while something is in progress.
+pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes that must move in each [`PROGRESS_TIMEOUT`], or the peer counts as gone: about 70 bytes a second.
+pub const PROGRESS_LEN_MIN: u64 = 4 * KIB as u64;
+/// How often a side that works without bytes to move says so.
+pub const WORKING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a server that refused a peer goes on reading what comes, so that its reason is not lost in a reset.
+pub const REFUSAL_DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes that such a server reads at most.
+pub const REFUSAL_DRAIN_LEN_MAX: usize = 4 * MIB;
+/// How long running transfers may go on after SIGTERM.
+pub const SHUTDOWN_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Waits after failed accepts: doubled from the first to the last.
+pub const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+/// A client's first connection: all addresses tried, handshake and hello included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Default of `--timeout`: the longest time without progress, reconnects included.
+pub const CLIENT_PROGRESS_TIMEOUT: Duration = Duration::from_secs(300);
+/// Waits between a client's attempts: doubled from the first to the last, with jitter.
+pub const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+// ---- resources of a server ---------------------------------------------------------------------------------
+
+/// Connections at once. At the bound, accepting waits until one ends.
+pub const CONNECTIONS_MAX: usize = 16_384;
+/// Connections in the handshake or before their hello, at once. At the bound the newest is closed.
+pub const HALF_OPEN_MAX: usize = 2048;
+/// Bytes in group buffers over all connections (`--memory`). At the bound, reading from peers waits.
+pub const BUFFER_BUDGET: usize = 256 * MIB;
+/// The part of [`BUFFER_BUDGET`] that one principal can hold: a quarter.
+pub const BUFFER_SHARE: usize = 4;
+/// Group buffers that one connection fills or empties at once: enough to overlap network, hash and disk.
+pub const BUFFERS_PER_CONNECTION: usize = 8;
+/// Bytes of socket reads and writes under TLS: 16 records in one system call.
+pub const SOCKET_READ_LEN: usize = 256 * KIB;
+/// Bytes of TLS records that may wait to be written to a socket, per connection that moves data.
+pub const TLS_WRITE_BUFFER_LEN: usize = 512 * KIB;
+/// Outcomes of commits that are remembered for a client that lost the answer. The oldest is forgotten first;
+/// a slot is about 300 bytes.
+pub const OUTCOMES_MAX: usize = 65_536;
+/// Threads for disk calls and hashing of whole groups.
+pub const BLOCKING_THREADS_MAX: usize = 64;
+/// Directories that are known to be durable; the set is emptied when it is full. A slot is about 40 bytes.
+pub const DURABLE_DIRECTORIES_MAX: usize = 65_536;
+
+/// 1024 bytes.
+pub const KIB: usize = 1 << 10;
+/// 1024 [`KIB`].
+pub const MIB: usize = 1 << 20;
+
+const _: () = assert!(GROUP_LEN.is_power_of_two() && GROUP_LEN.is_multiple_of(DATA_LEN_MAX));
+const _: () = assert!(DATA_LEN_MAX.is_multiple_of(PREFIX_STEP) && PREFIX_STEP >= 1024);
+const _: () = assert!(UNASKED_FILE_MAX <= GROUP_LEN as u64, "an unasked file has one group");
+const _: () = assert!(FILE_SIZE_MAX / (GROUP_LEN as u64) <= u32::MAX as u64 + 1, "a group index fits 32 bits");
+const _: () = assert!(PATH_LEN_MAX + 512 < CONTROL_LEN_MAX, "any one path fits a control frame");
