@@ -16,5 +16,7 @@ pub mod error;
 pub mod hash;
 pub mod limits;
 pub mod path;
+pub mod protocol;
+pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,644 @@
+//! The control messages. Each is a CBOR map from small numbers to fields; a field that a receiver does not know is
+//! skipped, an absent optional one has its default.
+//!
+//! `docs/PROTOCOL.md` says in which state each may come and what answers it.
+
+use minicbor::{Decode, Encode};
+
+use super::wire::{Bytes16, List, Mtime};
+use super::{Breach, FRAME_HEADER_LEN, Header, Kind};
+use crate::error::{Error, ErrorKind};
+use crate::hash::{GroupValue, Root};
+use crate::limits;
+use crate::path::{RemotePath, escape_text};
+
+/// A message that travels in frames of one kind.
+pub trait Message: Encode<()> + for<'b> Decode<'b, ()> {
+    /// The kind of its frames.
+    const KIND: Kind;
+
+    /// The whole frame: header and payload.
+    ///
+    /// # Panics
+    /// When the payload is longer than its kind allows: senders bound what they put in.
+    fn to_frame(&self, transfer: u32) -> Vec<u8> {
+        let mut frame = vec![0; FRAME_HEADER_LEN];
+        minicbor::encode(self, &mut frame).expect("writing to memory cannot fail");
+        let len = frame.len() - FRAME_HEADER_LEN;
+        assert!(len <= Self::KIND.len_range().1, "a {:?} message of {len} bytes", Self::KIND);
+        frame[..FRAME_HEADER_LEN].copy_from_slice(&Header::new(Self::KIND, transfer, len).encode());
+        frame
+    }
+
+    /// Reads the payload of a frame of this kind.
+    ///
+    /// # Errors
+    /// [`Breach::Malformed`] for bytes that are not exactly one such message.
+    fn from_payload(payload: &[u8]) -> Result<Self, Breach> {
+        let malformed = |what: String| Breach::Malformed { kind: Self::KIND, what: escape_text(&what) };
+        let mut decoder = minicbor::Decoder::new(payload);
+        let message = Self::decode(&mut decoder, &mut ()).map_err(|error| malformed(error.to_string()))?;
+        if decoder.position() != payload.len() {
+            return Err(malformed("bytes after its end".into()));
+        }
+        Ok(message)
+    }
+}
+
+macro_rules! messages {
+    ($($name:ident),+ $(,)?) => { $(impl Message for $name { const KIND: Kind = Kind::$name; })+ };
+}
+
+messages! {
+    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Get,
+    GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
+    Entry, Entries, Done,
+}
+
+impl Message for ListDirectory {
+    const KIND: Kind = Kind::List;
+}
+
+macro_rules! wire_enum {
+    ($(#[doc = $doc:literal])+ $name:ident { $($(#[doc = $vdoc:literal])+ $variant:ident = $code:literal,)+ }) => {
+        $(#[doc = $doc])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+        #[cbor(index_only)]
+        pub enum $name { $($(#[doc = $vdoc])+ #[n($code)] $variant,)+ }
+    };
+}
+
+wire_enum! {
+    /// What to do when something of that name is there.
+    IfExists {
+        /// Replace it at the moment of commit.
+        Overwrite = 0,
+        /// Leave it and say so; success.
+        Skip = 1,
+        /// Leave it and fail.
+        Fail = 2,
+        /// Store under a new name beside it.
+        Rename = 3,
+    }
+}
+
+wire_enum! {
+    /// How an upload or a change ended well.
+    Outcome {
+        /// New content is under its final name, durably.
+        Stored = 0,
+        /// The same content was there already; it is durable.
+        Unchanged = 1,
+        /// Something else is there and was left ([`IfExists::Skip`]).
+        Skipped = 2,
+    }
+}
+
+wire_enum! {
+    /// What an entry is.
+    EntryKind {
+        /// A regular file.
+        File = 0,
+        /// A directory.
+        Directory = 1,
+        /// A symbolic link.
+        Link = 2,
+        /// A device, socket or FIFO: named, never transferred.
+        Special = 3,
+    }
+}
+
+wire_enum! {
+    /// What a server holds of a described file.
+    Holding {
+        /// Nothing: send all of it.
+        Fresh = 0,
+        /// Groups of an unfinished upload; their values follow.
+        Held = 1,
+        /// Another version under this name; the values of its groups follow.
+        Base = 2,
+    }
+}
+
+wire_enum! {
+    /// What keeps a peer busy.
+    Phase {
+        /// Waiting for its own source or for its turn.
+        Waiting = 0,
+        /// Hashing what it holds.
+        Hashing = 1,
+        /// Making content durable.
+        Syncing = 2,
+    }
+}
+
+/// The first frame of a client. It names no file: those follow the server's hello.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ClientHello {
+    /// Protocol versions, best first.
+    #[n(0)]
+    pub versions: List<u16, 16>,
+    /// Program and version, for logs.
+    #[n(1)]
+    pub agent: String,
+    /// The token of a session that this connection joins.
+    #[n(2)]
+    pub join: Option<Bytes16>,
+    /// The secret of an invite that this connection redeems.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub redeem: Option<Vec<u8>>,
+}
+
+/// The first frame of a server: the version that it chose, and what this client may do.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ServerHello {
+    /// The version of all that follows.
+    #[n(0)]
+    pub version: u16,
+    /// Program and version, for logs.
+    #[n(1)]
+    pub agent: String,
+    /// The name by which the server knows this client; none for an anonymous one.
+    #[n(2)]
+    pub principal: Option<String>,
+    /// Bits of [`Rights`] that this client has somewhere.
+    #[n(3)]
+    pub rights: u32,
+    /// The token with which further connections join this session.
+    #[n(4)]
+    pub token: Option<Bytes16>,
+    /// Bytes that may be unasked and unanswered on this connection.
+    #[n(5)]
+    pub unasked_max: u64,
+    /// Transfers and requests that may be open in this session.
+    #[n(6)]
+    pub open_max: u32,
+    /// Seconds after which the server ends an idle connection.
+    #[n(7)]
+    pub idle_seconds: u32,
+    /// Seconds since 1970 by the server's clock.
+    #[n(8)]
+    pub now: i64,
+}
+
+/// Bits of what a principal may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rights(pub u32);
+
+impl Rights {
+    /// See names, kinds, sizes and times.
+    pub const LIST: Rights = Rights(1);
+    /// Read content and hashes.
+    pub const READ: Rights = Rights(2);
+    /// Store under names that are free; make directories and links.
+    pub const CREATE: Rights = Rights(4);
+    /// Replace content under a name.
+    pub const OVERWRITE: Rights = Rights(8);
+    /// Give something another name.
+    pub const RENAME: Rights = Rights(16);
+    /// Remove.
+    pub const DELETE: Rights = Rights(32);
+    /// Every right.
+    pub const ALL: Rights = Rights(63);
+    /// No right.
+    pub const NONE: Rights = Rights(0);
+
+    /// Whether all of `other` are among these.
+    #[must_use]
+    pub fn contains(self, other: Rights) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// These and `other`.
+    #[must_use]
+    pub const fn with(self, other: Rights) -> Rights {
+        Rights(self.0 | other.0)
+    }
+
+    /// These without `other`.
+    #[must_use]
+    pub const fn without(self, other: Rights) -> Rights {
+        Rights(self.0 & !other.0)
+    }
+
+    /// Names and bits, for messages and flags.
+    pub const NAMES: &'static [(&'static str, Rights)] = &[
+        ("list", Rights::LIST),
+        ("read", Rights::READ),
+        ("create", Rights::CREATE),
+        ("overwrite", Rights::OVERWRITE),
+        ("rename", Rights::RENAME),
+        ("delete", Rights::DELETE),
+    ];
+}
+
+impl std::fmt::Display for Rights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> =
+            Rights::NAMES.iter().filter(|(_, right)| self.contains(*right)).map(|(name, _)| *name).collect();
+        f.write_str(if names.is_empty() { "nothing" } else { "" })?;
+        f.write_str(&names.join(", "))
+    }
+}
+
+/// The end of a connection, with its reason.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Goodbye {
+    /// A wire code ([`ErrorKind`]).
+    #[n(0)]
+    pub code: u16,
+    /// A sentence for a person.
+    #[n(1)]
+    pub text: String,
+}
+
+/// The end of one transfer or request by failure.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Failed {
+    /// A wire code ([`ErrorKind`]).
+    #[n(0)]
+    pub code: u16,
+    /// A sentence for a person.
+    #[n(1)]
+    pub text: String,
+    /// Whether the same request may succeed later, where the code alone does not say.
+    #[n(2)]
+    pub retry: Option<bool>,
+}
+
+macro_rules! reasons {
+    ($($name:ident { $($extra:tt)* }),+) => { $(
+        impl $name {
+            /// The message that reports `error`.
+            #[must_use]
+            pub fn from_error(error: &Error) -> $name {
+                let mut text = error.chain();
+                let mut end = text.len().min(limits::PEER_TEXT_LEN_MAX);
+                while !text.is_char_boundary(end) { end -= 1; }
+                text.truncate(end);
+                $name { code: error.kind().code(), text, $($extra)* }
+            }
+
+            /// The failure that the peer reports; its text is escaped.
+            #[must_use]
+            pub fn to_error(&self) -> Error {
+                Error::from_peer(ErrorKind::from_code(self.code), escape_text(&self.text))
+            }
+        }
+    )+ };
+}
+
+reasons! { Goodbye {}, Failed { retry: None } }
+
+/// Still at work.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Working {
+    /// On what.
+    #[n(0)]
+    pub phase: Phase,
+    /// Bytes done.
+    #[n(1)]
+    pub done: u64,
+    /// Bytes in all; 0 where unknown.
+    #[n(2)]
+    pub total: u64,
+}
+
+/// Describes a file to be stored.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Put {
+    /// Its name.
+    #[n(0)]
+    pub path: RemotePath,
+    /// Its size in bytes; none for a stream whose end is not known.
+    #[n(1)]
+    pub size: Option<u64>,
+    /// Its modification time; none: the time of the commit.
+    #[n(2)]
+    pub mtime: Option<Mtime>,
+    /// Its permission bits; none: the server's default.
+    #[n(3)]
+    pub mode: Option<u32>,
+    /// Random; the same in every attempt to store this file in this run.
+    #[n(4)]
+    pub upload_id: Bytes16,
+    /// What to do when something of that name is there.
+    #[n(5)]
+    pub if_exists: IfExists,
+    /// Content and finish follow at once, within the bounds for unasked content; no [`PutAnswer`] comes.
+    #[n(6)]
+    pub unasked: bool,
+    /// Do not offer a base: an attempt with one failed.
+    #[n(7)]
+    pub no_base: bool,
+}
+
+/// What the server holds of a described file.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct PutAnswer {
+    /// What it holds.
+    #[n(0)]
+    pub holding: Holding,
+    /// The number of this attempt at this file; a higher one takes the upload over.
+    #[n(1)]
+    pub generation: u64,
+    /// Bytes of the version whose values follow.
+    #[n(2)]
+    pub held_size: u64,
+    /// Content must not be sent: the values only tell whether it is the same.
+    #[n(3)]
+    pub compare_only: bool,
+    /// For `held`: ranges that the server claims to hold, ascending pairs of offset and length in steps of 64 KiB.
+    #[n(4)]
+    pub ranges: List<(u64, u64), 2048>,
+}
+
+/// The most group values in one message: 32 KiB of them.
+pub const VALUES_MAX: usize = 1024;
+
+/// Values of consecutive groups.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Values {
+    /// The index of the first.
+    #[n(0)]
+    pub first: u64,
+    /// Their chaining values, group 0 included: equal values mean equal bytes and length.
+    #[n(1)]
+    pub values: List<GroupValue, VALUES_MAX>,
+}
+
+/// All content of a transfer is sent (or claimed as held).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Finish {
+    /// The size in bytes.
+    #[n(0)]
+    pub size: u64,
+    /// The BLAKE3 hash of the whole, as its reader computed it.
+    #[n(1)]
+    pub root: Root,
+}
+
+/// The durable end of an upload or of another change that stores something.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Stored {
+    /// How it ended.
+    #[n(0)]
+    pub outcome: Outcome,
+    /// The hash of the content, as the server computed it. None when nothing was read (skipped, links).
+    #[n(1)]
+    pub root: Option<Root>,
+    /// The size of the content.
+    #[n(2)]
+    pub size: u64,
+    /// The name that it was stored under, when that is another than the one asked for.
+    #[n(3)]
+    pub path: Option<RemotePath>,
+}
+
+/// One durable end among several.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct StoredItem {
+    /// The transfer that ended.
+    #[n(0)]
+    pub transfer: u32,
+    /// How.
+    #[n(1)]
+    pub stored: Stored,
+}
+
+/// The durable ends of several uploads, as their batch committed.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct StoredBatch {
+    /// Each with its transfer. The frame's own transfer number is 0.
+    #[n(0)]
+    pub items: List<StoredItem, 512>,
+}
+
+/// Asks for a file's content.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Get {
+    /// Its name.
+    #[n(0)]
+    pub path: RemotePath,
+    /// Send all of it at once if it has at most this many bytes (bounded by `UNASKED_FILE_MAX`).
+    #[n(1)]
+    pub unasked_max: u64,
+}
+
+/// The version that the server opened. With `unasked`, content and [`Finish`] follow.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct GetAnswer {
+    /// Bytes.
+    #[n(0)]
+    pub size: u64,
+    /// Modification time.
+    #[n(1)]
+    pub mtime: Mtime,
+    /// Permission bits.
+    #[n(2)]
+    pub mode: u32,
+    /// Content follows unasked.
+    #[n(3)]
+    pub unasked: bool,
+    /// The hash recorded when this version was stored, if it was stored here and is unchanged since.
+    #[n(4)]
+    pub root: Option<Root>,
+    /// Names the version: equal bytes, equal version.
+    #[cbor(n(5), with = "minicbor::bytes")]
+    pub version: Vec<u8>,
+}
+
+/// Asks for ranges of an open download.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Want {
+    /// Pairs of offset and length, each inside one group. Content comes in this order.
+    #[n(0)]
+    pub ranges: List<(u64, u64), 1024>,
+}
+
+/// Asks for group values of an open download.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct WantValues {
+    /// The first group.
+    #[n(0)]
+    pub first: u64,
+    /// How many.
+    #[n(1)]
+    pub count: u64,
+}
+
+/// Ends an open download; the server answers [`Finish`] when all groups were sent whole in this session, else
+/// [`Done`], in both cases after it has checked that the version is still the same.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Close {}
+
+macro_rules! path_request {
+    ($(#[doc = $doc:literal])+ $name:ident) => {
+        $(#[doc = $doc])+
+        #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+        #[cbor(map)]
+        pub struct $name {
+            /// Of what.
+            #[n(0)]
+            pub path: RemotePath,
+        }
+    };
+}
+
+path_request! {
+    /// Asks for one entry.
+    Stat
+}
+path_request! {
+    /// Asks for the root of a file's content: the recorded one where it is valid, else by reading.
+    Hash
+}
+
+/// Asks for the entries of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ListDirectory {
+    /// Which directory.
+    #[n(0)]
+    pub path: RemotePath,
+}
+
+/// Asks for a directory; its parents are made too. One that is there is success.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct MakeDirectory {
+    /// Its name.
+    #[n(0)]
+    pub path: RemotePath,
+}
+
+/// Asks for a symbolic link.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct MakeLink {
+    /// Its name.
+    #[n(0)]
+    pub path: RemotePath,
+    /// What it points to: relative, inside the served tree.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub target: Vec<u8>,
+    /// Its modification time.
+    #[n(2)]
+    pub mtime: Option<Mtime>,
+    /// What to do when something of that name is there.
+    #[n(3)]
+    pub if_exists: IfExists,
+}
+
+/// Asks for the final mode and time of a directory, after its contents.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct SetDirectory {
+    /// Its name.
+    #[n(0)]
+    pub path: RemotePath,
+    /// Permission bits.
+    #[n(1)]
+    pub mode: Option<u32>,
+    /// Modification time.
+    #[n(2)]
+    pub mtime: Option<Mtime>,
+}
+
+/// Asks for a removal.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Remove {
+    /// Of what.
+    #[n(0)]
+    pub path: RemotePath,
+    /// A directory with all that is in it.
+    #[n(1)]
+    pub recursive: bool,
+}
+
+/// Asks for a renaming.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Rename {
+    /// The name that it has.
+    #[n(0)]
+    pub from: RemotePath,
+    /// The name that it shall have.
+    #[n(1)]
+    pub to: RemotePath,
+    /// What to do when something of that name is there.
+    #[n(2)]
+    pub if_exists: IfExists,
+    /// Random; the same in every attempt.
+    #[n(3)]
+    pub id: Bytes16,
+}
+
+/// One entry of the served tree.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Entry {
+    /// The name in its directory, unchecked bytes: a receiver that makes a path of it checks it. Empty for the root.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub name: Vec<u8>,
+    /// What it is.
+    #[n(1)]
+    pub kind: EntryKind,
+    /// Bytes of a file's content; 0 for others.
+    #[n(2)]
+    pub size: u64,
+    /// Modification time.
+    #[n(3)]
+    pub mtime: Mtime,
+    /// Permission bits.
+    #[n(4)]
+    pub mode: u32,
+    /// Where a symbolic link points.
+    #[cbor(n(5), with = "minicbor::bytes")]
+    pub target: Option<Vec<u8>>,
+}
+
+/// Some entries of a directory; [`Done`] follows the last.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Entries {
+    /// At most as many as fit a frame.
+    #[n(0)]
+    pub entries: List<Entry, { limits::LIST_PAGE_MAX }>,
+}
+
+/// A request is done; what it changed is durable.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Done {
+    /// How many entries it removed, made or listed.
+    #[n(0)]
+    pub count: u64,
+    /// For [`Hash`]: the root.
+    #[n(1)]
+    pub root: Option<Root>,
+    /// For [`Hash`]: the size.
+    #[n(2)]
+    pub size: Option<u64>,
+    /// For [`Rename`]: the name that it got, when that is another than the one asked for.
+    #[n(3)]
+    pub path: Option<RemotePath>,
+}
