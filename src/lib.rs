@@ -15,6 +15,7 @@
 pub mod error;
 pub mod hash;
 pub mod limits;
+pub mod net;
 pub mod path;
 pub mod protocol;
 pub mod transfer;

@@ -1,0 +1,189 @@
+//! A TCP stream that reads much at a time, and holds a buffer only while there is something in it.
+//!
+//! rustls asks for about 4 KiB at a time. One system call fetches up to [`SOCKET_READ_LEN`] into a leased buffer and
+//! serves those small reads from memory; when the socket has nothing more, the buffer goes back, so an idle
+//! connection costs none. A connection whose reads are small, or one more than [`LARGE_MAX`] that hold a large
+//! buffer, reads through a small one.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::limits::{KIB, SOCKET_READ_LEN};
+
+/// Large buffers in use at once, over all connections: 32 MiB. Above it, connections read through small ones.
+const LARGE_MAX: usize = 128;
+/// Bytes of a small buffer: one TLS record with its overhead.
+const SMALL_LEN: usize = 17 * KIB;
+/// A read that filled at least this much makes the next one large.
+const LARGE_FROM: usize = 16 * KIB;
+
+/// The large read buffers that all sockets of a process share.
+#[derive(Clone, Default)]
+pub struct SocketBuffers(Arc<Mutex<Shelf>>);
+
+#[derive(Default)]
+struct Shelf {
+    free: Vec<Box<[u8]>>,
+    leased: usize,
+}
+
+impl SocketBuffers {
+    /// An empty shelf; buffers are made when they are first needed.
+    #[must_use]
+    pub fn new() -> SocketBuffers {
+        SocketBuffers::default()
+    }
+
+    fn take(&self, large: bool) -> Box<[u8]> {
+        if large {
+            let mut shelf = self.0.lock().expect("no panic while the shelf is locked");
+            if shelf.leased < LARGE_MAX {
+                shelf.leased += 1;
+                let free = shelf.free.pop();
+                drop(shelf);
+                return free.unwrap_or_else(|| vec![0; SOCKET_READ_LEN].into_boxed_slice());
+            }
+        }
+        vec![0; SMALL_LEN].into_boxed_slice()
+    }
+
+    fn put_back(&self, buffer: Box<[u8]>) {
+        if buffer.len() == SOCKET_READ_LEN {
+            let mut shelf = self.0.lock().expect("no panic while the shelf is locked");
+            shelf.leased -= 1;
+            shelf.free.push(buffer);
+        }
+    }
+}
+
+/// A TCP stream as TLS sees it.
+pub struct Socket {
+    tcp: TcpStream,
+    buffers: SocketBuffers,
+    buffer: Option<Box<[u8]>>,
+    /// The bytes of `buffer` that were read from the socket and not yet asked for.
+    start: usize,
+    end: usize,
+    large: bool,
+    received: u64,
+    sent: u64,
+}
+
+impl Socket {
+    /// Wraps a connected stream and switches off Nagle's algorithm: frames are written whole.
+    #[must_use]
+    pub fn new(tcp: TcpStream, buffers: SocketBuffers) -> Socket {
+        // A socket that refuses the option is merely slower.
+        let _ = tcp.set_nodelay(true);
+        Socket { tcp, buffers, buffer: None, start: 0, end: 0, large: false, received: 0, sent: 0 }
+    }
+
+    /// The stream itself, for addresses and options.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    /// Bytes read from the network.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Bytes written to the network.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn release(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.buffers.put_back(buffer);
+        }
+    }
+
+    fn poll_refill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if let Poll::Pending = self.tcp.poll_read_ready(cx)? {
+                self.release();
+                return Poll::Pending;
+            }
+            let large = self.large;
+            let buffer = self.buffer.get_or_insert_with(|| self.buffers.take(large));
+            match self.tcp.try_read(buffer) {
+                Ok(count) => {
+                    (self.start, self.end) = (0, count);
+                    self.received += count as u64;
+                    // Where there is much, the next refill takes a large buffer.
+                    self.large = count >= LARGE_FROM;
+                    if count == 0 {
+                        self.release();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.start == this.end {
+            if this.large && this.buffer.as_ref().is_some_and(|buffer| buffer.len() == SMALL_LEN) {
+                this.release();
+            }
+            ready!(this.poll_refill(cx))?;
+        }
+        if let Some(buffer) = &this.buffer {
+            let count = (this.end - this.start).min(buf.remaining());
+            buf.put_slice(&buffer[this.start..this.start + count]);
+            this.start += count;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.tcp).poll_write(cx, buf))?;
+        self.sent += count as u64;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs))?;
+        self.sent += count as u64;
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
