@@ -175,7 +175,8 @@ impl Connection {
     /// As [`Connection::next`].
     pub fn poll_next(&mut self, cx: &mut Context<'_>, handler: &mut impl Handler) -> Poll<Result<Event>> {
         // Writing first: a peer that waits for our answer sends nothing.
-        self.poll_write(cx, Some(handler))?;
+        // Pending or not, it has written what it could; reading goes on in any case.
+        let _ = self.poll_write(cx, Some(handler))?;
         if self.control_len > limits::CONTROL_QUEUE_MAX {
             // The peer asks for more than it reads: `poll_write` wakes us when it has read.
             return Poll::Pending;
