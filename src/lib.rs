@@ -12,9 +12,11 @@
 //! error  limits
 //! ```
 
+pub mod buffer;
 pub mod error;
 pub mod hash;
 pub mod limits;
 pub mod path;
+pub mod storage;
 
 pub use error::{Error, ErrorKind, Result};
