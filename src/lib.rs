@@ -12,12 +12,14 @@
 //! error  limits
 //! ```
 
+pub mod buffer;
 pub mod error;
 pub mod hash;
 pub mod limits;
 pub mod net;
 pub mod path;
 pub mod protocol;
+pub mod storage;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};

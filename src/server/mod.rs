@@ -1,0 +1,200 @@
+//! The server: accepts many clients and saves what they send.
+//!
+//! [`Server::bind`] opens the root and the listeners, [`Server::run`] accepts until it is told to stop. Accepting
+//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`). Disk work
+//! runs on a bounded set of threads (`commit`, `requests`).
+
+mod commit;
+mod connection;
+mod convert;
+mod flow;
+mod outcomes;
+mod requests;
+mod shared;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::access::Access;
+use crate::buffer::Pool;
+use crate::error::{IoContext as _, Result};
+use crate::limits;
+use crate::net::SocketBuffers;
+use crate::storage::Store;
+use crate::tls::ServerTls;
+
+/// What a server is made of.
+pub struct ServerOptions {
+    /// Where it saves.
+    pub store: Store,
+    /// Its certificates, and whom it lets in.
+    pub tls: ServerTls,
+    /// Who may do what.
+    pub access: Access,
+    /// Addresses to listen on; port 0 picks a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Bytes of group buffers over all connections.
+    pub memory: usize,
+}
+
+/// A server that is bound and not yet running.
+pub struct Server {
+    shared: Arc<shared::Shared>,
+    acceptor: TlsAcceptor,
+    listeners: Vec<TcpListener>,
+}
+
+impl Server {
+    /// Binds every address. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// An address that cannot be listened on.
+    pub fn bind(options: ServerOptions) -> Result<Server> {
+        let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
+        let shared = shared::Shared {
+            store: options.store,
+            access: options.access,
+            pool: Pool::new(options.memory),
+            socket_buffers: SocketBuffers::new(),
+            outcomes: outcomes::Outcomes::default(),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+            connection_count: AtomicUsize::new(0),
+            next_connection: AtomicU64::new(1),
+        };
+        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners })
+    }
+
+    /// The addresses that it listens on, with their real ports.
+    ///
+    /// # Errors
+    /// When the operating system does not tell.
+    pub fn addresses(&self) -> Result<Vec<SocketAddr>> {
+        let addresses = self.listeners.iter().map(TcpListener::local_addr).collect::<std::io::Result<_>>();
+        addresses.while_doing(|| "ask for the address of a listener".into())
+    }
+
+    /// Accepts and serves until `drain` is cancelled; then lets what runs come to its end, for at most
+    /// [`limits::SHUTDOWN_DRAIN_TIMEOUT`] or until `stop` is cancelled. Returns after every task has ended.
+    ///
+    /// # Cancel safety
+    /// Not safe: use the tokens.
+    pub async fn run(self, drain: CancellationToken, stop: CancellationToken) {
+        let Server { shared, acceptor, listeners } = self;
+        let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+        let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
+        let mut accepting = JoinSet::new();
+        for listener in listeners {
+            let loop_ = accept(
+                Arc::clone(&shared),
+                listener,
+                acceptor.clone(),
+                Arc::clone(&permits),
+                Arc::clone(&half_open),
+                drain.clone(),
+            );
+            accepting.spawn(loop_);
+        }
+        while let Some(ended) = accepting.join_next().await {
+            if let Err(error) = ended {
+                error!("an accept loop failed: {error}");
+            }
+        }
+        shared.draining.cancel();
+        shared.tasks.close();
+        let running = shared.connection_count.load(Ordering::Relaxed);
+        if running > 0 {
+            info!("draining {running} connections");
+        }
+        let drained = async {
+            tokio::select! {
+                () = shared.tasks.wait() => {}
+                () = stop.cancelled() => {}
+            }
+        };
+        if timeout(limits::SHUTDOWN_DRAIN_TIMEOUT, drained).await.is_err() {
+            warn!("some transfers did not end in time and are cut off");
+        }
+        shared.stopping.cancel();
+        // Connections say goodbye within their own bound; commits that have begun finish.
+        shared.tasks.wait().await;
+    }
+}
+
+fn listen(address: &SocketAddr) -> Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let bind = || {
+        let socket = socket?;
+        // A restart must not wait for the old connections' last packets.
+        socket.set_reuseaddr(true)?;
+        socket.bind(*address)?;
+        socket.listen(4096)
+    };
+    bind().while_doing(|| format!("listen on {address}"))
+}
+
+/// Accepts until told to drain. An error waits and goes on; a slow peer is its own task's matter.
+async fn accept(
+    shared: Arc<shared::Shared>,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    permits: Arc<Semaphore>,
+    half_open: Arc<Semaphore>,
+    drain: CancellationToken,
+) {
+    let (backoff_min, backoff_max) = limits::ACCEPT_BACKOFF;
+    let mut backoff = backoff_min;
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            () = drain.cancelled() => return,
+            accepted = accepted => accepted,
+        };
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or a peer that was gone before we took it: neither may end or spin the loop.
+                warn!("accept: {error}");
+                wait(backoff, &drain).await;
+                backoff = (backoff * 2).min(backoff_max);
+                continue;
+            }
+        };
+        backoff = backoff_min;
+        let Ok(half_open) = Arc::clone(&half_open).try_acquire_owned() else {
+            warn!("{peer}: closed, too many connections have not said hello");
+            continue;
+        };
+        let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
+        let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+        let tasks = shared.tasks.clone();
+        tasks.spawn(async move {
+            shared.connection_count.fetch_add(1, Ordering::Relaxed);
+            connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await;
+            shared.connection_count.fetch_sub(1, Ordering::Relaxed);
+            drop(permit);
+        });
+    }
+}
+
+async fn wait(time: Duration, drain: &CancellationToken) {
+    tokio::select! {
+        () = drain.cancelled() => {}
+        () = sleep(time) => {}
+    }
+}

@@ -1,0 +1,474 @@
+//! Changes of the tree other than storing files: directories, links, removal, renaming. All answered durable.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::publish::{Outcome, Published};
+use super::read::{modified_at, read_link};
+use super::sys;
+use super::upload::{Place, Staged, Staging};
+use super::walk::{Directory, hidden_name, is_hidden, not_found, reserved};
+use super::{Identity, IfExists, Inner, Kind, Mtime, Store};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::limits::LINK_TARGET_LEN_MAX;
+use crate::path::{Component, Escaped, RemotePath};
+
+/// How deep a tree may be that is removed. Deeper ones, which no peer can make, are left to a person.
+const REMOVE_DEPTH_MAX: usize = 4096;
+/// Bytes of names that are read at a time when removing.
+const REMOVE_NAMES_LEN: usize = 32 * 1024;
+/// How long a hidden staging file is left alone though nobody holds its lock.
+const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+
+impl Store {
+    /// Makes a directory. One that is there is success; tells whether it was made. With `parents`, those missing
+    /// above it are made too. Its owner can always fill it, whatever `mode` says.
+    ///
+    /// # Errors
+    /// `NotDirectory`, `Link`: something else has its name. `NotFound`: a directory above is missing. `Name`.
+    pub fn make_directory(&self, path: &RemotePath, mode: Option<u32>, parents: bool) -> Result<bool> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let components = path.components();
+        let Some((name, parent)) = components.split_last() else { return Ok(false) };
+        let parent_directory = if parents { inner.directory_made(parent)?.0 } else { inner.directory_of(parent)? };
+        let (directory, made) = inner.directory_made_in(&parent_directory, name, components, mode)?;
+        if made {
+            directory.sync().while_doing(|| format!("sync the directory {path}"))?;
+        }
+        // Also when it was there: someone else may have made it, and not synced it.
+        parent_directory
+            .sync()
+            .and_then(|()| inner.sync_ancestors(&directory, components.len()))
+            .while_doing(|| format!("make the directory {path} durable"))?;
+        Ok(made)
+    }
+
+    /// Gives a directory the mode (within the store's range) and mtime that were asked for, durably.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `Link`; `Io` when the system refuses.
+    pub fn set_directory_metadata(&self, path: &RemotePath, mode: Option<u32>, mtime: Option<Mtime>) -> Result<()> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let directory = inner.directory(path)?;
+        if mode.is_some() {
+            inner.set_mode(&directory, mode, path.components())?;
+        }
+        if let Some(mtime) = mtime {
+            rustix::fs::futimens(&*directory, &modified_at(mtime))
+                .while_doing(|| format!("set the time of the directory {path}"))?;
+        }
+        inner.settle(&directory, path.components().len()).map_err(|error| error.context(path))
+    }
+
+    /// Stores a symbolic link as data: it is never followed here, and may only point to a place in this tree.
+    ///
+    /// # Errors
+    /// `Link` when the target is absolute, leaves the tree, or has `..` after a name; otherwise as storing a file.
+    pub fn make_link(
+        &self,
+        path: &RemotePath,
+        target: &[u8],
+        mtime: Option<Mtime>,
+        if_exists: IfExists,
+    ) -> Result<Published> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let Some((name, parent)) = path.components().split_last() else {
+            return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a link"));
+        };
+        check_link_target(path, target)?;
+        if is_hidden(name.as_bytes()) {
+            return Err(reserved(path.components()));
+        }
+        let (directory, _) = inner.directory_made(parent)?;
+        if if_exists != IfExists::Skip {
+            inner.check_target(&directory, path, if_exists)?;
+        }
+        let what = || format!("make the link {path}");
+        let staged = hidden_name().while_doing(what)?;
+        rustix::fs::symlinkat(target, &*directory, staged.as_str()).while_doing(what)?;
+        let staging = Staging {
+            store: Arc::clone(inner),
+            directory: Arc::clone(&directory),
+            place: Place::Beside(staged.clone()),
+            file: None,
+        };
+        if let Some(mtime) = mtime {
+            rustix::fs::utimensat(&*directory, staged.as_str(), &modified_at(mtime), AtFlags::SYMLINK_NOFOLLOW)
+                .while_doing(what)?;
+        }
+        let staged = Staged { staging, path: path.clone(), name: name.clone(), if_exists };
+        self.publish(vec![staged]).pop().expect("one answer for one link")
+    }
+
+    /// Removes a file, link or directory, and tells how many names went. Links are removed, never followed.
+    ///
+    /// # Errors
+    /// `NotFound`; `NotEmpty` for a directory with something in it unless `recursive`; `Rights` for the root.
+    pub fn remove(&self, path: &RemotePath, recursive: bool) -> Result<u64> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let Some((name, parent)) = path.components().split_last() else {
+            return Err(Error::new(ErrorKind::Rights, "the root can't be removed"));
+        };
+        let directory = inner.directory_of(parent)?;
+        let status = inner.status_in(&directory, path)?;
+        let what = || format!("remove {path}");
+        let count = if status.kind == Kind::Directory {
+            let _change = inner.durable.change();
+            if recursive {
+                inner.remove_tree(&directory, name, path)?
+            } else {
+                inner.remove_empty(&directory, name, path)?
+            }
+        } else {
+            sys::unlink(&*directory, name.as_bytes()).while_doing(what)?;
+            1
+        };
+        inner.settle(&directory, parent.len()).map_err(|error| error.context(what()))?;
+        Ok(count)
+    }
+
+    /// Gives something another name; missing directories above the new one are made. A directory is never
+    /// replaced, and never moved into itself. Under `Skip` and with the new name taken, nothing happens.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists`, `IsDirectory`, `Special`; `Name` for a place inside itself; `Unsupported` when the
+    /// new place is on another file system; `Link` for a link that would point out of the tree from there.
+    pub fn rename(&self, from: &RemotePath, to: &RemotePath, if_exists: IfExists) -> Result<Published> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let (Some((from_name, from_parent)), Some((to_name, to_parent))) =
+            (from.components().split_last(), to.components().split_last())
+        else {
+            return Err(Error::new(ErrorKind::Rights, "the root can be neither moved nor replaced"));
+        };
+        if to != from && to.starts_with(from) {
+            return Err(Error::new(ErrorKind::Name, format!("move {from} to {to}: a directory can't be in itself")));
+        }
+        if is_hidden(to_name.as_bytes()) {
+            return Err(reserved(to.components()));
+        }
+        let source = inner.directory_of(from_parent)?;
+        let status = inner.status_in(&source, from)?;
+        if status.kind == Kind::Link {
+            let target = read_link(&*source, from_name.as_bytes()).while_doing(|| format!("read the link {from}"))?;
+            check_link_target(to, &target)?;
+        }
+        if to == from {
+            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped, version: status.version() });
+        }
+        let (target, _) = inner.directory_made(to_parent)?;
+        let change = (status.kind == Kind::Directory).then(|| inner.durable.change());
+        inner.sync_source(&source, from_name, status.kind, from)?;
+        let mut mover = Mover { inner, source: &source, from_name, from, target: &target, to };
+        let published = mover.run(if_exists)?;
+        drop(change);
+        let what = || format!("move {from} to {to}");
+        inner.settle(&target, to_parent.len()).map_err(|error| error.context(what()))?;
+        inner.settle(&source, from_parent.len()).map_err(|error| error.context(what()))?;
+        Ok(published)
+    }
+}
+
+/// One rename, tried under the names that its policy allows.
+struct Mover<'a> {
+    inner: &'a Inner,
+    source: &'a Directory,
+    from_name: &'a Component,
+    from: &'a RemotePath,
+    target: &'a Directory,
+    to: &'a RemotePath,
+}
+
+impl Mover<'_> {
+    fn run(&mut self, if_exists: IfExists) -> Result<Published> {
+        let name = self.to.name().expect("the root was refused");
+        match if_exists {
+            IfExists::Overwrite => {
+                let there = self.inner.check_target(self.target, self.to, if_exists)?;
+                sys::rename_over(self.source, self.from_name.as_bytes(), self.target, name.as_bytes())
+                    .map_err(|errno| self.error(errno))?;
+                let outcome = if there { Outcome::Replaced } else { Outcome::Created };
+                self.published(self.to.clone(), name, outcome)
+            }
+            IfExists::Fail | IfExists::Skip => match self.attempt(name) {
+                Ok(()) => self.published(self.to.clone(), name, Outcome::Created),
+                Err(Errno::EXIST) if if_exists == IfExists::Skip => {
+                    self.inner.status_in(self.target, self.to)?;
+                    self.published(self.to.clone(), name, Outcome::Skipped)
+                }
+                Err(errno) => Err(self.error(errno)),
+            },
+            IfExists::Rename => self.run_numbered(name),
+        }
+    }
+
+    fn run_numbered(&mut self, name: &Component) -> Result<Published> {
+        let parent = self.to.split().map(|(parent, _)| parent).unwrap_or_default();
+        for count in 0..=10_000 {
+            let name = if count == 0 { name.clone() } else { super::publish::numbered(name, count) };
+            match self.attempt(&name) {
+                Ok(()) => {
+                    let path = parent.join(name.clone()).map_err(|error| {
+                        Error::new(ErrorKind::Name, format!("move {} to {}: {error}", self.from, self.to))
+                    })?;
+                    let outcome = if count == 0 { Outcome::Created } else { Outcome::Renamed };
+                    return self.published(path, &name, outcome);
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(self.error(errno)),
+            }
+        }
+        Err(self.error(Errno::EXIST))
+    }
+
+    fn attempt(&self, name: &Component) -> rustix::io::Result<()> {
+        sys::rename_new(self.source, self.from_name.as_bytes(), self.target, name.as_bytes())
+    }
+
+    fn published(&self, path: RemotePath, name: &Component, outcome: Outcome) -> Result<Published> {
+        let status = sys::status_at(self.target, name.as_bytes()).while_doing(|| format!("look at {path}"))?;
+        Ok(Published { path, outcome, version: status.version() })
+    }
+
+    fn error(&self, errno: Errno) -> Error {
+        let (from, to) = (self.from, self.to);
+        match errno {
+            Errno::EXIST | Errno::NOTEMPTY => Error::new(ErrorKind::Exists, format!("move {from} to {to}: it exists")),
+            Errno::XDEV => {
+                let message = format!("move {from} to {to}: they are on different file systems; copy it instead");
+                Error::new(ErrorKind::Unsupported, message)
+            }
+            Errno::INVAL => Error::new(ErrorKind::Name, format!("move {from} to {to}: a directory can't be in itself")),
+            Errno::NOENT => not_found(from.components()),
+            errno => Error::io(format!("move {from} to {to}"), errno),
+        }
+    }
+}
+
+impl Inner {
+    /// What is moved is answered as durable, so a file that someone else put there is synced first.
+    fn sync_source(&self, directory: &Directory, name: &Component, kind: Kind, path: &RemotePath) -> Result<()> {
+        if kind != Kind::File {
+            return Ok(());
+        }
+        match sys::open_at(directory, name.as_bytes(), OFlags::RDONLY, 0) {
+            Ok(file) => sys::sync(&file).map_err(|errno| {
+                self.sync_failed(errno);
+                Error::io(format!("sync {path}"), errno)
+            }),
+            // It may be moved though it may not be read; or it went away, and the rename will tell.
+            Err(Errno::ACCESS | Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(()),
+            Err(errno) => Err(Error::io(format!("open {path}"), errno)),
+        }
+    }
+
+    fn remove_empty(&self, parent: &Directory, name: &Component, path: &RemotePath) -> Result<u64> {
+        let mut swept = false;
+        loop {
+            match sys::remove_directory(parent, name.as_bytes()) {
+                Ok(()) => return Ok(1),
+                Err(Errno::NOTEMPTY | Errno::EXIST) if !swept => {
+                    // To its users it is empty when only staging files of a dead process lie there.
+                    swept = true;
+                    if let Ok(directory) = sys::open_directory_at(parent, name.as_bytes()) {
+                        sweep(&directory).while_doing(|| format!("remove {path}"))?;
+                    }
+                }
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                    return Err(Error::new(ErrorKind::NotEmpty, format!("remove {path}: the directory is not empty")));
+                }
+                Err(errno) => return Err(Error::io(format!("remove {path}"), errno)),
+            }
+        }
+    }
+
+    /// Removes a directory with all below it. Two handles suffice for any depth; the way up is checked.
+    fn remove_tree(&self, parent: &Directory, name: &Component, path: &RemotePath) -> Result<u64> {
+        remove_below(parent, name.as_bytes(), |identity| self.is_reserved_identity(identity)).map_err(|failure| {
+            match failure {
+                RemoveFailure::System(errno) => Error::io(format!("remove {path}"), errno),
+                RemoveFailure::Moved => {
+                    let message = format!("remove {path}: it was moved about while it was being removed");
+                    Error::new(ErrorKind::Changed, message)
+                }
+                RemoveFailure::Reserved => {
+                    Error::new(ErrorKind::Name, format!("remove {path}: part of it is reserved"))
+                }
+                RemoveFailure::TooDeep => {
+                    Error::new(ErrorKind::Limit, format!("remove {path}: deeper than {REMOVE_DEPTH_MAX} directories"))
+                }
+            }
+        })
+    }
+}
+
+pub(super) enum RemoveFailure {
+    System(Errno),
+    Moved,
+    Reserved,
+    TooDeep,
+}
+
+impl From<Errno> for RemoveFailure {
+    fn from(errno: Errno) -> RemoveFailure {
+        RemoveFailure::System(errno)
+    }
+}
+
+/// A directory on the way down to the one that is being emptied.
+struct Level {
+    name: Vec<u8>,
+    identity: Identity,
+    /// Directories in it that were seen and are still to be removed.
+    waiting: Vec<Vec<u8>>,
+}
+
+/// Removes the directory `name` in `parent` with all below it, and tells how many names went.
+pub(super) fn remove_below(
+    parent: impl AsFd,
+    name: &[u8],
+    is_reserved: impl Fn(Identity) -> bool,
+) -> Result<u64, RemoveFailure> {
+    let mut memory = Vec::with_capacity(REMOVE_NAMES_LEN);
+    let mut count = 0;
+    let mut current = sys::open_directory_at(&parent, name)?;
+    let level = |name: &[u8], directory: &OwnedFd| -> Result<Level, RemoveFailure> {
+        let identity = sys::status(directory)?.identity;
+        if is_reserved(identity) {
+            return Err(RemoveFailure::Reserved);
+        }
+        Ok(Level { name: name.to_vec(), identity, waiting: Vec::new() })
+    };
+    let mut levels = vec![level(name, &current)?];
+    loop {
+        let depth = levels.len();
+        let top = levels.last_mut().expect("the outermost level ends the loop");
+        if top.waiting.is_empty() {
+            count += remove_files(&current, &mut memory, &mut top.waiting)?;
+        }
+        if let Some(next) = top.waiting.pop() {
+            match sys::open_directory_at(&current, &next) {
+                Ok(directory) => {
+                    if depth >= REMOVE_DEPTH_MAX {
+                        return Err(RemoveFailure::TooDeep);
+                    }
+                    levels.push(level(&next, &directory)?);
+                    current = directory;
+                }
+                // It became something else, or went: seen again when the names are read once more.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            continue;
+        }
+        let done = levels.pop().expect("the outermost level ends the loop");
+        let Some(above) = levels.last() else {
+            drop(current);
+            match sys::remove_directory(&parent, &done.name) {
+                Ok(()) => return Ok(count + 1),
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        let up = sys::open_directory_at(&current, b"..")?;
+        if sys::status(&up)?.identity != above.identity {
+            return Err(RemoveFailure::Moved);
+        }
+        match sys::remove_directory(&up, &done.name) {
+            Ok(()) => count += 1,
+            // Something was added, or the name is another's by now: the level above reads its names anew.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::NOTDIR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        current = up;
+    }
+}
+
+/// Removes what is no directory, until nothing is left or directories were seen, which it puts into `waiting`.
+fn remove_files(directory: &OwnedFd, memory: &mut Vec<u8>, waiting: &mut Vec<Vec<u8>>) -> rustix::io::Result<u64> {
+    // From the beginning: what was seen earlier is gone.
+    let directory = sys::open_directory_at(directory, b".")?;
+    let mut count = 0;
+    loop {
+        let names = sys::read_names(&directory, memory)?;
+        if names.is_empty() {
+            return Ok(count);
+        }
+        for name in names {
+            match sys::unlink(&directory, &name.bytes) {
+                Ok(()) => count += 1,
+                Err(Errno::ISDIR | Errno::PERM) if is_directory(&directory, &name.bytes) => waiting.push(name.bytes),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        if !waiting.is_empty() {
+            return Ok(count);
+        }
+    }
+}
+
+fn is_directory(directory: &OwnedFd, name: &[u8]) -> bool {
+    sys::status_at(directory, name).is_ok_and(|status| status.kind == Kind::Directory)
+}
+
+/// Removes hidden staging files that a dead process left in this directory.
+pub(super) fn sweep(directory: &OwnedFd) -> rustix::io::Result<()> {
+    let mut memory = Vec::with_capacity(REMOVE_NAMES_LEN);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    loop {
+        let names = sys::read_names(directory, &mut memory)?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        for name in names.into_iter().filter(|name| is_hidden(&name.bytes)) {
+            let Ok(status) = sys::status_at(directory, &name.bytes) else { continue };
+            let changed = Duration::from_secs(status.ctime.secs().try_into().unwrap_or(0));
+            let is_held = status.kind == Kind::File
+                && sys::open_at(directory, &name.bytes, OFlags::RDONLY, 0)
+                    .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err());
+            if status.kind != Kind::Directory && !is_held && now.saturating_sub(changed) > LEFTOVER_AGE {
+                sys::unlink(directory, &name.bytes)?;
+            }
+        }
+    }
+}
+
+/// Refuses a link target that is absolute or leads out of the tree. `..` may only stand at its beginning: after a
+/// name it would climb from wherever that name leads, which may be another link.
+pub(super) fn check_link_target(path: &RemotePath, target: &[u8]) -> Result<()> {
+    let refuse = |why: &str| {
+        let message = format!("the link {path} points to {}: {why}", Escaped(target));
+        Err(Error::new(ErrorKind::Link, message))
+    };
+    if target.is_empty() || target.len() > LINK_TARGET_LEN_MAX || target.contains(&0) {
+        return refuse("that is no target");
+    }
+    if target[0] == b'/' {
+        return refuse("only relative links are stored");
+    }
+    let mut above = path.components().len().saturating_sub(1);
+    let mut named = false;
+    for part in target.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." if named => return refuse("`..` after a name may lead out of the tree"),
+            b".." if above == 0 => return refuse("that is outside of the tree"),
+            b".." => above -= 1,
+            _ => named = true,
+        }
+    }
+    Ok(())
+}
+
+/// Sets the mode of a directory that only its owner may enter.
+pub(super) fn make_private(directory: impl AsFd) -> rustix::io::Result<()> {
+    rustix::fs::fchmod(directory, Mode::RWXU)
+}

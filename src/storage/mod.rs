@@ -1,0 +1,289 @@
+//! Files on this machine's disk: the only code that reads and writes what is served or saved.
+//!
+//! A [`Store`] is one directory tree, opened once; everything in it is reached relative to that handle, never
+//! through a symbolic link, and never by a path from the machine's root. All saving, by whatever door and on both
+//! sides, is one walk: [`Store::begin`] → [`Upload::write_at`] → [`Upload::finish`] → [`Store::publish`], and a
+//! positive answer from the last means that the file is durable under its final name.
+//!
+//! Invariants:
+//! - Bytes that arrive are written under a staging name, never under a final one, and never through a link.
+//! - A file that saw a failed write or sync is never synced again and never published.
+//! - No operation reaches the state directory ([`STATE_NAME`]), which is recognised by device and inode.
+//! - Calls block; they are made from threads that may.
+//!
+//! `docs/STORAGE.md` tells the order of writes and what a crash may leave. Read `upload.rs` and `publish.rs` for
+//! the way in, `read.rs` for the way out, `walk.rs` for how a name becomes a handle.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::path::RemotePath;
+
+mod change;
+mod durable;
+mod open;
+mod publish;
+mod read;
+mod recorded;
+mod sys;
+mod upload;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+pub use publish::{Outcome, Published};
+pub use read::{Cursor, Entry, Listing, StoredFile};
+pub use recorded::Recorded;
+pub use upload::{FileMetadata, NewFile, Staged, Upload};
+
+/// The name under which a served root keeps its state: lock and staging.
+pub const STATE_NAME: &str = ".sealift";
+
+/// What names of staging files beside their targets begin with; 32 hexadecimal digits follow.
+const HIDDEN_PREFIX: &[u8] = b".sealift-";
+
+/// Failed file syncs after which a store takes no more writes: the disk is failing, and a person must look.
+const SYNC_FAILURES_MAX: u32 = 16;
+
+/// One directory tree: the root that a server serves, or the directory that a client saves into.
+/// Clones share it; all methods may be called from many threads.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// How a store treats what it is given.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The home directory of who runs this; it is refused as a root, like `/`, `/root` and `/home/*`.
+    pub home: Option<PathBuf>,
+    /// Permission bits of stored files.
+    pub file_mode: ModeRange,
+    /// Permission bits of stored directories.
+    pub directory_mode: ModeRange,
+    /// Whether large files may be written past the page cache.
+    pub direct: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            home: None,
+            file_mode: ModeRange { min: 0o600, max: 0o775 },
+            directory_mode: ModeRange { min: 0o700, max: 0o775 },
+            direct: true,
+        }
+    }
+}
+
+/// The permission bits that something gets at least and at most, whatever is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModeRange {
+    /// Bits that are always set.
+    pub min: u32,
+    /// Bits that may be set. By default without write for everyone, setuid, setgid and sticky.
+    pub max: u32,
+}
+
+impl ModeRange {
+    /// The bits that are set when `mode` is asked for. A bit of `min` counts even when `max` lacks it.
+    #[must_use]
+    pub fn apply(self, mode: u32) -> u32 {
+        ((mode & self.max) | self.min) & 0o7777
+    }
+}
+
+/// A file or directory as long as it exists, under whatever name: its device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The device that holds it.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+}
+
+/// A time of the file system: seconds since 1970 and nanoseconds below a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mtime {
+    secs: i64,
+    nanos: u32,
+}
+
+impl Mtime {
+    /// A time; none when `nanos` is a whole second or more.
+    #[must_use]
+    pub fn new(secs: i64, nanos: u32) -> Option<Mtime> {
+        (nanos < 1_000_000_000).then_some(Mtime { secs, nanos })
+    }
+
+    /// Seconds since the beginning of 1970, negative before it.
+    #[must_use]
+    pub fn secs(self) -> i64 {
+        self.secs
+    }
+
+    /// Nanoseconds after that second, below 1,000,000,000.
+    #[must_use]
+    pub fn nanos(self) -> u32 {
+        self.nanos
+    }
+
+    /// Nanoseconds since 1970; none outside the years 1677 to 2262, which 64 bits cannot tell.
+    #[must_use]
+    pub fn as_nanos(self) -> Option<i64> {
+        i64::try_from(i128::from(self.secs) * 1_000_000_000 + i128::from(self.nanos)).ok()
+    }
+
+    fn clamped(secs: i64, nanos: u64) -> Mtime {
+        Mtime { secs, nanos: u32::try_from(nanos).map_or(999_999_999, |nanos| nanos.min(999_999_999)) }
+    }
+}
+
+/// What tells one version of a file from another. A chmod, a new name or a replacement count as a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// Which file it is.
+    pub identity: Identity,
+    /// Bytes in it.
+    pub size: u64,
+    /// When its content was last changed, as far as its writers tell.
+    pub mtime: Mtime,
+    /// When anything about it was last changed, as the kernel tells.
+    pub ctime: Mtime,
+}
+
+/// What stands under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
+    /// A device, FIFO or socket: never opened, never replaced.
+    Special,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::File => "a file",
+            Kind::Directory => "a directory",
+            Kind::Link => "a symbolic link",
+            Kind::Special => "a device, FIFO or socket",
+        })
+    }
+}
+
+/// What to do when something of the final name is there. A directory or special file is never replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum IfExists {
+    /// Replace it, atomically.
+    #[default]
+    Overwrite,
+    /// Leave it and store nothing.
+    Skip,
+    /// Refuse.
+    Fail,
+    /// Store under a new name: `name (1).ext`, `name (2).ext`, …
+    Rename,
+}
+
+/// What all clones of a [`Store`], its uploads and its staged files share.
+struct Inner {
+    root: Arc<walk::Directory>,
+    /// How the root is called in messages.
+    label: String,
+    options: StoreOptions,
+    state: Option<State>,
+    openat2: bool,
+    warnings: Vec<String>,
+    /// Whether nameless files (`O_TMPFILE`) work; turned off by the first refusal.
+    nameless: AtomicBool,
+    directories: walk::Shared,
+    durable: durable::Directories,
+    staging_places: Mutex<upload::StagingPlaces>,
+    broken: OnceLock<String>,
+    sync_failures: AtomicU32,
+}
+
+/// What a served root keeps in its state directory.
+struct State {
+    staging: OwnedFd,
+    /// The state directory and every directory in it.
+    reserved: Vec<Identity>,
+    /// Held for as long as the store lives; the lock goes with it.
+    _lock: OwnedFd,
+}
+
+impl Store {
+    /// What a person should know about how this store works on its file system, one sentence each.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.inner.warnings
+    }
+
+    /// Which directory this is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.inner.root.identity
+    }
+
+    /// Why this store takes no more writes, if it came to that.
+    #[must_use]
+    pub fn broken(&self) -> Option<&str> {
+        self.inner.broken.get().map(String::as_str)
+    }
+
+    /// Whether this path is, or lies in, what the store keeps for itself and shows to nobody.
+    #[must_use]
+    pub fn is_reserved(&self, path: &RemotePath) -> bool {
+        self.inner.is_reserved(path)
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("root", &self.inner.label).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn root_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Refuses when an earlier failure of the disk made further writes unsafe.
+    fn writable(&self) -> Result<()> {
+        match self.broken.get() {
+            None => Ok(()),
+            Some(why) => Err(Error::new(
+                ErrorKind::Io,
+                format!("nothing more is written to this disk until it is opened anew: {why}"),
+            )),
+        }
+    }
+
+    fn break_down(&self, why: String) {
+        // The first reason stays: later ones follow from it.
+        let _ = self.broken.set(why);
+    }
+
+    fn sync_failed(&self, error: rustix::io::Errno) {
+        let count = self.sync_failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if count >= SYNC_FAILURES_MAX {
+            self.break_down(format!("{count} files could not be synced, the last with: {error}"));
+        }
+    }
+}
+
+/// The lock of a mutex whose content is whole between any two statements of its holders.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,251 @@
+//! The last step of the way in, for one file or many: sync, rename, sync the directories, and only then answer.
+//!
+//! No other code gives a received file its name. What is common to a batch is paid once: the writes of all files
+//! are begun before the first is waited for, and each directory is synced once.
+
+use std::collections::HashMap;
+use std::collections::hash_map;
+use std::sync::Arc;
+
+use rustix::io::{Errno, Result as IoResult};
+
+use super::sys;
+use super::upload::{Place, Staged, Staging};
+use super::walk::{Directory, hidden_name};
+use super::{Identity, IfExists, Inner, Store, Version};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::limits::COMPONENT_LEN_MAX;
+use crate::path::{Component, RemotePath};
+
+/// New names that are tried for a file that must not replace another.
+const RENAMES_MAX: u32 = 10_000;
+
+/// How a file came to its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing was there.
+    Created,
+    /// It took the place of a file or link.
+    Replaced,
+    /// Something was there, so it has a new name.
+    Renamed,
+    /// Something was there, so nothing was stored.
+    Skipped,
+}
+
+/// A file that is durable under its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The name that it has now.
+    pub path: RemotePath,
+    /// How it came to it.
+    pub outcome: Outcome,
+    /// The version that was stored; for [`Outcome::Skipped`], the one that is there.
+    pub version: Version,
+}
+
+impl Store {
+    /// Makes staged files durable and gives them their names. The answers are in the order of the files, and each
+    /// success means that this file is on disk under its name, and every directory above it is.
+    ///
+    /// A file that fails is removed and does not keep the others from being stored. Only when a directory cannot
+    /// be synced may a file be there though its answer is an error.
+    #[must_use]
+    pub fn publish(&self, files: Vec<Staged>) -> Vec<Result<Published>> {
+        let inner = &self.inner;
+        if let Err(error) = inner.writable() {
+            return files.iter().map(|_| Err(error.duplicate())).collect();
+        }
+        if files.len() > 1 {
+            // One journal commit can then carry what would otherwise be one each.
+            files.iter().filter_map(|staged| staged.staging.file.as_ref()).for_each(sys::begin_writeback);
+        }
+        let mut answers: Vec<Result<Published>> = Vec::with_capacity(files.len());
+        let mut directories: HashMap<Identity, Touched> = HashMap::new();
+        let synced: Vec<Result<Staged>> = files.into_iter().map(|staged| inner.sync_staged(staged)).collect();
+        for staged in synced {
+            let index = answers.len();
+            answers.push(staged.and_then(|mut staged| {
+                let answer = inner.place(&mut staged)?;
+                let touched = match directories.entry(staged.staging.directory.identity) {
+                    hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                    hash_map::Entry::Vacant(entry) => entry.insert(Touched {
+                        directory: Arc::clone(&staged.staging.directory),
+                        depth: staged.path.components().len() - 1,
+                        files: Vec::new(),
+                    }),
+                };
+                touched.files.push(index);
+                Ok(answer)
+            }));
+        }
+        for touched in directories.into_values() {
+            if let Err(error) = inner.settle(&touched.directory, touched.depth) {
+                for index in touched.files {
+                    if let Ok(published) = &answers[index] {
+                        let what = format!("store {}: it is there, but not known to be durable", published.path);
+                        answers[index] = Err(error.duplicate().context(what));
+                    }
+                }
+            }
+        }
+        answers
+    }
+}
+
+/// A directory that got new names, and the files that have them.
+struct Touched {
+    directory: Arc<Directory>,
+    depth: usize,
+    files: Vec<usize>,
+}
+
+impl Inner {
+    /// Makes content and metadata durable. A failure is final: the kernel forgets what it could not write.
+    fn sync_staged(&self, staged: Staged) -> Result<Staged> {
+        if let Some(file) = &staged.staging.file
+            && let Err(errno) = sys::sync(file)
+        {
+            self.sync_failed(errno);
+            return Err(Error::io(format!("sync {}", staged.path), errno));
+        }
+        Ok(staged)
+    }
+
+    /// Gives a durable file its name, by the rules of its policy.
+    fn place(&self, staged: &mut Staged) -> Result<Published> {
+        let name = staged.name.clone();
+        let path = staged.path.clone();
+        let outcome = match staged.if_exists {
+            IfExists::Overwrite => self.place_over(staged)?,
+            IfExists::Fail | IfExists::Skip => match place_new(&mut staged.staging, name.as_bytes()) {
+                Ok(()) => Outcome::Created,
+                // Tells what is there; if that has just gone, what was found still holds.
+                Err(Errno::EXIST) => match self.check_target(&staged.staging.directory, &path, staged.if_exists) {
+                    Err(error) if error.kind() == ErrorKind::Exists && staged.if_exists == IfExists::Skip => {
+                        Outcome::Skipped
+                    }
+                    Err(error) => return Err(error),
+                    Ok(_) => return Err(exists(&path)),
+                },
+                Err(errno) => return Err(placing(&path, errno)),
+            },
+            IfExists::Rename => return self.place_renamed(staged),
+        };
+        self.published(staged, path, name, outcome)
+    }
+
+    fn place_over(&self, staged: &mut Staged) -> Result<Outcome> {
+        let path = &staged.path;
+        let name = staged.name.as_bytes();
+        let replaced = self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
+        if !replaced {
+            match place_new(&mut staged.staging, name) {
+                Ok(()) => return Ok(Outcome::Created),
+                Err(Errno::EXIST) => {
+                    self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
+                }
+                Err(errno) => return Err(placing(path, errno)),
+            }
+        }
+        replace(&mut staged.staging, name).map_err(|errno| match errno {
+            Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY => {
+                Error::new(ErrorKind::IsDirectory, format!("{path} is a directory, which a file never replaces"))
+            }
+            errno => placing(path, errno),
+        })?;
+        Ok(Outcome::Replaced)
+    }
+
+    fn place_renamed(&self, staged: &mut Staged) -> Result<Published> {
+        let parent = staged.path.split().map(|(parent, _)| parent).unwrap_or_default();
+        for count in 0..=RENAMES_MAX {
+            let name = if count == 0 { staged.name.clone() } else { numbered(&staged.name, count) };
+            match place_new(&mut staged.staging, name.as_bytes()) {
+                Ok(()) => {
+                    let outcome = if count == 0 { Outcome::Created } else { Outcome::Renamed };
+                    let path = parent
+                        .join(name.clone())
+                        .map_err(|error| Error::new(ErrorKind::Name, format!("store {}: {error}", staged.path)))?;
+                    return self.published(staged, path, name, outcome);
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(placing(&staged.path, errno)),
+            }
+        }
+        Err(exists(&staged.path).context(format!("{RENAMES_MAX} names like it are taken")))
+    }
+
+    fn published(&self, staged: &Staged, path: RemotePath, name: Component, outcome: Outcome) -> Result<Published> {
+        let status = match &staged.staging.file {
+            Some(file) if outcome != Outcome::Skipped => sys::status(file),
+            _ => sys::status_at(&*staged.staging.directory, name.as_bytes()),
+        };
+        let version = status.while_doing(|| format!("look at {path}"))?.version();
+        Ok(Published { path, outcome, version })
+    }
+}
+
+/// Gives the staged file this name unless something has it.
+fn place_new(staging: &mut Staging, name: &[u8]) -> IoResult<()> {
+    match staging.named() {
+        None => sys::link_open_file(staging.file(), &*staging.directory, name)?,
+        Some((directory, staged)) => {
+            sys::rename_new(directory, staged.as_bytes(), &*staging.directory, name)?;
+        }
+    }
+    staging.place = Place::Published;
+    Ok(())
+}
+
+/// Gives the staged file this name, whatever file or link has it.
+fn replace(staging: &mut Staging, name: &[u8]) -> IoResult<()> {
+    if staging.named().is_none() {
+        // A file without a name cannot replace another, so it gets a hidden one first.
+        let hidden = hidden_name()?;
+        sys::link_open_file(staging.file(), &*staging.directory, hidden.as_bytes())?;
+        staging.place = Place::Beside(hidden);
+    }
+    if let Some((directory, staged)) = staging.named() {
+        sys::rename_over(directory, staged.as_bytes(), &*staging.directory, name)?;
+    }
+    staging.place = Place::Published;
+    Ok(())
+}
+
+fn exists(path: &RemotePath) -> Error {
+    Error::new(ErrorKind::Exists, format!("{path} exists and must not be replaced"))
+}
+
+fn placing(path: &RemotePath, errno: Errno) -> Error {
+    match errno {
+        Errno::NOENT => Error::new(ErrorKind::NotFound, format!("store {path}: its directory went away meanwhile")),
+        errno => Error::io(format!("give {path} its name"), errno),
+    }
+}
+
+/// `name (1).ext` for `name.ext`: within the bound of a name, cut where a character ends.
+pub(super) fn numbered(name: &Component, count: u32) -> Component {
+    let bytes = name.as_bytes();
+    let number = format!(" ({count})");
+    let dot = bytes.iter().rposition(|&byte| byte == b'.').filter(|&dot| dot > 0);
+    let (mut stem, mut extension) = bytes.split_at(dot.unwrap_or(bytes.len()));
+    if extension.len() + number.len() >= COMPONENT_LEN_MAX {
+        // Such a long end is no extension.
+        (stem, extension) = (bytes, b"");
+    }
+    let room = COMPONENT_LEN_MAX - number.len() - extension.len();
+    let stem = cut(stem, room);
+    Component::new(&[stem, number.as_bytes(), extension].concat()).expect("a name with a number is a name")
+}
+
+/// At most `len` of these bytes, without half a character at the end.
+fn cut(bytes: &[u8], len: usize) -> &[u8] {
+    if bytes.len() <= len {
+        return bytes;
+    }
+    let is_continuation = |byte: u8| byte & 0xc0 == 0x80;
+    // A character has at most three bytes after its first; with more, it is not UTF-8 and any place is as good.
+    let end = (len.saturating_sub(3)..=len).rev().find(|&end| !is_continuation(bytes[end])).unwrap_or(len);
+    &bytes[..end]
+}

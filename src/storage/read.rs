@@ -1,0 +1,390 @@
+//! The way out: what is stored, read through handles that are one version of one file.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::recorded::Recorded;
+use super::sys::{self, Name, Status};
+use super::walk::{Directory, is_hidden, not_found};
+use super::{Inner, Kind, Mtime, Store, Version};
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::hash::Root;
+use crate::path::{Component, Escaped, RemotePath};
+
+/// Bytes of names that one call of the kernel returns: the memory that a listing of any length takes.
+const LISTING_LEN: usize = 32 * 1024;
+
+/// What is known of one name without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name's bytes, as they are on disk; empty for the root.
+    pub name: Vec<u8>,
+    /// What it is. A link is itself, not what it points to.
+    pub kind: Kind,
+    /// Bytes of content; for others than files what the system says.
+    pub size: u64,
+    /// When its content was last changed.
+    pub mtime: Mtime,
+    /// Permission bits, setuid, setgid and sticky included.
+    pub mode: u32,
+    /// Where a symbolic link points.
+    pub link_target: Option<Vec<u8>>,
+    /// Which version of it this is.
+    pub version: Version,
+}
+
+impl Store {
+    /// What stands under this name. Links are not followed.
+    ///
+    /// # Errors
+    /// `NotFound`, also for what the store keeps for itself; `Link` or `NotDirectory` when the way there is none.
+    pub fn stat(&self, path: &RemotePath) -> Result<Entry> {
+        let inner = &self.inner;
+        let Some((name, parent)) = path.components().split_last() else {
+            let status = sys::status(&*inner.root).while_doing(|| "look at the root".to_owned())?;
+            return Ok(entry(Vec::new(), &status, None));
+        };
+        let directory = inner.directory_of(parent)?;
+        let status = inner.status_in(&directory, path)?;
+        inner.entry_of(&directory, name.as_bytes().to_vec(), &status).while_doing(|| format!("read the link {path}"))
+    }
+
+    /// Opens a regular file for reading. Never waits, whatever stands there.
+    ///
+    /// # Errors
+    /// `NotFound`; `IsDirectory`, `Link` or `Special` when it is no regular file.
+    pub fn open_file(&self, path: &RemotePath) -> Result<StoredFile> {
+        let inner = &self.inner;
+        let Some((name, parent)) = path.components().split_last() else {
+            return Err(not_a_file(path, Kind::Directory));
+        };
+        let directory = inner.directory_of(parent)?;
+        // Opening a device can already have an effect, so what it is is asked first, and again of the handle.
+        let seen = inner.status_in(&directory, path)?;
+        if seen.kind != Kind::File {
+            return Err(not_a_file(path, seen.kind));
+        }
+        let file = sys::open_at(&*directory, name.as_bytes(), OFlags::RDONLY, 0).map_err(|errno| match errno {
+            Errno::LOOP => not_a_file(path, Kind::Link),
+            Errno::NOENT => not_found(path.components()),
+            errno => Error::io(format!("open {path}"), errno),
+        })?;
+        let status = sys::status(&file).while_doing(|| format!("look at {path}"))?;
+        if status.kind != Kind::File {
+            return Err(not_a_file(path, status.kind));
+        }
+        Ok(StoredFile { store: Arc::clone(inner), file, status, shown: path.to_string() })
+    }
+
+    /// The names in a directory, in the order of the file system, which is stable as long as none is added or
+    /// removed. Memory does not grow with their number. With `resume_after`, from behind that place on.
+    ///
+    /// A name that is added or removed meanwhile may or may not appear; all others appear exactly once.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory` or `Link` when it is no directory.
+    pub fn list(&self, path: &RemotePath, resume_after: Option<Cursor>) -> Result<Listing> {
+        let directory = self.inner.directory(path)?;
+        // A handle of its own: its place in the directory is nobody else's.
+        let names = sys::open_directory_at(&*directory, b".").while_doing(|| format!("open the directory {path}"))?;
+        if let Some(Cursor(place)) = resume_after {
+            let place = i64::try_from(place).map_err(|_| not_found(path.components()))?;
+            rustix::fs::seek(&names, SeekFrom::Start(place.unsigned_abs()))
+                .while_doing(|| format!("continue the listing of {path}"))?;
+        }
+        Ok(Listing {
+            store: Arc::clone(&self.inner),
+            names,
+            directory,
+            memory: Vec::with_capacity(LISTING_LEN),
+            waiting: VecDeque::new(),
+            cursor: resume_after.unwrap_or(Cursor(0)),
+            ended: false,
+            shown: path.to_string(),
+        })
+    }
+
+    /// Makes an existing file durable under its name, before it is called stored without having been sent.
+    ///
+    /// # Errors
+    /// `Changed` when another file stands there by now; what a sync can fail with.
+    pub fn sync_existing(&self, file: &StoredFile, path: &RemotePath) -> Result<()> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let (name, parent) = path.components().split_last().ok_or_else(|| not_a_file(path, Kind::Directory))?;
+        let directory = inner.directory_of(parent)?;
+        file.sync()?;
+        inner.settle(&directory, parent.len()).map_err(|error| error.context(path))?;
+        let now = sys::status_at(&*directory, name.as_bytes()).while_doing(|| format!("look at {path}"))?;
+        if now.identity != file.status.identity {
+            return Err(changed(&file.shown));
+        }
+        file.check_unchanged()
+    }
+}
+
+impl Inner {
+    /// What stands under the last component of `path` in its directory.
+    pub(super) fn status_in(&self, directory: &Directory, path: &RemotePath) -> Result<Status> {
+        let components = path.components();
+        let name = components.last().map_or(&b"."[..], Component::as_bytes);
+        if is_hidden(name) {
+            return Err(not_found(components));
+        }
+        match sys::status_at(directory, name) {
+            Ok(status) if self.is_reserved_identity(status.identity) => Err(not_found(components)),
+            Ok(status) => Ok(status),
+            Err(Errno::NOENT) => Err(not_found(components)),
+            Err(errno) => Err(Error::io(format!("look at {path}"), errno)),
+        }
+    }
+
+    fn entry_of(&self, directory: &Directory, name: Vec<u8>, status: &Status) -> rustix::io::Result<Entry> {
+        let target = match status.kind {
+            Kind::Link => Some(read_link(directory, &name)?),
+            _ => None,
+        };
+        Ok(entry(name, status, target))
+    }
+}
+
+/// Where the link of this name points.
+pub(super) fn read_link(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<Vec<u8>> {
+    retry_on_intr(|| rustix::fs::readlinkat(&directory, name, Vec::new())).map(std::ffi::CString::into_bytes)
+}
+
+fn entry(name: Vec<u8>, status: &Status, link_target: Option<Vec<u8>>) -> Entry {
+    let &Status { kind, size, mtime, mode, .. } = status;
+    Entry { name, kind, size, mtime, mode, link_target, version: status.version() }
+}
+
+fn not_a_file(path: &RemotePath, kind: Kind) -> Error {
+    let code = match kind {
+        Kind::Directory => ErrorKind::IsDirectory,
+        Kind::Link => ErrorKind::Link,
+        Kind::File | Kind::Special => ErrorKind::Special,
+    };
+    Error::new(code, format!("{path} is {kind}, not a file"))
+}
+
+fn changed(shown: &str) -> Error {
+    Error::new(ErrorKind::Changed, format!("{shown} changed while it was being read"))
+}
+
+/// A place in a listing, to go on behind it later. It means something only for the same directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor(pub u64);
+
+/// The entries of a directory, one after the other. What the store keeps for itself is left out.
+pub struct Listing {
+    store: Arc<Inner>,
+    names: OwnedFd,
+    directory: Arc<Directory>,
+    memory: Vec<u8>,
+    waiting: VecDeque<Name>,
+    cursor: Cursor,
+    ended: bool,
+    shown: String,
+}
+
+impl Listing {
+    /// The place behind the entry that was returned last.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    fn next_name(&mut self) -> rustix::io::Result<Option<Name>> {
+        if self.waiting.is_empty() && !self.ended {
+            self.waiting = sys::read_names(&self.names, &mut self.memory)?.into();
+            self.ended = self.waiting.is_empty();
+        }
+        Ok(self.waiting.pop_front())
+    }
+}
+
+impl Iterator for Listing {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Result<Entry>> {
+        loop {
+            let name = match self.next_name() {
+                Ok(name) => name?,
+                Err(errno) => {
+                    self.ended = true;
+                    return Some(Err(Error::io(format!("list {}", self.shown), errno)));
+                }
+            };
+            self.cursor = Cursor(name.cookie);
+            if is_hidden(&name.bytes) {
+                continue;
+            }
+            let result = sys::status_at(&*self.directory, &name.bytes).and_then(|status| {
+                let reserved = self.store.is_reserved_identity(status.identity);
+                let bytes = name.bytes.clone();
+                (!reserved).then(|| self.store.entry_of(&self.directory, bytes, &status)).transpose()
+            });
+            match result {
+                Ok(Some(entry)) => return Some(Ok(entry)),
+                // Reserved, or gone (or no link any more) since its name was read.
+                Ok(None) | Err(Errno::NOENT | Errno::INVAL) => {}
+                Err(errno) => {
+                    let what = format!("look at {} in {}", Escaped(&name.bytes), self.shown);
+                    return Some(Err(Error::io(what, errno)));
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listing").field("of", &self.shown).field("cursor", &self.cursor).finish_non_exhaustive()
+    }
+}
+
+/// A regular file that is open for reading: one version, whatever becomes of its name. May be read by many threads.
+pub struct StoredFile {
+    store: Arc<Inner>,
+    file: OwnedFd,
+    status: Status,
+    shown: String,
+}
+
+impl StoredFile {
+    /// The version that was opened.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.status.version()
+    }
+
+    /// Bytes in that version.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.status.size
+    }
+
+    /// Its modification time when it was opened.
+    #[must_use]
+    pub fn mtime(&self) -> Mtime {
+        self.status.mtime
+    }
+
+    /// Its permission bits when it was opened.
+    #[must_use]
+    pub fn mode(&self) -> u32 {
+        self.status.mode
+    }
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// `Changed` when the file ends before the buffer is full; `Io` when the disk cannot read it.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match read_full(&self.file, offset, buffer) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(changed(&self.shown)),
+            Err(errno) => Err(Error::io(format!("read {} at offset {offset}", self.shown), errno)),
+        }
+    }
+
+    /// Confirms that the file still is the version that was opened: before the first read and after the last.
+    ///
+    /// # Errors
+    /// `Changed` when it is not.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let now = sys::status(&self.file).while_doing(|| format!("look at {}", self.shown))?;
+        if now.version() == self.version() { Ok(()) } else { Err(changed(&self.shown)) }
+    }
+
+    /// The recorded hash of this version and the upload that brought it; none when there is no record, or it was
+    /// made for another size or mtime.
+    #[must_use]
+    pub fn recorded(&self) -> Option<Recorded> {
+        Recorded::read(&self.file, &self.status)
+    }
+
+    /// The recorded hash alone.
+    #[must_use]
+    pub fn recorded_root(&self) -> Option<Root> {
+        self.recorded().map(|recorded| recorded.root)
+    }
+
+    /// Makes content and metadata durable. Its name is another matter: [`Store::sync_existing`].
+    ///
+    /// # Errors
+    /// What a sync can fail with; then the file must be stored anew.
+    pub fn sync(&self) -> Result<()> {
+        sys::sync(&self.file).map_err(|errno| {
+            self.store.sync_failed(errno);
+            Error::io(format!("sync {}", self.shown), errno)
+        })
+    }
+
+    /// Gives the file the mode (within the store's range) and mtime that were asked for, where they differ, and
+    /// keeps what is recorded with it. Tells whether anything was changed, which the caller then makes durable;
+    /// the version is another one afterwards.
+    ///
+    /// # Errors
+    /// `Changed` when the file is not the opened version; `Io` when the system refuses.
+    pub fn set_metadata(&mut self, mode: Option<u32>, mtime: Option<Mtime>) -> Result<bool> {
+        self.store.writable()?;
+        self.check_unchanged()?;
+        let mode = mode.map(|mode| self.store.options.file_mode.apply(mode)).filter(|&mode| mode != self.status.mode);
+        let mtime = mtime.filter(|&mtime| mtime != self.status.mtime);
+        if mode.is_none() && mtime.is_none() {
+            return Ok(false);
+        }
+        let what = || format!("set mode and time of {}", self.shown);
+        let recorded = self.recorded();
+        if let Some(mode) = mode {
+            rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode)).while_doing(what)?;
+        }
+        if let Some(mtime) = mtime {
+            rustix::fs::futimens(&self.file, &modified_at(mtime)).while_doing(what)?;
+        }
+        let status = sys::status(&self.file).while_doing(what)?;
+        if let Some(recorded) = recorded {
+            recorded.set(&self.file, &status).while_doing(what)?;
+        }
+        self.status = sys::status(&self.file).while_doing(what)?;
+        Ok(true)
+    }
+}
+
+impl AsFd for StoredFile {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl fmt::Debug for StoredFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredFile").field("path", &self.shown).field("size", &self.size()).finish_non_exhaustive()
+    }
+}
+
+/// Fills `buffer`; false when the file ends first.
+pub(super) fn read_full(file: impl AsFd, offset: u64, buffer: &mut [u8]) -> rustix::io::Result<bool> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match retry_on_intr(|| rustix::io::pread(&file, &mut buffer[filled..], offset + filled as u64))? {
+            0 => return Ok(false),
+            count => filled += count,
+        }
+    }
+    Ok(true)
+}
+
+/// Only the modification time.
+pub(super) fn modified_at(mtime: Mtime) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime.secs(), tv_nsec: mtime.nanos().into() },
+    }
+}

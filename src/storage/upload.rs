@@ -1,0 +1,577 @@
+//! The way in, up to the moment before a file gets its name: staging, writing, metadata.
+//!
+//! Where staging lies is chosen when the upload begins. Small files have no name at all (`O_TMPFILE` in the target
+//! directory), so a crash leaves nothing of them; large ones have a random name in the state directory, if a file
+//! can be renamed from there, or else a hidden one beside the target.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::io::{Errno, Result as IoResult, retry_on_intr};
+
+use super::read::{modified_at, read_full};
+use super::recorded::Recorded;
+use super::sys;
+use super::walk::{Directory, hidden_name, is_hidden, reserved};
+use super::{Identity, IfExists, Inner, Kind, Mtime, Store, StoredFile, lock};
+use crate::buffer::BUFFER_ALIGN;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Root;
+use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, MIB};
+use crate::path::{Component, RemotePath};
+
+/// Bytes of a file that is staged without a name. A larger one is worth finding again.
+const NAMELESS_SIZE_MAX: u64 = GROUP_LEN as u64;
+/// Bytes of a file from which on its space is allocated beforehand.
+const PREALLOCATE_SIZE_MIN: u64 = 8 * MIB as u64;
+/// Bytes of a file from which on it is written past the page cache: below, a second handle costs more.
+const DIRECT_SIZE_MIN: u64 = 4 * MIB as u64;
+/// Bytes of a write that goes past the page cache; a smaller one is better gathered by it.
+const DIRECT_LEN_MIN: usize = 256 * 1024;
+/// The `statfs` type of tmpfs, which takes direct writes and means nothing by it.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// Target directories whose staging place is remembered. Full, the memory is emptied.
+const STAGING_PLACES_MAX: usize = 4096;
+/// The mode of a file for which none was asked.
+const MODE_DEFAULT: u32 = 0o644;
+
+/// Per target directory: whether a file can be renamed there from the state directory.
+pub(super) type StagingPlaces = HashMap<Identity, bool>;
+
+/// What is known of a file before its content comes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NewFile {
+    /// Its size, if known. Space is asked for, and from 8 MiB on allocated, beforehand.
+    pub size: Option<u64>,
+    /// What to do when something has its name.
+    pub if_exists: IfExists,
+    /// Whether missing directories above it are made.
+    pub make_parents: bool,
+}
+
+/// What a file gets besides its content.
+#[derive(Clone, Copy, Debug)]
+pub struct FileMetadata {
+    /// Permission bits, applied within the store's range; without, those of an ordinary file.
+    pub mode: Option<u32>,
+    /// Its modification time; without, when it was written.
+    pub mtime: Option<Mtime>,
+    /// The BLAKE3 root of its content, which the caller has verified.
+    pub root: Root,
+    /// What its sender calls this upload, to recognise a commit whose answer was lost.
+    pub upload_id: [u8; 16],
+}
+
+impl Store {
+    /// Begins to store a file: everything that can be refused before data comes is refused here.
+    ///
+    /// # Errors
+    /// `IsDirectory`, `Special`: such a thing has the name. `Exists`: something has it and the policy is `Fail` or
+    /// `Skip`. `NotFound`, `NotDirectory`, `Link`: its directory is none. `Name`: a reserved name. `NoSpace`: the
+    /// disk has less room than the size needs. `Limit`: larger than any file can be.
+    pub fn begin(&self, path: &RemotePath, options: NewFile) -> Result<Upload> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let Some((name, parent)) = path.components().split_last() else {
+            return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
+        };
+        if let Some(size) = options.size.filter(|&size| size > FILE_SIZE_MAX) {
+            let message = format!("store {path}: {size} bytes are more than a file can have ({FILE_SIZE_MAX})");
+            return Err(Error::new(ErrorKind::Limit, message));
+        }
+        if is_hidden(name.as_bytes()) {
+            return Err(reserved(path.components()));
+        }
+        let directory =
+            if options.make_parents { inner.directory_made(parent)?.0 } else { inner.directory_of(parent)? };
+        inner.check_target(&directory, path, options.if_exists)?;
+        if let Some(size) = options.size {
+            inner.check_space(&directory, path, size)?;
+        }
+        let staging =
+            inner.stage(&directory, options.size).map_err(|errno| inner.staging_error(&directory, path, errno))?;
+        let upload = Upload {
+            direct: inner.direct_handle(&staging, options.size),
+            staging,
+            path: path.clone(),
+            name: name.clone(),
+            if_exists: options.if_exists,
+            announced: options.size,
+            written: AtomicU64::new(0),
+            poisoned: AtomicBool::new(false),
+        };
+        upload.preallocate()?;
+        Ok(upload)
+    }
+}
+
+impl Inner {
+    /// Refuses what must not be replaced under this policy; tells whether something is there.
+    pub(super) fn check_target(&self, directory: &Directory, path: &RemotePath, policy: IfExists) -> Result<bool> {
+        let name = path.name().map_or(&b"."[..], Component::as_bytes);
+        let status = match sys::status_at(directory, name) {
+            Ok(status) => status,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(errno) => return Err(Error::io(format!("look at {path}"), errno)),
+        };
+        if self.is_reserved_identity(status.identity) {
+            return Err(reserved(path.components()));
+        }
+        let refusal = match (status.kind, policy) {
+            (_, IfExists::Rename) | (Kind::File | Kind::Link, IfExists::Overwrite) => return Ok(true),
+            (Kind::Directory, _) => ErrorKind::IsDirectory,
+            (Kind::Special, _) => ErrorKind::Special,
+            (Kind::File | Kind::Link, IfExists::Fail | IfExists::Skip) => ErrorKind::Exists,
+        };
+        Err(match refusal {
+            ErrorKind::Exists => Error::new(refusal, format!("{path} exists and must not be replaced")),
+            _ => Error::new(refusal, format!("{path} is {}, which a file never replaces", status.kind)),
+        })
+    }
+
+    /// Refuses a file that is larger than what is free, as far as the file system tells.
+    fn check_space(&self, directory: &Directory, path: &RemotePath, size: u64) -> Result<()> {
+        match free_space(directory) {
+            Some(free) if free < size => {
+                Err(Error::new(ErrorKind::NoSpace, format!("store {path}: it needs {size} bytes, {free} are free")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn staging_error(&self, directory: &Directory, path: &RemotePath, errno: Errno) -> Error {
+        let hint = match errno {
+            Errno::ACCESS | Errno::PERM => {
+                let (owner, user) =
+                    (sys::status(directory).map_or(0, |status| status.owner), rustix::process::geteuid().as_raw());
+                format!(" (its directory belongs to user {owner}, and this runs as user {user})")
+            }
+            _ => String::new(),
+        };
+        Error::io(format!("begin to store {path}{hint}"), errno)
+    }
+
+    /// Creates the file that content is written to.
+    fn stage(self: &Arc<Inner>, directory: &Arc<Directory>, size: Option<u64>) -> IoResult<Staging> {
+        let staging = |place, file| Staging {
+            store: Arc::clone(self),
+            directory: Arc::clone(directory),
+            place,
+            file: Some(file),
+        };
+        if size.is_some_and(|size| size <= NAMELESS_SIZE_MAX)
+            && let Some(file) = self.open_nameless(directory)?
+        {
+            return Ok(staging(Place::Nameless, file));
+        }
+        let name = hidden_name()?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        // A file that nothing makes large soon lies in its directory: no second one is locked to give it its name.
+        let small = size.is_some_and(|size| size <= NAMELESS_SIZE_MAX);
+        if let Some(state) = self.state.as_ref().filter(|_| !small)
+            && self.can_stage_in_state(directory)
+        {
+            let file = sys::open_at(&state.staging, name.as_bytes(), flags, 0o600)?;
+            return Ok(staging(Place::State(name), file));
+        }
+        let file = sys::open_at(&**directory, name.as_bytes(), flags, 0o600)?;
+        // Whoever cleans up leaves what is locked. Where locks don't work, its age protects it.
+        let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        Ok(staging(Place::Beside(name), file))
+    }
+
+    /// Opens a file without a name in this directory, if its file system can.
+    fn open_nameless(&self, directory: &Directory) -> IoResult<Option<OwnedFd>> {
+        if !self.nameless.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match sys::open_at(directory, b".", OFlags::TMPFILE | OFlags::RDWR, 0o600) {
+            Ok(file) => Ok(Some(file)),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
+                self.nameless.store(false, Ordering::Relaxed);
+                Ok(None)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether a file can be renamed from the state directory into this one, and is there as if made there.
+    fn can_stage_in_state(&self, directory: &Directory) -> bool {
+        let Some(state) = &self.state else { return false };
+        if let Some(&known) = lock(&self.staging_places).get(&directory.identity) {
+            return known;
+        }
+        let inherits = sys::status(directory).map_or(true, |status| status.mode & 0o2000 != 0)
+            || rustix::fs::fgetxattr(directory, "system.posix_acl_default", &mut [0_u8; 0][..]).is_ok();
+        let works = !inherits && probe_rename(&state.staging, directory).is_ok();
+        let mut places = lock(&self.staging_places);
+        if places.len() >= STAGING_PLACES_MAX {
+            places.clear();
+        }
+        places.insert(directory.identity, works);
+        works
+    }
+
+    /// A second handle on a staging file that writes past the page cache, where that means something.
+    fn direct_handle(&self, staging: &Staging, size: Option<u64>) -> Option<Direct> {
+        if !self.options.direct || size.is_some_and(|size| size < DIRECT_SIZE_MIN) {
+            return None;
+        }
+        let (offset_align, memory_align) = sys::direct_alignment(staging.file())?;
+        let (offset_align, memory_align) = (offset_align as usize, memory_align as usize);
+        if offset_align > GROUP_LEN || memory_align > BUFFER_ALIGN {
+            return None;
+        }
+        #[allow(clippy::unnecessary_cast)] // the type differs between processors
+        if rustix::fs::fstatfs(staging.file()).ok()?.f_type as i64 == TMPFS_MAGIC {
+            return None;
+        }
+        let (directory, name) = staging.named()?;
+        let file = sys::open_at(directory, name.as_bytes(), OFlags::WRONLY | OFlags::DIRECT, 0).ok()?;
+        let same = sys::status(&file).ok()?.identity == sys::status(staging.file()).ok()?.identity;
+        // Whole pages at least, so that no page is written both ways.
+        let unit = offset_align.max(BUFFER_ALIGN);
+        same.then(|| Direct { file, unit, memory_align, refused: AtomicBool::new(false) })
+    }
+}
+
+/// Bytes that may be written on the file system of this directory; none when it does not tell.
+pub(super) fn free_space(directory: impl AsFd) -> Option<u64> {
+    let stat = rustix::fs::fstatvfs(directory).ok()?;
+    let blocks = if rustix::process::geteuid().is_root() { stat.f_bfree } else { stat.f_bavail };
+    (stat.f_blocks > 0).then(|| blocks.saturating_mul(stat.f_frsize))
+}
+
+/// Renames an empty file from one directory into another, and removes it.
+pub(super) fn probe_rename(from: impl AsFd, to: impl AsFd) -> IoResult<()> {
+    let name = hidden_name()?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    drop(sys::open_at(&from, name.as_bytes(), flags, 0o600)?);
+    match sys::rename_new(&from, name.as_bytes(), &to, name.as_bytes()) {
+        Ok(()) => sys::unlink(to, name.as_bytes()),
+        Err(errno) => {
+            sys::unlink(from, name.as_bytes())?;
+            Err(errno)
+        }
+    }
+}
+
+/// Where a staging file is until it has its name.
+pub(super) enum Place {
+    /// Nowhere: it is gone with its last handle.
+    Nameless,
+    /// In the state directory.
+    State(String),
+    /// In the target directory, under a hidden name.
+    Beside(String),
+    /// It has its final name.
+    Published,
+}
+
+/// A staging file or link. Dropped before it is published, it is removed.
+pub(super) struct Staging {
+    pub(super) store: Arc<Inner>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) place: Place,
+    /// None for a link.
+    pub(super) file: Option<OwnedFd>,
+}
+
+impl Staging {
+    /// The open file.
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_ref().expect("only a staged link has no file").as_fd()
+    }
+
+    /// Its staging name and the directory that it is in.
+    pub(super) fn named(&self) -> Option<(BorrowedFd<'_>, &str)> {
+        match &self.place {
+            Place::State(name) => Some((self.store.state.as_ref()?.staging.as_fd(), name)),
+            Place::Beside(name) => Some((self.directory.as_fd(), name)),
+            Place::Nameless | Place::Published => None,
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let Some((directory, name)) = self.named() else { return };
+        match sys::unlink(directory, name.as_bytes()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => self.store.break_down(format!("a staging file could not be removed: {errno}")),
+        }
+    }
+}
+
+/// The handle for direct writes of one file.
+struct Direct {
+    file: OwnedFd,
+    /// Offsets and lengths are multiples of this.
+    unit: usize,
+    memory_align: usize,
+    /// The system refused once: buffered for good.
+    refused: AtomicBool,
+}
+
+/// A file that is being stored. Threads may write to it at the same time, at different offsets.
+/// Dropping it removes what was written.
+pub struct Upload {
+    // Closed before the staging file is removed.
+    direct: Option<Direct>,
+    staging: Staging,
+    path: RemotePath,
+    name: Component,
+    if_exists: IfExists,
+    announced: Option<u64>,
+    /// Bytes that were written, in any order.
+    written: AtomicU64,
+    poisoned: AtomicBool,
+}
+
+impl Upload {
+    /// What it will be called.
+    #[must_use]
+    pub fn path(&self) -> &RemotePath {
+        &self.path
+    }
+
+    /// Whether writes may go past the page cache: whole aligned groups are worth gathering then.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.direct.as_ref().is_some_and(|direct| !direct.refused.load(Ordering::Relaxed))
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`, `Limit`. Any of them is final: later calls fail, and the file is never published.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check_sound()?;
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > FILE_SIZE_MAX) {
+            let message = format!("write {} at offset {offset}: more than a file can have", self.path);
+            return Err(self.poison(Error::new(ErrorKind::Limit, message)));
+        }
+        self.write_all(offset, bytes).map_err(|errno| self.write_error(offset, bytes.len() as u64, errno))?;
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Fills `buffer` with what was written from `offset` on.
+    ///
+    /// # Errors
+    /// `Changed` when less is there; `Io`.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.check_sound()?;
+        match read_full(self.staging.file(), offset, buffer) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let message = format!("{}: less than {} bytes are there", self.path, offset + buffer.len() as u64);
+                Err(Error::new(ErrorKind::Changed, message))
+            }
+            Err(errno) => Err(Error::io(format!("read {} at offset {offset}", self.path), errno)),
+        }
+    }
+
+    /// Shares the content of a stored file on disk, where the file system can; then this file begins as its copy.
+    /// The base may change at any time, so only what is hashed from [`Upload::read_at`] counts.
+    ///
+    /// # Errors
+    /// As [`Upload::write_at`]. A file system that cannot is no error but `false`.
+    pub fn clone_from(&self, base: &StoredFile) -> Result<bool> {
+        self.check_sound()?;
+        match retry_on_intr(|| rustix::fs::ioctl_ficlone(self.staging.file(), base)) {
+            Ok(()) => {
+                self.written.fetch_add(base.size(), Ordering::Relaxed);
+                Ok(true)
+            }
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::ROFS)) => {
+                Err(self.write_error(0, base.size(), errno))
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Copies a range of a stored file to the same place in this one, inside the kernel where that can be.
+    /// The base may change meanwhile, so only what is hashed from [`Upload::read_at`] counts.
+    ///
+    /// # Errors
+    /// `Changed` when the base ends before the range does; otherwise as [`Upload::write_at`].
+    pub fn copy_from(&self, base: &StoredFile, range: Range<u64>) -> Result<()> {
+        self.check_sound()?;
+        let mut offset = range.start;
+        while offset < range.end {
+            let (mut from, mut to) = (offset, offset);
+            let len = usize::try_from(range.end - offset).unwrap_or(usize::MAX).min(1 << 30);
+            match rustix::fs::copy_file_range(base, Some(&mut from), self.staging.file(), Some(&mut to), len) {
+                Ok(0) => return self.copy_by_hand(base, offset..range.end),
+                Ok(count) => {
+                    offset += count as u64;
+                    self.written.fetch_add(count as u64, Ordering::Relaxed);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
+                    return self.copy_by_hand(base, offset..range.end);
+                }
+                Err(errno) => return Err(self.write_error(offset, range.end - offset, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the file its size and metadata. Nothing more can be written then.
+    ///
+    /// # Errors
+    /// `Internal` when fewer bytes were written than the size says; `Io`, `NoSpace`.
+    pub fn finish(mut self, size: u64, metadata: FileMetadata) -> Result<Staged> {
+        self.check_sound()?;
+        let written = *self.written.get_mut();
+        if written < size {
+            let message = format!("store {}: {written} bytes were written, and it is said to have {size}", self.path);
+            return Err(Error::new(ErrorKind::Internal, message));
+        }
+        self.set_metadata(size, &metadata)
+            .map_err(|errno| Error::io(format!("set size, mode and time of {}", self.path), errno))?;
+        // Its handle for direct writes is not needed any more.
+        self.direct = None;
+        Ok(Staged { staging: self.staging, path: self.path, name: self.name, if_exists: self.if_exists })
+    }
+
+    fn set_metadata(&self, size: u64, metadata: &FileMetadata) -> IoResult<()> {
+        let file = self.staging.file();
+        if sys::status(file)?.size != size {
+            retry_on_intr(|| rustix::fs::ftruncate(file, size))?;
+        }
+        let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+        if let Some(mtime) = metadata.mtime {
+            rustix::fs::futimens(file, &modified_at(mtime))?;
+        }
+        // The record holds for the time as the file system keeps it, which may be coarser than what was asked.
+        let status = sys::status(file)?;
+        Recorded { root: metadata.root, upload_id: metadata.upload_id }.set(file, &status)
+    }
+
+    fn preallocate(&self) -> Result<()> {
+        let Some(size) = self.announced.filter(|&size| size >= PREALLOCATE_SIZE_MIN) else { return Ok(()) };
+        match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), FallocateFlags::empty(), 0, size)) {
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO | Errno::ROFS)) => {
+                Err(self.write_error(0, size, errno))
+            }
+            // Not offered here: the space comes with the writes.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn write_all(&self, mut offset: u64, mut bytes: &[u8]) -> IoResult<()> {
+        if let Some(direct) = &self.direct {
+            let count = direct.write(offset, bytes)?;
+            offset += count as u64;
+            bytes = &bytes[count..];
+        }
+        while !bytes.is_empty() {
+            match retry_on_intr(|| rustix::io::pwrite(self.staging.file(), bytes, offset))? {
+                0 => return Err(Errno::IO),
+                count => {
+                    offset += count as u64;
+                    bytes = &bytes[count..];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_by_hand(&self, base: &StoredFile, range: Range<u64>) -> Result<()> {
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX).min(GROUP_LEN);
+        let mut block = vec![0; len];
+        let mut offset = range.start;
+        while offset < range.end {
+            let len = usize::try_from(range.end - offset).unwrap_or(usize::MAX).min(GROUP_LEN);
+            base.read_at(offset, &mut block[..len])?;
+            self.write_at(offset, &block[..len])?;
+            offset += len as u64;
+        }
+        Ok(())
+    }
+
+    fn check_sound(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::SeqCst) {
+            let message = format!("store {}: an earlier write failed, so it starts anew", self.path);
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        Ok(())
+    }
+
+    fn poison(&self, error: Error) -> Error {
+        self.poisoned.store(true, Ordering::SeqCst);
+        error
+    }
+
+    fn write_error(&self, offset: u64, len: u64, errno: Errno) -> Error {
+        let what = match errno {
+            Errno::NOSPC | Errno::DQUOT => {
+                let needed = self.announced.map_or(len, |size| size.saturating_sub(offset).max(len));
+                let free = free_space(&*self.staging.directory).map_or("unknown".to_owned(), |free| free.to_string());
+                format!("write {} at offset {offset} (needed: {needed} bytes, free: {free})", self.path)
+            }
+            _ => format!("write {} at offset {offset}", self.path),
+        };
+        self.poison(Error::io(what, errno))
+    }
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upload").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Direct {
+    /// Writes as much as can go past the page cache, and tells how much that was; the rest goes through it.
+    fn write(&self, offset: u64, bytes: &[u8]) -> IoResult<usize> {
+        let aligned = offset.is_multiple_of(self.unit as u64) && bytes.as_ptr().align_offset(self.memory_align) == 0;
+        let len = bytes.len() / self.unit * self.unit;
+        let mut done = 0;
+        while aligned && len >= DIRECT_LEN_MIN && done < len && !self.refused.load(Ordering::Relaxed) {
+            match retry_on_intr(|| rustix::io::pwrite(&self.file, &bytes[done..len], offset + done as u64)) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(count) => {
+                    done += count;
+                    if !count.is_multiple_of(self.unit) {
+                        break;
+                    }
+                }
+                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => self.refused.store(true, Ordering::Relaxed),
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// A file with all its content and metadata that only lacks its name: [`Store::publish`] gives it.
+/// Dropping it removes it.
+pub struct Staged {
+    pub(super) staging: Staging,
+    pub(super) path: RemotePath,
+    pub(super) name: Component,
+    pub(super) if_exists: IfExists,
+}
+
+impl Staged {
+    /// What it will be called.
+    #[must_use]
+    pub fn path(&self) -> &RemotePath {
+        &self.path
+    }
+}
+
+impl fmt::Debug for Staged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Staged").field("path", &self.path).finish_non_exhaustive()
+    }
+}
