@@ -12,9 +12,11 @@
 //! error  limits
 //! ```
 
+pub mod cli;
 pub mod error;
 pub mod hash;
 pub mod limits;
 pub mod path;
+pub mod tls;
 
 pub use error::{Error, ErrorKind, Result};
