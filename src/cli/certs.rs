@@ -1,7 +1,7 @@
 //! `sealift certs`: certificates for a server and its clients, without another tool.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use time::OffsetDateTime;
@@ -66,7 +66,7 @@ pub fn run(args: CertsArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<
             let text = format!(
                 "{to}: ca.pem, client.pem, client-key.pem for `{name}`\n\
                  move it to the client's machine by a safe way, then there: sealift ls --certs {to} sealift://HOST/\n",
-                to = to.display()
+                to = quoted(to)
             );
             (text, notes)
         }
@@ -108,8 +108,8 @@ pub fn run(args: CertsArgs, out: &mut dyn Write, err: &mut dyn Write) -> Result<
 }
 
 fn made(args: &CertsArgs, report: &Report) -> String {
-    let directory = args.dir.display();
-    let mut text = format!("certificates in {directory}:\n");
+    let directory = quoted(&args.dir);
+    let mut text = format!("certificates in {}:\n", args.dir.display());
     let width = report.items.iter().map(|item| item.stem.len()).max().unwrap_or_default();
     for item in &report.items {
         text.push_str(&line(item, width));
@@ -119,9 +119,10 @@ fn made(args: &CertsArgs, report: &Report) -> String {
     if report.items.first().is_some_and(|item| item.outcome == Outcome::Made) {
         text.push_str(&format!(
             "\nnext:\n  \
-             sealift serve --root DIR --certs {directory}        (then keep ca-key.pem on another machine)\n  \
-             sealift certs --dir {directory} --export client --to OTHER_DIR   what a client machine needs\n  \
-             sealift put --certs {directory} FILE sealift://localhost/\n"
+             sealift serve --certs {directory} --root DIR\n  \
+             sealift put --certs {directory} FILE sealift://localhost/\n  \
+             sealift certs --dir {directory} --export client --to OTHER_DIR    what a client machine needs\n\
+             keep ca-key.pem away from servers and clients: who has it can let in anyone\n"
         ));
     }
     text
@@ -140,6 +141,13 @@ fn line(item: &Item, width: usize) -> String {
         _ => "",
     };
     format!("  {:width$}  {outcome}, until {until}{hosts}{what}\n", item.stem)
+}
+
+/// A path as it can be pasted into a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+,:@%".contains(&byte));
+    if is_plain && !text.is_empty() { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn counted(count: usize, what: &str) -> String {

@@ -337,6 +337,8 @@ impl Folder {
             .open(&path)
             .while_doing(|| format!("open {}", path.display()))?;
         lock.lock().while_doing(|| format!("lock {}", path.display()))?;
+        // A umask may have taken away what the next run needs to open it.
+        lock.set_permissions(Permissions::from_mode(PRIVATE)).while_doing(|| format!("open {}", path.display()))?;
         let path = directory.join("issued");
         let issued = match fs::read_to_string(&path) {
             Ok(text) => Issued::parse(&text).map_err(|error| error.context(path.display()))?,

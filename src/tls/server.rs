@@ -106,6 +106,13 @@ impl ServerTls {
                                 "the revocation list is not by an authority of the client CA file, so it says nothing about its certificates",
                             )));
                         }
+                        // The verifier looks at the first list of an authority only.
+                        if issuers.contains(&read.issuer) {
+                            return Err(of_file(Error::new(
+                                ErrorKind::Usage,
+                                "there are two revocation lists of the same authority in it: keep the newer one",
+                            )));
+                        }
                         revocations.push((path.clone(), read.next_update));
                         issuers.push(read.issuer);
                     }
