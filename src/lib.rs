@@ -13,6 +13,7 @@
 //! ```
 
 pub mod buffer;
+pub mod cli;
 pub mod error;
 pub mod hash;
 pub mod limits;
@@ -20,6 +21,7 @@ pub mod net;
 pub mod path;
 pub mod protocol;
 pub mod storage;
+pub mod tls;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,1 +1,4 @@
-fn main() {}
+//! All end-to-end tests.
+
+mod certs;
+mod tls;
