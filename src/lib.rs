@@ -12,6 +12,7 @@
 //! error  limits
 //! ```
 
+pub mod access;
 pub mod buffer;
 pub mod cli;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod limits;
 pub mod net;
 pub mod path;
 pub mod protocol;
+pub mod server;
 pub mod storage;
 pub mod tls;
 pub mod transfer;

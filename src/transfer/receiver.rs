@@ -58,11 +58,22 @@ impl Receiver {
         &self.tree
     }
 
-    /// Takes note of a piece before its bytes are stored.
+    /// Takes note of a piece.
+    ///
+    /// # Errors
+    /// As [`Receiver::check`]; nothing has changed then.
+    pub fn accept(&mut self, offset: u64, len: usize) -> Result<Piece, Breach> {
+        let piece = self.check(offset, len)?;
+        self.open.insert(piece.group, piece.start + len);
+        self.received += len as u64;
+        Ok(piece)
+    }
+
+    /// Says where a piece belongs, before any of its bytes are stored.
     ///
     /// # Errors
     /// A [`Breach`] for a piece out of range, across groups, out of order, twice, or after the finish.
-    pub fn accept(&mut self, offset: u64, len: usize) -> Result<Piece, Breach> {
+    pub fn check(&self, offset: u64, len: usize) -> Result<Piece, Breach> {
         if len == 0 {
             return Err(Breach::Data("an empty piece"));
         }
@@ -78,8 +89,8 @@ impl Receiver {
         if self.tree.value(group).is_some() {
             return Err(Breach::Data("a group twice"));
         }
-        if self.finish.is_some() && self.size.is_none() {
-            return Err(Breach::Data("a piece after the finish of its stream"));
+        if self.finish.is_some() {
+            return Err(Breach::Data("a piece after the finish of its file"));
         }
         let filled = self.open.get(&group).copied().unwrap_or(0);
         if start != filled {
@@ -88,19 +99,14 @@ impl Receiver {
         if self.size.is_none() && start == 0 && group > 0 && self.prefix_end(group - 1) != group_offset(group) {
             return Err(Breach::Data("a stream out of order"));
         }
-        self.open.insert(group, filled + len);
-        self.received += len as u64;
         let whole = self.size.map_or(GROUP_LEN, |size| group_len(size, group));
         Ok(Piece { group, start, completes: filled + len == whole })
     }
 
     /// Where the contiguous bytes of a group end.
     fn prefix_end(&self, group: u64) -> u64 {
-        let len = if self.tree.value(group).is_some() {
-            GROUP_LEN
-        } else {
-            self.open.get(&group).copied().unwrap_or(0)
-        };
+        let len =
+            if self.tree.value(group).is_some() { GROUP_LEN } else { self.open.get(&group).copied().unwrap_or(0) };
         group_offset(group) + len as u64
     }
 

@@ -1,0 +1,340 @@
+//! What runs on the disk threads: opening uploads, writing their groups, committing them.
+//!
+//! Every function here blocks. A commit that has been entered runs to its end whatever becomes of the connection,
+//! and its outcome is remembered under the upload id.
+
+use std::sync::Arc;
+
+use super::convert;
+use super::outcomes::{Attempt, Begin};
+use super::shared::{Shared, Who};
+use crate::access::Verb;
+use crate::buffer::Buffer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
+use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, UNASKED_FILE_MAX};
+use crate::protocol::{Finish, IfExists, Outcome, Put, Stored};
+use crate::storage::{self, Kind, NewFile, StoredFile};
+use crate::transfer::Receiver;
+
+/// What a description meets.
+pub(super) enum Opened {
+    /// Content is to come.
+    Upload(Incoming),
+    /// Nothing is to come: it is done already, or left alone.
+    Ended(Stored),
+}
+
+/// An upload that content may come for.
+pub(super) struct Incoming {
+    pub(super) attempt: Attempt,
+    /// Where it is written; made with the first group when there is a base.
+    pub(super) file: Option<Arc<storage::Upload>>,
+    /// The version that is there, whose groups need not come.
+    pub(super) base: Option<Arc<StoredFile>>,
+    /// Content may not come: the question is only whether it is the same.
+    pub(super) compare_only: bool,
+}
+
+/// A small upload that came whole, before anything was opened for it.
+pub(super) struct SmallUpload {
+    pub(super) transfer: u32,
+    pub(super) put: Put,
+    pub(super) content: Option<Buffer>,
+    pub(super) finish: Finish,
+}
+
+/// Checks that the principal may store under this name, and says what happens to what is there.
+fn admit(shared: &Shared, who: &Who, put: &Put) -> Result<IfExists> {
+    shared.access.decide(&who.principal, Verb::Create, &put.path)?;
+    if put.size.is_some_and(|size| size > FILE_SIZE_MAX) {
+        return Err(Error::new(ErrorKind::Limit, format!("{} is larger than any file may be", put.path)));
+    }
+    Ok(shared.access.if_exists(&who.principal, put.if_exists))
+}
+
+fn may_read(shared: &Shared, who: &Who, put: &Put) -> bool {
+    shared.access.decide(&who.principal, Verb::Read, &put.path).is_ok()
+}
+
+fn new_file(put: &Put, if_exists: IfExists) -> NewFile {
+    NewFile { size: put.size, if_exists: convert::if_exists(if_exists), make_parents: true }
+}
+
+/// The regular file of this name, if there is one.
+fn existing_file(shared: &Shared, put: &Put) -> Result<Option<StoredFile>> {
+    match shared.store.stat(&put.path) {
+        Ok(entry) if entry.kind == Kind::File => match shared.store.open_file(&put.path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        },
+        Ok(_) => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotDirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether something of this name is there, of whatever kind.
+fn is_taken(shared: &Shared, put: &Put) -> Result<bool> {
+    match shared.store.stat(&put.path) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotDirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn taken(shared: &Shared, who: &Who, put: &Put, if_exists: IfExists) -> Result<Stored> {
+    if if_exists == IfExists::Skip {
+        return Ok(Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None });
+    }
+    if put.if_exists == IfExists::Overwrite {
+        shared.access.decide(&who.principal, Verb::Overwrite, &put.path)?;
+    }
+    Err(Error::new(ErrorKind::Exists, format!("{} is there already", put.path)))
+}
+
+/// Opens an upload whose content will be asked for.
+pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
+    let if_exists = admit(shared, who, put)?;
+    let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
+        Begin::Known(stored) => return Ok(Opened::Ended(stored)),
+        Begin::Go(attempt) => attempt,
+    };
+    let upload = |file, base, compare_only| Ok(Opened::Upload(Incoming { attempt, file, base, compare_only }));
+    if if_exists != IfExists::Rename
+        && may_read(shared, who, put)
+        && let Some(file) = existing_file(shared, put)?
+    {
+        if let Some(stored) = known_by_record(shared, put, &file)? {
+            return Ok(Opened::Ended(stored));
+        }
+        let same_size = put.size == Some(file.size());
+        match if_exists {
+            IfExists::Overwrite if put.size.is_some() && !put.no_base && file.size() > UNASKED_FILE_MAX => {
+                return upload(None, Some(Arc::new(file)), false);
+            }
+            IfExists::Skip | IfExists::Fail if same_size => return upload(None, Some(Arc::new(file)), true),
+            IfExists::Skip | IfExists::Fail if put.size.is_some() => {
+                return taken(shared, who, put, if_exists).map(Opened::Ended);
+            }
+            _ => {}
+        }
+    } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(shared, put)? {
+        return taken(shared, who, put, if_exists).map(Opened::Ended);
+    }
+    let file = shared.store.begin(&put.path, new_file(put, if_exists))?;
+    upload(Some(Arc::new(file)), None, false)
+}
+
+/// Whether the version that is there was stored by this very upload, before the server forgot it.
+fn known_by_record(shared: &Shared, put: &Put, file: &StoredFile) -> Result<Option<Stored>> {
+    let Some(recorded) = file.recorded().filter(|recorded| recorded.upload_id == put.upload_id.0) else {
+        return Ok(None);
+    };
+    shared.store.sync_existing(file, &put.path)?;
+    Ok(Some(Stored { outcome: Outcome::Stored, root: Some(recorded.root), size: file.size(), path: None }))
+}
+
+/// Makes the file for an upload that began with a base and differs from it.
+pub(super) fn make_file(shared: &Shared, who: &Who, put: &Put) -> Result<Arc<storage::Upload>> {
+    let if_exists = admit(shared, who, put)?;
+    shared.store.begin(&put.path, new_file(put, if_exists)).map(Arc::new)
+}
+
+/// Hashes a group while it is hot and writes it to its place.
+pub(super) fn write_group(file: &storage::Upload, group: u64, content: &[u8]) -> Result<GroupHash> {
+    let hash = GroupHash::of(group, content);
+    file.write_at(group_offset(group), content)?;
+    Ok(hash)
+}
+
+/// Commits an upload whose content has come.
+pub(super) fn commit(
+    shared: &Shared,
+    who: &Who,
+    put: &Put,
+    incoming: Incoming,
+    mut receiver: Receiver,
+) -> Result<Stored> {
+    let Incoming { attempt, file, base, .. } = incoming;
+    attempt.enter_commit(&put.path)?;
+    let finish = receiver.finish().cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a commit unasked"))?;
+    if let (None, Some(base)) = (&file, &base) {
+        // Nothing came: the client found every group equal. Equal groups and sizes are equal files, but what was
+        // there when they were compared need not be there now.
+        let stored = confirm_unchanged(shared, who, put, base, &finish)?;
+        attempt.ended(&stored);
+        return Ok(stored);
+    }
+    let file = file.ok_or_else(|| Error::new(ErrorKind::Internal, "a commit without a file"))?;
+    if let Some(base) = &base {
+        copy_missing(&file, base, &mut receiver, finish.size)?;
+    }
+    let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
+    let file = Arc::into_inner(file).ok_or_else(|| Error::new(ErrorKind::Internal, "an upload still being written"))?;
+    let staged = file.finish(finish.size, metadata(put, root))?;
+    let published = shared
+        .store
+        .publish(vec![staged])
+        .pop()
+        .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "a publication without an answer")));
+    let stored = settle(shared, who, put, root, finish.size, published)?;
+    attempt.ended(&stored);
+    Ok(stored)
+}
+
+/// Reads the groups that did not come from the base, hashes and writes that very buffer: a base that changes
+/// underneath is found by the root.
+fn copy_missing(file: &storage::Upload, base: &StoredFile, receiver: &mut Receiver, size: u64) -> Result<()> {
+    let missing: Vec<u64> = receiver.missing(size).collect();
+    let mut buffer = vec![0; GROUP_LEN];
+    for group in missing {
+        let content = &mut buffer[..group_len(size, group)];
+        base.read_at(group_offset(group), content)?;
+        receiver.insert(group, write_group(file, group, content)?);
+    }
+    Ok(())
+}
+
+fn confirm_unchanged(shared: &Shared, who: &Who, put: &Put, base: &StoredFile, finish: &Finish) -> Result<Stored> {
+    let changed =
+        || Error::new(ErrorKind::Changed, format!("{} was changed on the server while it was compared", put.path));
+    if base.size() != finish.size {
+        return Err(changed());
+    }
+    base.check_unchanged().map_err(|error| error.context(&put.path).with_kind(ErrorKind::Changed))?;
+    let mut now = shared.store.open_file(&put.path)?;
+    if now.version() != base.version() {
+        return Err(changed());
+    }
+    keep_unchanged(shared, who, put, &mut now, finish.root)
+}
+
+/// Makes an equal version durable and gives it the metadata that were asked for.
+fn keep_unchanged(shared: &Shared, who: &Who, put: &Put, file: &mut StoredFile, root: Root) -> Result<Stored> {
+    if shared.access.if_exists(&who.principal, put.if_exists) == IfExists::Overwrite {
+        file.set_metadata(put.mode, put.mtime.and_then(convert::mtime_to_storage))?;
+    }
+    shared.store.sync_existing(file, &put.path)?;
+    Ok(Stored { outcome: Outcome::Unchanged, root: Some(root), size: file.size(), path: None })
+}
+
+fn metadata(put: &Put, root: Root) -> storage::FileMetadata {
+    storage::FileMetadata {
+        mode: put.mode,
+        mtime: put.mtime.and_then(convert::mtime_to_storage),
+        root,
+        upload_id: put.upload_id.0,
+    }
+}
+
+/// Turns what publishing said into the answer. A name that was taken meanwhile, or already, is compared once more:
+/// the same content is `unchanged` under every policy.
+fn settle(
+    shared: &Shared,
+    who: &Who,
+    put: &Put,
+    root: Root,
+    size: u64,
+    published: Result<storage::Published>,
+) -> Result<Stored> {
+    let left_alone = match published {
+        Ok(published) if published.outcome == storage::Outcome::Skipped => None,
+        Ok(published) => {
+            let path = (published.path != put.path).then_some(published.path);
+            return Ok(Stored { outcome: Outcome::Stored, root: Some(root), size, path });
+        }
+        Err(error) if error.kind() == ErrorKind::Exists => Some(error),
+        Err(error) => return Err(error),
+    };
+    if may_read(shared, who, put)
+        && let Some(mut file) = existing_file(shared, put)?
+        && file.size() == size
+        && root_of(&file)? == root
+    {
+        return keep_unchanged(shared, who, put, &mut file, root);
+    }
+    match left_alone {
+        None => taken(shared, who, put, IfExists::Skip),
+        Some(error) => Err(taken(shared, who, put, IfExists::Fail).err().unwrap_or(error)),
+    }
+}
+
+/// The root of a stored file, by reading it.
+pub(super) fn root_of(file: &StoredFile) -> Result<Root> {
+    let mut tree = Tree::new();
+    let mut buffer = vec![0; GROUP_LEN.min(usize::try_from(file.size()).unwrap_or(GROUP_LEN))];
+    for group in 0..group_count(file.size()) {
+        let content = &mut buffer[..group_len(file.size(), group)];
+        file.read_at(group_offset(group), content)?;
+        tree.insert(group, GroupHash::of(group, content));
+    }
+    file.check_unchanged()?;
+    tree.root(file.size()).ok_or_else(|| Error::new(ErrorKind::Internal, "a group was left out"))
+}
+
+/// Commits small uploads together: many writes, then one publication. Answers transfer, described size, outcome.
+pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<(u32, u64, Result<Stored>)> {
+    let mut answers = Vec::with_capacity(batch.len());
+    let mut staged = Vec::with_capacity(batch.len());
+    let mut waiting = Vec::with_capacity(batch.len());
+    for SmallUpload { transfer, put, content, finish } in batch {
+        match stage_small(shared, who, &put, content.as_deref().unwrap_or(&[]), &finish) {
+            Ok(Small::Ended(stored)) => answers.push((transfer, finish.size, Ok(stored))),
+            Ok(Small::Staged(file, attempt)) => {
+                staged.push(file);
+                waiting.push((transfer, put, finish, attempt));
+            }
+            Err(error) => answers.push((transfer, finish.size, Err(error))),
+        }
+    }
+    for ((transfer, put, finish, attempt), published) in waiting.into_iter().zip(shared.store.publish(staged)) {
+        let stored = settle(shared, who, &put, finish.root, finish.size, published);
+        if let Ok(stored) = &stored {
+            attempt.ended(stored);
+        }
+        answers.push((transfer, finish.size, stored));
+    }
+    answers
+}
+
+enum Small {
+    Staged(storage::Staged, Attempt),
+    Ended(Stored),
+}
+
+fn stage_small(shared: &Shared, who: &Who, put: &Put, content: &[u8], finish: &Finish) -> Result<Small> {
+    let if_exists = admit(shared, who, put)?;
+    let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
+        Begin::Known(stored) => return Ok(Small::Ended(stored)),
+        Begin::Go(attempt) => attempt,
+    };
+    attempt.enter_commit(&put.path)?;
+    let root = Root::of(content);
+    if root != finish.root {
+        return Err(Error::new(
+            ErrorKind::Mismatch,
+            format!("{}: the content that arrived has the hash {root}, the sender says {}", put.path, finish.root),
+        ));
+    }
+    if if_exists != IfExists::Rename
+        && may_read(shared, who, put)
+        && let Some(mut file) = existing_file(shared, put)?
+    {
+        if let Some(stored) = known_by_record(shared, put, &file)? {
+            attempt.ended(&stored);
+            return Ok(Small::Ended(stored));
+        }
+        if file.size() == finish.size && root_of(&file)? == root {
+            let stored = keep_unchanged(shared, who, put, &mut file, root)?;
+            attempt.ended(&stored);
+            return Ok(Small::Ended(stored));
+        }
+    }
+    let file = shared.store.begin(&put.path, new_file(put, if_exists))?;
+    if !content.is_empty() {
+        file.write_at(0, content)?;
+    }
+    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt))
+}

@@ -1,0 +1,731 @@
+//! One connection, from its handshake to its end.
+//!
+//! The task that [`serve`] runs in owns the connection and all its state; disk threads report to it through
+//! [`Flow::poll_job`]. It ends when the peer does, when a deadline passes, or when the server stops.
+
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use tracing::{Instrument as _, debug, info, info_span, warn};
+
+use super::commit::Opened;
+use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
+use super::requests::{self, Got, ListStep};
+use super::shared::{Shared, Who};
+use crate::access::Principal;
+use crate::error::{Blame, Error, ErrorKind, Result};
+use crate::hash::group_count;
+use crate::limits;
+use crate::net::{Connection, Event, Handler, Socket, drain_refused};
+use crate::path::{RemotePath, escape_text};
+use crate::protocol::{
+    self, Breach, ClientHello, Close, Done, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List, ListDirectory,
+    MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Remove, Rename, ServerHello, SetDirectory,
+    Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
+};
+use crate::tls;
+
+/// Directories that a principal who may not replace has made in this session and may still give their final mode
+/// and time. A slot holds a path; at the bound the rest keep what they were made with.
+const MADE_DIRECTORIES_MAX: usize = 4096;
+
+/// Serves one accepted stream. `half_open` is held until the peer has said hello.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    id: u64,
+    half_open: OwnedSemaphorePermit,
+) {
+    let span = info_span!("connection", id, %peer);
+    async move {
+        let started = Instant::now();
+        match greet(&shared, acceptor, tcp).await {
+            Ok((connection, who)) => {
+                drop(half_open);
+                Box::pin(run(shared, connection, who, started)).await;
+            }
+            Err(error) => {
+                drop(half_open);
+                debug!("refused: {}", error.chain());
+            }
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+/// Handshake, choice of protocol and hellos, each under its deadline.
+async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>)> {
+    let socket = Socket::new(tcp, shared.socket_buffers.clone());
+    let accept = acceptor.accept(socket).into_fallible();
+    let stream = match timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
+        Err(_) => return Err(Error::new(ErrorKind::Timeout, "the TLS handshake was not finished in time")),
+        Ok(Err((error, socket))) => {
+            // The alert is written; a reset must not overtake it.
+            drain_refused(socket).await;
+            return Err(tls::explain_server_error(error));
+        }
+        Ok(Ok(stream)) => stream,
+    };
+    // The one place that chooses what a connection speaks.
+    if let Err(error) = tls::require_native(stream.get_ref().1) {
+        drain_refused(stream).await;
+        return Err(error);
+    }
+    let described = tls::describe(stream.get_ref().1);
+    let principal = match tls::Principal::of_peer(stream.get_ref().1.peer_certificates()) {
+        Ok(Some(principal)) => {
+            Principal::Certified { name: principal.name().map(str::to_owned), key: *principal.key().as_bytes() }
+        }
+        Ok(None) => Principal::Anonymous,
+        Err(error) => {
+            drain_refused(stream).await;
+            return Err(error);
+        }
+    };
+    let mut connection = Connection::new(TlsStream::Server(stream));
+    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal)).await {
+        Ok(Ok(who)) => {
+            connection.greeted();
+            info!("{} connected, {described}", who.principal);
+            Ok((connection, Arc::new(who)))
+        }
+        Ok(Err(error)) => {
+            say_goodbye(connection, &error).await;
+            Err(error)
+        }
+        Err(_) => {
+            let error = Error::new(ErrorKind::Timeout, "the client did not say hello in time");
+            say_goodbye(connection, &error).await;
+            Err(error)
+        }
+    }
+}
+
+async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal) -> Result<Who> {
+    let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
+        Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
+        Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
+        Event::Closed => return Err(Error::new(ErrorKind::Connection, "the client left before its hello")),
+    };
+    if transfer != 0 {
+        return Err(Breach::Unexpected { kind: Kind::ClientHello, why: "a hello is not a transfer" }.into());
+    }
+    let hello = ClientHello::from_payload(&payload)?;
+    let version = protocol::VERSIONS.iter().copied().find(|version| hello.versions.0.contains(version));
+    let version = version.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Version,
+            format!(
+                "this server speaks version {} of the protocol, the client only {:?}: update the older of the two",
+                protocol::VERSIONS[0],
+                hello.versions.0
+            ),
+        )
+    })?;
+    if hello.join.is_some() || hello.redeem.is_some() {
+        let what = if hello.join.is_some() { "joining a session" } else { "invites" };
+        return Err(Error::new(ErrorKind::Unsupported, format!("this server does not offer {what}")));
+    }
+    let rights = shared.access.rights(&principal)?;
+    let name = match &principal {
+        Principal::Certified { name, .. } => name.clone(),
+        Principal::Anonymous => None,
+    };
+    debug!("client {}", escape_text(&hello.agent));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    connection.send(
+        0,
+        &ServerHello {
+            version,
+            agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).into(),
+            principal: name,
+            rights: rights.0,
+            token: None,
+            unasked_max: limits::UNASKED_CONNECTION_MAX,
+            open_max: u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX),
+            idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
+            now: i64::try_from(now).unwrap_or(i64::MAX),
+        },
+    );
+    Ok(Who { principal, rights })
+}
+
+/// Tells the peer why the connection ends, and gives it time to read that.
+async fn say_goodbye(mut connection: Connection, error: &Error) {
+    if !error.is_from_peer() && error.kind() != ErrorKind::Connection {
+        connection.send(0, &Goodbye::from_error(error));
+    }
+    connection.close().await;
+}
+
+/// Before the hello no content has a place.
+struct BeforeHello;
+
+impl Handler for BeforeHello {
+    fn poll_space(&mut self, _: &mut std::task::Context<'_>, _: u32, _: u64, _: usize) -> Poll<Result<&mut [u8]>> {
+        Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why: "before the hello" }.into()))
+    }
+
+    fn filled(&mut self, _: u32, _: u64, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn poll_data(&mut self, _: &mut std::task::Context<'_>) -> Poll<(u32, u64, Bytes)> {
+        Poll::Pending
+    }
+}
+
+/// What happens next on a connection.
+enum Step {
+    Event(Event),
+    Job(Job),
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    connection: Connection,
+    flow: Flow,
+    /// Requests that are being answered.
+    requests: HashSet<u32>,
+    /// Listings whose next page waits until the peer has read the pages before it.
+    listings: Vec<(u32, requests::Rest, u64)>,
+    /// Hash runs that wait likewise.
+    hash_runs: Vec<(u32, HashRun)>,
+    made: HashSet<RemotePath>,
+    stored_count: u64,
+    sent_count: u64,
+}
+
+async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started: Instant) {
+    let principal = who.principal.clone();
+    let mut driver = Driver {
+        flow: Flow::new(Arc::clone(&shared), who),
+        shared: Arc::clone(&shared),
+        connection,
+        requests: HashSet::new(),
+        listings: Vec::new(),
+        hash_runs: Vec::new(),
+        made: HashSet::new(),
+        stored_count: 0,
+        sent_count: 0,
+    };
+    let end = driver.drive().await;
+    let Driver { connection, flow, stored_count, sent_count, listings, hash_runs, .. } = driver;
+    // Files are closed and staging removed by a disk thread; commits that run go on.
+    drop_elsewhere(&shared, (flow, listings, hash_runs));
+    let traffic = connection.traffic();
+    let summary = format!(
+        "{principal}: {stored_count} stored, {sent_count} sent, {} bytes in, {} out, {:.1} s",
+        traffic.received,
+        traffic.sent,
+        started.elapsed().as_secs_f64()
+    );
+    match end {
+        Ok(()) => {
+            info!("{summary}");
+            connection.close().await;
+        }
+        Err(error) => {
+            match error.kind().blame() {
+                Blame::Ourselves => tracing::error!("{summary}; ended: {}", error.chain()),
+                Blame::Peer => warn!("{summary}; ended: {}", error.chain()),
+                _ => info!("{summary}; ended: {}", error.chain()),
+            }
+            say_goodbye(connection, &error).await;
+        }
+    }
+}
+
+impl Driver {
+    /// Runs until the end of the connection; an error is told to the peer.
+    async fn drive(&mut self) -> Result<()> {
+        let (draining, stopping) = (self.shared.draining.clone(), self.shared.stopping.clone());
+        let mut tick = interval(limits::WORKING_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = Watch::new();
+        loop {
+            let idle = self.is_idle();
+            if draining.is_cancelled() && idle {
+                return Err(Error::new(ErrorKind::Stopping, "the server is stopping"));
+            }
+            let step = poll_fn(|cx| {
+                if let Poll::Ready(job) = self.flow.poll_job(cx) {
+                    return Poll::Ready(job.map(Step::Job));
+                }
+                self.connection.poll_next(cx, &mut self.flow).map(|event| event.map(Step::Event))
+            });
+            let step = tokio::select! {
+                biased;
+                () = stopping.cancelled() => {
+                    return Err(Error::new(ErrorKind::Stopping, "the server has stopped"));
+                }
+                () = draining.cancelled(), if idle => continue,
+                _ = tick.tick() => {
+                    self.tick(&mut watch)?;
+                    continue;
+                }
+                step = step => step?,
+            };
+            match step {
+                Step::Event(Event::Closed) if self.is_idle() => return Ok(()),
+                Step::Event(Event::Closed) => {
+                    return Err(Error::new(ErrorKind::Connection, "the client left in the middle of its work"));
+                }
+                Step::Event(Event::Control(kind, transfer, payload)) => {
+                    if kind == Kind::Working {
+                        Working::from_payload(&payload)?;
+                        watch.heard();
+                    }
+                    self.control(kind, transfer, &payload)?;
+                }
+                Step::Job(job) => self.job(job)?,
+            }
+            self.go_on();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flow.is_idle() && self.requests.is_empty() && self.connection.is_flushed()
+    }
+
+    /// Says that work goes on, and looks at the deadlines.
+    fn tick(&mut self, watch: &mut Watch) -> Result<()> {
+        let traffic = self.connection.traffic();
+        watch.look(traffic.received + traffic.sent, self.is_idle(), self.flow.is_working())?;
+        if !self.is_idle() && self.connection.is_flushed() {
+            let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
+            self.connection.send(0, &Working { phase, done: 0, total: 0 });
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
+        match kind {
+            Kind::Put => {
+                self.admit(kind, transfer)?;
+                let put = Put::from_payload(payload)?;
+                self.flow.put(transfer, put)?;
+            }
+            Kind::Finish => self.flow.finish(transfer, Finish::from_payload(payload)?)?,
+            Kind::Get => {
+                self.admit(kind, transfer)?;
+                let get = Get::from_payload(payload)?;
+                self.requests.insert(transfer);
+                self.flow.get(transfer, get);
+            }
+            Kind::Want => self.flow.want(transfer, &Want::from_payload(payload)?.ranges.0)?,
+            Kind::WantValues => {
+                let request = WantValues::from_payload(payload)?;
+                self.want_values(transfer, &request)?;
+            }
+            Kind::Close => {
+                Close::from_payload(payload)?;
+                self.close_download(transfer)?;
+            }
+            Kind::Failed => {
+                let failed = Failed::from_payload(payload)?;
+                if self.flow.is_open(transfer) {
+                    debug!("transfer {transfer} given up by the client: {}", failed.to_error());
+                    self.flow.end(transfer);
+                }
+                self.flow.forget_ended(transfer);
+            }
+            Kind::Goodbye => {
+                return Err(Goodbye::from_payload(payload)?.to_error());
+            }
+            Kind::Working => {}
+            Kind::Stat => self.request(transfer, payload, requests::stat)?,
+            Kind::MakeLink => self.request(transfer, payload, |shared, who, transfer, request: &MakeLink| {
+                requests::make_link(shared, who, transfer, request)
+            })?,
+            Kind::Remove => self.request(transfer, payload, |shared, who, transfer, request: &Remove| {
+                requests::remove(shared, who, transfer, request)
+            })?,
+            Kind::Rename => self.request(transfer, payload, |shared, who, transfer, request: &Rename| {
+                requests::rename(shared, who, transfer, request)
+            })?,
+            Kind::MakeDirectory => {
+                let request = MakeDirectory::from_payload(payload)?;
+                if !self.flow.who.rights.contains(protocol::Rights::OVERWRITE)
+                    && self.made.len() < MADE_DIRECTORIES_MAX
+                    && self
+                        .flow
+                        .shared
+                        .access
+                        .decide(&self.flow.who.principal, crate::access::Verb::Create, &request.path)
+                        .is_ok()
+                {
+                    self.made.insert(request.path.clone());
+                }
+                self.request(transfer, payload, requests::make_directory)?;
+            }
+            Kind::SetDirectory => {
+                let request = SetDirectory::from_payload(payload)?;
+                let made_here = self.made.contains(&request.path);
+                self.request(transfer, payload, move |shared, who, transfer, request: &SetDirectory| {
+                    requests::set_directory(shared, who, transfer, request, made_here)
+                })?;
+            }
+            Kind::List => {
+                self.admit(kind, transfer)?;
+                let request = ListDirectory::from_payload(payload)?;
+                self.requests.insert(transfer);
+                self.flow.spawn(move |shared, who| {
+                    Job::Listed(transfer, requests::list(shared, who, transfer, &request.path))
+                });
+            }
+            Kind::Hash => {
+                self.admit(kind, transfer)?;
+                let request = Hash::from_payload(payload)?;
+                self.requests.insert(transfer);
+                self.flow.spawn(move |shared, who| {
+                    let run = requests::open_to_hash(shared, who, &request.path).map(|file| HashRun {
+                        file: Arc::new(file),
+                        tree: crate::hash::Tree::new(),
+                        from: 0,
+                        next: 0,
+                        purpose: Purpose::Root,
+                    });
+                    Job::Hashed(transfer, run)
+                });
+            }
+            Kind::ClientHello
+            | Kind::ServerHello
+            | Kind::PutAnswer
+            | Kind::Values
+            | Kind::Data
+            | Kind::Stored
+            | Kind::StoredBatch
+            | Kind::GetAnswer
+            | Kind::Entry
+            | Kind::Entries
+            | Kind::Done => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
+        }
+        Ok(())
+    }
+
+    /// Whether a new transfer or request of this number may begin.
+    fn admit(&self, kind: Kind, transfer: u32) -> Result<()> {
+        if transfer == 0 {
+            return Err(Breach::Unexpected { kind, why: "a transfer has a number above 0" }.into());
+        }
+        if self.flow.is_open(transfer) || self.requests.contains(&transfer) {
+            return Err(Breach::Unexpected { kind, why: "a transfer of this number is open" }.into());
+        }
+        if self.flow.open_count() + self.requests.len() > 2 * limits::OPEN_TRANSFERS_MAX {
+            return Err(Breach::Excess("open transfers").into());
+        }
+        if self.shared.draining.is_cancelled() {
+            return Err(Error::new(ErrorKind::Stopping, "the server is stopping"));
+        }
+        Ok(())
+    }
+
+    /// Answers a request by one call on a disk thread.
+    fn request<M: Message + Send + 'static>(
+        &mut self,
+        transfer: u32,
+        payload: &[u8],
+        answer: impl FnOnce(&Shared, &Who, u32, &M) -> Result<Vec<Bytes>> + Send + 'static,
+    ) -> Result<()> {
+        self.admit(M::KIND, transfer)?;
+        let message = M::from_payload(payload)?;
+        self.requests.insert(transfer);
+        self.flow.spawn(move |shared, who| Job::Answered(transfer, answer(shared, who, transfer, &message)));
+        Ok(())
+    }
+
+    fn want_values(&mut self, transfer: u32, request: &WantValues) -> Result<()> {
+        let Some(download) = self.flow.downloads.get(&transfer) else {
+            return Err(Breach::Unexpected { kind: Kind::WantValues, why: "no such download is open" }.into());
+        };
+        let end = request.first.checked_add(request.count);
+        let end = end.filter(|&end| request.count > 0 && end <= group_count(download.file.size()));
+        let end = end.ok_or(Breach::Data("group values past the end of a file"))?;
+        let run = HashRun {
+            file: Arc::clone(&download.file),
+            tree: crate::hash::Tree::new(),
+            from: request.first,
+            next: request.first,
+            purpose: Purpose::Values(end),
+        };
+        self.flow.hash(transfer, run);
+        Ok(())
+    }
+
+    fn close_download(&mut self, transfer: u32) -> Result<()> {
+        let Some(Download { file, tree }) = self.flow.downloads.get(&transfer) else {
+            if self.flow.forget_ended(transfer) {
+                return Ok(());
+            }
+            return Err(Breach::Unexpected { kind: Kind::Close, why: "no such download is open" }.into());
+        };
+        let (file, tree) = (Arc::clone(file), tree.clone());
+        self.flow.end(transfer);
+        self.flow.forget_ended(transfer);
+        self.requests.insert(transfer);
+        self.sent_count += 1;
+        self.flow.spawn(move |_, _| {
+            let answer = || {
+                file.check_unchanged()?;
+                let size = file.size();
+                let frame = match tree.root(size) {
+                    Some(root) => Finish { size, root }.to_frame(transfer),
+                    None => requests::done(0).to_frame(transfer),
+                };
+                Ok(vec![frame.into()])
+            };
+            Job::Answered(transfer, answer())
+        });
+        Ok(())
+    }
+
+    fn job(&mut self, job: Job) -> Result<()> {
+        match job {
+            Job::Opened(transfer, Ok(Opened::Upload(incoming))) => {
+                let answer = PutAnswer {
+                    holding: if incoming.base.is_some() { Holding::Base } else { Holding::Fresh },
+                    generation: incoming.attempt.generation(),
+                    held_size: incoming.base.as_ref().map_or(0, |base| base.size()),
+                    compare_only: incoming.compare_only,
+                    ranges: List::default(),
+                };
+                if self.flow.is_open(transfer) {
+                    self.connection.send(transfer, &answer);
+                }
+                self.flow.opened(transfer, incoming);
+            }
+            Job::Opened(transfer, Ok(Opened::Ended(stored))) => {
+                if self.flow.is_open(transfer) {
+                    self.stored(transfer, &stored);
+                }
+            }
+            Job::Opened(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Made(transfer, Ok(file)) => self.flow.made(transfer, file),
+            Job::Made(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Written(transfer, group, result) => {
+                if let Err((transfer, error)) = self.flow.written(transfer, group, result) {
+                    if error.kind() == ErrorKind::Protocol {
+                        return Err(error);
+                    }
+                    self.failed(transfer, &error);
+                }
+            }
+            Job::Committed(transfer, Ok(stored)) => self.stored(transfer, &stored),
+            Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::CommittedSmall(answers) => self.stored_small(answers),
+            Job::Read(slot, result) => {
+                if let Err((transfer, error)) = self.flow.read(slot, result) {
+                    self.failed(transfer, &error);
+                }
+            }
+            Job::Hashed(transfer, Ok(run)) => self.hashed(transfer, run),
+            Job::Hashed(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Answered(transfer, result) => {
+                self.requests.remove(&transfer);
+                match result {
+                    Ok(frames) => frames.into_iter().for_each(|frame| self.connection.send_frame(frame)),
+                    Err(error) => self.fail(transfer, &error),
+                }
+            }
+            Job::Listed(transfer, Ok(ListStep { frames, rest })) => {
+                frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
+                match rest {
+                    Some((rest, count)) => self.listings.push((transfer, rest, count)),
+                    None => drop(self.requests.remove(&transfer)),
+                }
+            }
+            Job::Listed(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Got(answers, left) => {
+                for (transfer, result) in answers {
+                    self.got(transfer, result);
+                }
+                self.flow.got_batch(left);
+            }
+        }
+        Ok(())
+    }
+
+    fn got(&mut self, transfer: u32, result: Result<Got>) {
+        self.requests.remove(&transfer);
+        match result {
+            Ok(Got { frames, file }) => {
+                frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
+                match file {
+                    Some(file) => {
+                        self.flow.downloads.insert(transfer, Download { file, tree: crate::hash::Tree::new() });
+                    }
+                    None => self.sent_count += 1,
+                }
+            }
+            Err(error) => self.fail(transfer, &error),
+        }
+    }
+
+    /// Goes on with what waited for the peer to read.
+    fn go_on(&mut self) {
+        if self.connection.control_queued() > limits::CONTROL_QUEUE_MAX / 2 {
+            return;
+        }
+        for (transfer, rest, count) in std::mem::take(&mut self.listings) {
+            self.flow.spawn(move |_, _| Job::Listed(transfer, requests::list_step(transfer, rest, count)));
+        }
+        for (transfer, run) in std::mem::take(&mut self.hash_runs) {
+            self.flow.hash(transfer, run);
+        }
+        self.flow.get_more();
+    }
+
+    /// A step of a hash run is done.
+    fn hashed(&mut self, transfer: u32, run: HashRun) {
+        let size = run.file.size();
+        let end = match run.purpose {
+            Purpose::Values(end) => end,
+            Purpose::Base | Purpose::Root => group_count(size),
+        };
+        if run.purpose == Purpose::Root {
+            if let Some(root) = run.file.recorded_root().or_else(|| run.tree.root(size)) {
+                self.requests.remove(&transfer);
+                match run.file.check_unchanged() {
+                    Ok(()) => {
+                        self.connection
+                            .send(transfer, &Done { count: 1, root: Some(root), size: Some(size), path: None });
+                    }
+                    Err(error) => self.fail(transfer, &error),
+                }
+                drop_elsewhere(&self.shared, run.file);
+            } else {
+                self.hash_runs.push((transfer, run));
+            }
+            return;
+        }
+        if !self.flow.is_open(transfer) {
+            drop_elsewhere(&self.shared, run.file);
+            return;
+        }
+        let values: Vec<_> = (run.from..run.next.min(end)).filter_map(|group| run.tree.value(group)).collect();
+        let mut first = run.from;
+        for values in values.chunks(VALUES_MAX) {
+            self.connection.send(transfer, &Values { first, values: List(values.to_vec()) });
+            first += values.len() as u64;
+        }
+        if run.next < end {
+            self.hash_runs.push((transfer, run));
+        }
+    }
+
+    fn stored(&mut self, transfer: u32, stored: &Stored) {
+        if let Some(upload) = self.flow.uploads.get(&transfer) {
+            info!("{:?} {} ({} bytes)", stored.outcome, stored.path.as_ref().unwrap_or(&upload.put.path), stored.size);
+        }
+        self.stored_count += 1;
+        self.flow.end(transfer);
+        self.flow.forget_ended(transfer);
+        self.connection.send(transfer, stored);
+    }
+
+    fn stored_small(&mut self, answers: Vec<(u32, u64, Result<Stored>)>) {
+        let mut items = Vec::new();
+        for (transfer, size, answer) in answers {
+            self.flow.answered_unasked(size);
+            match answer {
+                Ok(stored) => {
+                    self.stored_count += 1;
+                    items.push(StoredItem { transfer, stored });
+                }
+                Err(error) => self.fail(transfer, &error),
+            }
+        }
+        // A renamed one carries a path of up to 4 KiB; all others are small.
+        let mut batch = Vec::new();
+        let mut len = 0;
+        for item in items {
+            let item_len = 96 + item.stored.path.as_ref().map_or(0, |path| path.len() + 3 * path.components().len());
+            if batch.len() == 512 || len + item_len > limits::CONTROL_LEN_MAX / 2 {
+                self.connection.send(0, &StoredBatch { items: List(std::mem::take(&mut batch)) });
+                len = 0;
+            }
+            len += item_len;
+            batch.push(item);
+        }
+        if !batch.is_empty() {
+            self.connection.send(0, &StoredBatch { items: List(batch) });
+        }
+        self.flow.committed_small();
+    }
+
+    /// Ends an open transfer or request by failure.
+    fn failed(&mut self, transfer: u32, error: &Error) {
+        let was_open = self.flow.is_open(transfer) | self.requests.remove(&transfer);
+        self.flow.end(transfer);
+        if was_open {
+            self.fail(transfer, error);
+        }
+    }
+
+    fn fail(&mut self, transfer: u32, error: &Error) {
+        match error.kind() {
+            ErrorKind::Io | ErrorKind::NoSpace | ErrorKind::ReadOnly | ErrorKind::Internal => {
+                warn!("transfer {transfer} failed: {}", error.chain());
+            }
+            _ => info!("transfer {transfer} refused: {}", error.chain()),
+        }
+        self.connection.send(transfer, &Failed::from_error(error));
+    }
+}
+
+/// The deadlines of a connection: idle, and progress in bytes.
+struct Watch {
+    idle_since: Instant,
+    bytes: u64,
+    window_began: Instant,
+    window_bytes: u64,
+}
+
+impl Watch {
+    fn new() -> Watch {
+        let now = Instant::now();
+        Watch { idle_since: now, bytes: 0, window_began: now, window_bytes: 0 }
+    }
+
+    /// The peer says that it is at work.
+    fn heard(&mut self) {
+        self.window_began = Instant::now();
+    }
+
+    fn look(&mut self, bytes: u64, idle: bool, working: bool) -> Result<()> {
+        let now = Instant::now();
+        let since = |start: Instant| now.saturating_duration_since(start);
+        if bytes.saturating_sub(self.window_bytes) >= limits::PROGRESS_LEN_MIN || idle || working {
+            self.window_began = now;
+            self.window_bytes = bytes;
+        }
+        if !idle || bytes != self.bytes {
+            self.idle_since = now;
+            self.bytes = bytes;
+        }
+        if since(self.idle_since) >= limits::IDLE_TIMEOUT {
+            return Err(late("this connection was idle", limits::IDLE_TIMEOUT));
+        }
+        if since(self.window_began) >= limits::PROGRESS_TIMEOUT {
+            return Err(late("no progress on this connection", limits::PROGRESS_TIMEOUT));
+        }
+        Ok(())
+    }
+}
+
+fn late(what: &str, limit: Duration) -> Error {
+    Error::new(ErrorKind::Timeout, format!("{what} for {} seconds", limit.as_secs()))
+}

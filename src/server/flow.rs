@@ -1,0 +1,631 @@
+//! The content that a connection moves: uploads into group buffers, downloads out of them.
+//!
+//! [`Flow`] is the [`Handler`] of its connection. It leases a buffer when bytes of a group come, has the group hashed
+//! and written by a disk thread when it is whole, and reads wanted ranges ahead. What a job found comes back as a
+//! [`Job`] through [`Flow::poll_job`].
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+
+use super::commit::{self, Incoming, Opened, SmallUpload};
+use super::requests;
+use super::shared::{Shared, Who};
+use crate::buffer::Buffer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{GroupHash, Tree, group_count, group_len, group_offset};
+use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
+use crate::net::Handler;
+use crate::protocol::{Breach, Finish, Get, Kind, Put, Stored};
+use crate::storage::{self, StoredFile};
+use crate::transfer::Receiver;
+
+/// What a job of this connection found.
+pub(super) enum Job {
+    Opened(u32, Result<Opened>),
+    Made(u32, Result<Arc<storage::Upload>>),
+    Written(u32, u64, Result<GroupHash>),
+    Committed(u32, Result<Stored>),
+    CommittedSmall(Vec<(u32, u64, Result<Stored>)>),
+    Read(u64, Result<(Bytes, GroupHash)>),
+    Hashed(u32, Result<HashRun>),
+    Answered(u32, Result<Vec<Bytes>>),
+    Listed(u32, Result<requests::ListStep>),
+    /// Files that were opened, and requests that there was no room for.
+    Got(Vec<(u32, Result<requests::Got>)>, Vec<(u32, Get)>),
+}
+
+/// An upload, from its description to its answer.
+pub(super) struct Upload {
+    pub(super) put: Put,
+    pub(super) receiver: Receiver,
+    pub(super) phase: Phase,
+    open: Option<OpenGroup>,
+    /// Group jobs that have not come back.
+    writing: usize,
+    /// Groups that wait for the file to be made.
+    held: Vec<(u64, Buffer, usize)>,
+}
+
+pub(super) enum Phase {
+    /// Content comes unasked; it is committed with others.
+    Unasked,
+    /// The server looks at what is there.
+    Opening,
+    /// Content may come.
+    Receiving(Incoming),
+    /// A commit job has it.
+    Committing,
+}
+
+struct OpenGroup {
+    index: u64,
+    buffer: Buffer,
+    filled: usize,
+}
+
+/// An open download.
+pub(super) struct Download {
+    pub(super) file: Arc<StoredFile>,
+    /// Groups that were sent whole.
+    pub(super) tree: Tree,
+}
+
+/// The hashing of a stored file in steps, so that a disk thread is not held for minutes.
+pub(super) struct HashRun {
+    pub(super) file: Arc<StoredFile>,
+    pub(super) tree: Tree,
+    /// The first group of the latest step.
+    pub(super) from: u64,
+    /// The first group that is not hashed.
+    pub(super) next: u64,
+    pub(super) purpose: Purpose,
+}
+
+/// Why a stored file is hashed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The client compares it with its own.
+    Base,
+    /// The client asked for the root.
+    Root,
+    /// The client asked for group values up to here.
+    Values(u64),
+}
+
+struct Slot {
+    id: u64,
+    transfer: u32,
+    offset: u64,
+    content: Option<Bytes>,
+    /// The hash, when the range is a whole group.
+    hash: Option<(u64, GroupHash)>,
+}
+
+/// Transfers that the server has ended, for which the client may still be sending.
+#[derive(Default)]
+struct Ended {
+    set: HashSet<u32>,
+    order: VecDeque<u32>,
+}
+
+type Lease = Pin<Box<dyn Future<Output = Buffer> + Send>>;
+
+/// The content of one connection.
+pub(super) struct Flow {
+    pub(super) shared: Arc<Shared>,
+    pub(super) who: Arc<Who>,
+    pub(super) uploads: HashMap<u32, Upload>,
+    pub(super) downloads: HashMap<u32, Download>,
+    ended: Ended,
+    jobs: JoinSet<Job>,
+    lease: Option<(usize, Lease)>,
+    writing: usize,
+    unasked: u64,
+    small: Vec<SmallUpload>,
+    committing_small: bool,
+    gets: VecDeque<(u32, Get)>,
+    getting: bool,
+    wants: VecDeque<(u32, u64, usize)>,
+    wanted: u64,
+    slots: VecDeque<Slot>,
+    next_slot: u64,
+}
+
+impl Flow {
+    pub(super) fn new(shared: Arc<Shared>, who: Arc<Who>) -> Flow {
+        Flow {
+            shared,
+            who,
+            uploads: HashMap::new(),
+            downloads: HashMap::new(),
+            ended: Ended::default(),
+            jobs: JoinSet::new(),
+            lease: None,
+            writing: 0,
+            unasked: 0,
+            small: Vec::new(),
+            committing_small: false,
+            gets: VecDeque::new(),
+            getting: false,
+            wants: VecDeque::new(),
+            wanted: 0,
+            slots: VecDeque::new(),
+            next_slot: 0,
+        }
+    }
+
+    /// Whether a job runs, so that the server owes something.
+    pub(super) fn is_working(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// Whether nothing is open and nothing runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.uploads.is_empty() && self.downloads.is_empty() && self.gets.is_empty() && self.jobs.is_empty()
+    }
+
+    /// The next job that has come back; pending for ever while none runs.
+    pub(super) fn poll_job(&mut self, cx: &mut Context<'_>) -> Poll<Result<Job>> {
+        match ready!(self.jobs.poll_join_next(cx)) {
+            Some(Ok(job)) => Poll::Ready(Ok(job)),
+            Some(Err(error)) => {
+                Poll::Ready(Err(Error::new(ErrorKind::Internal, "a job of this connection failed").with_source(error)))
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// Runs something on a disk thread; it comes back through [`Flow::poll_job`].
+    pub(super) fn spawn(&mut self, job: impl FnOnce(&Shared, &Who) -> Job + Send + 'static) {
+        let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
+        self.jobs.spawn_blocking(move || job(&shared, &who));
+    }
+
+    /// As [`Flow::spawn`], but it runs to its end though the connection be gone.
+    fn spawn_commit(&mut self, job: impl FnOnce(&Shared, &Who) -> Job + Send + 'static) {
+        let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
+        let tasks = shared.tasks.clone();
+        let commit = tasks.spawn_blocking(move || job(&shared, &who));
+        self.jobs.spawn(async move {
+            // A panic in the commit is a panic here, and ends the connection with a report.
+            commit.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        });
+    }
+
+    // ---- uploads -------------------------------------------------------------------------------------------
+
+    /// Takes a description.
+    pub(super) fn put(&mut self, transfer: u32, put: Put) -> Result<()> {
+        let mut phase = Phase::Opening;
+        if put.unasked {
+            let size = put.size.filter(|&size| size <= limits::UNASKED_FILE_MAX);
+            let size = size.ok_or(Breach::Excess("unasked content for one file"))?;
+            self.unasked += size;
+            if self.unasked > limits::UNASKED_CONNECTION_MAX {
+                return Err(Breach::Excess("unasked content").into());
+            }
+            phase = Phase::Unasked;
+        } else {
+            let put = put.clone();
+            self.spawn(move |shared, who| Job::Opened(transfer, commit::open(shared, who, &put)));
+        }
+        let receiver = Receiver::new(put.size);
+        self.uploads.insert(transfer, Upload { put, receiver, phase, open: None, writing: 0, held: Vec::new() });
+        Ok(())
+    }
+
+    /// Takes a finish.
+    pub(super) fn finish(&mut self, transfer: u32, finish: Finish) -> Result<()> {
+        let Some(upload) = self.uploads.get_mut(&transfer) else {
+            return self.ended.forget(transfer).then_some(()).ok_or_else(|| unknown(Kind::Finish));
+        };
+        match &upload.phase {
+            Phase::Unasked | Phase::Receiving(_) => {}
+            Phase::Opening | Phase::Committing => {
+                return Err(Breach::Unexpected { kind: Kind::Finish, why: "no content was asked for" }.into());
+            }
+        }
+        upload.receiver.set_finish(finish.clone())?;
+        if matches!(upload.phase, Phase::Unasked) {
+            if upload.receiver.received() != finish.size {
+                return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
+            }
+            let Some(upload) = self.uploads.remove(&transfer) else { return Ok(()) };
+            let content = upload.open.map(|open| open.buffer);
+            self.small.push(SmallUpload { transfer, put: upload.put, content, finish });
+            self.commit_small();
+            return Ok(());
+        }
+        if upload.receiver.last_open().is_some()
+            && let Some(open) = upload.open.take()
+        {
+            self.write(transfer, open);
+        }
+        self.commit_if_ready(transfer)
+    }
+
+    /// Commits what small uploads have come, as soon as the batch before them is done.
+    fn commit_small(&mut self) {
+        if !self.committing_small && !self.small.is_empty() {
+            self.committing_small = true;
+            let batch = std::mem::take(&mut self.small);
+            self.spawn_commit(move |shared, who| Job::CommittedSmall(commit::commit_small(shared, who, batch)));
+        }
+    }
+
+    /// A batch is done.
+    pub(super) fn committed_small(&mut self) {
+        self.committing_small = false;
+        self.commit_small();
+    }
+
+    /// An unasked upload is answered: its bytes count no more.
+    pub(super) fn answered_unasked(&mut self, size: u64) {
+        self.unasked = self.unasked.saturating_sub(size);
+    }
+
+    /// The server has looked at what is there.
+    pub(super) fn opened(&mut self, transfer: u32, incoming: Incoming) {
+        if let Some(upload) = self.uploads.get_mut(&transfer) {
+            if let Some(base) = &incoming.base {
+                upload.receiver.set_base(base.size());
+                let run =
+                    HashRun { file: Arc::clone(base), tree: Tree::new(), from: 0, next: 0, purpose: Purpose::Base };
+                upload.phase = Phase::Receiving(incoming);
+                self.hash(transfer, run);
+            } else {
+                upload.phase = Phase::Receiving(incoming);
+            }
+        } else {
+            // The client gave up meanwhile: dropping it removes what was staged.
+            drop_elsewhere(&self.shared, incoming);
+        }
+    }
+
+    /// The file of an upload with a base is made: the groups that waited can be written.
+    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>) {
+        let Some(upload) = self.uploads.get_mut(&transfer) else {
+            drop_elsewhere(&self.shared, file);
+            return;
+        };
+        if let Phase::Receiving(incoming) = &mut upload.phase {
+            incoming.file = Some(file);
+        }
+        for (index, buffer, filled) in std::mem::take(&mut upload.held) {
+            self.writing -= 1;
+            if let Some(upload) = self.uploads.get_mut(&transfer) {
+                upload.writing -= 1;
+            }
+            self.write(transfer, OpenGroup { index, buffer, filled });
+        }
+    }
+
+    /// Has a whole group hashed and written.
+    fn write(&mut self, transfer: u32, group: OpenGroup) {
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return };
+        let Phase::Receiving(incoming) = &upload.phase else { return };
+        self.writing += 1;
+        upload.writing += 1;
+        let OpenGroup { index, buffer, filled } = group;
+        if let Some(file) = incoming.file.clone() {
+            self.spawn(move |_, _| Job::Written(transfer, index, commit::write_group(&file, index, &buffer[..filled])));
+            return;
+        }
+        upload.held.push((index, buffer, filled));
+        if upload.held.len() == 1 {
+            let put = upload.put.clone();
+            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put)));
+        }
+    }
+
+    /// A group is written.
+    pub(super) fn written(&mut self, transfer: u32, group: u64, result: Result<GroupHash>) -> Result<(), (u32, Error)> {
+        self.writing -= 1;
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
+        upload.writing -= 1;
+        upload.receiver.insert(group, result.map_err(|error| (transfer, error))?);
+        self.commit_if_ready(transfer).map_err(|error| (transfer, error))
+    }
+
+    fn commit_if_ready(&mut self, transfer: u32) -> Result<()> {
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
+        if upload.writing > 0 || !matches!(upload.phase, Phase::Receiving(_)) || upload.receiver.finish().is_none() {
+            return Ok(());
+        }
+        if !upload.receiver.is_ready() {
+            return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
+        }
+        let Phase::Receiving(incoming) = std::mem::replace(&mut upload.phase, Phase::Committing) else {
+            return Ok(());
+        };
+        let receiver = std::mem::replace(&mut upload.receiver, Receiver::new(None));
+        let put = upload.put.clone();
+        self.spawn_commit(move |shared, who| {
+            Job::Committed(transfer, commit::commit(shared, who, &put, incoming, receiver))
+        });
+        Ok(())
+    }
+
+    // ---- downloads -----------------------------------------------------------------------------------------
+
+    /// Takes a request for a file.
+    pub(super) fn get(&mut self, transfer: u32, get: Get) {
+        self.gets.push_back((transfer, get));
+    }
+
+    /// Opens the next files that were asked for, many in one job.
+    pub(super) fn get_more(&mut self) {
+        const BATCH_MAX: usize = 64;
+        if self.getting || self.gets.is_empty() {
+            return;
+        }
+        self.getting = true;
+        let batch: Vec<_> = self.gets.drain(..self.gets.len().min(BATCH_MAX)).collect();
+        self.spawn(move |shared, who| {
+            let mut rest = limits::CONTROL_QUEUE_MAX;
+            let mut answers = Vec::with_capacity(batch.len());
+            let mut left = Vec::new();
+            for (transfer, get) in batch {
+                if rest == 0 {
+                    left.push((transfer, get));
+                    continue;
+                }
+                let got = requests::get(shared, who, transfer, &get);
+                let len: usize = got.iter().flat_map(|got| &got.frames).map(Bytes::len).sum();
+                rest = rest.saturating_sub(len);
+                answers.push((transfer, got));
+            }
+            Job::Got(answers, left)
+        });
+    }
+
+    /// A batch of files is opened; those that there was no room for come next.
+    pub(super) fn got_batch(&mut self, left: Vec<(u32, Get)>) {
+        self.getting = false;
+        left.into_iter().rev().for_each(|get| self.gets.push_front(get));
+    }
+
+    /// Takes the ranges that a client wants.
+    pub(super) fn want(&mut self, transfer: u32, ranges: &[(u64, u64)]) -> Result<()> {
+        let Some(download) = self.downloads.get(&transfer) else {
+            return self.ended.contains(transfer).then_some(()).ok_or_else(|| unknown(Kind::Want));
+        };
+        let size = download.file.size();
+        for &(offset, len) in ranges {
+            let end = offset.checked_add(len).filter(|&end| len > 0 && end <= size);
+            let end = end.ok_or(Breach::Data("a wanted range past the end of its file"))?;
+            if offset / GROUP_LEN as u64 != (end - 1) / GROUP_LEN as u64 {
+                return Err(Breach::Data("a wanted range across two groups").into());
+            }
+            self.wanted += len;
+            self.wants.push_back((transfer, offset, usize::try_from(len).unwrap_or(GROUP_LEN)));
+        }
+        if self.wanted > limits::WANTED_MAX || self.wants.len() > limits::WANTED_RANGES_MAX {
+            return Err(Breach::Excess("wanted content").into());
+        }
+        self.read_ahead();
+        Ok(())
+    }
+
+    /// Starts reading the next wanted ranges.
+    fn read_ahead(&mut self) {
+        while self.slots.len() < BUFFERS_PER_CONNECTION / 2
+            && let Some((transfer, offset, len)) = self.wants.pop_front()
+        {
+            let Some(download) = self.downloads.get(&transfer) else { continue };
+            let (file, pool, id) = (Arc::clone(&download.file), self.shared.pool.clone(), self.next_slot);
+            self.next_slot += 1;
+            self.slots.push_back(Slot { id, transfer, offset, content: None, hash: None });
+            let tasks = self.shared.tasks.clone();
+            self.jobs.spawn(async move {
+                let mut buffer = pool.lease(len).await;
+                let read = tasks.spawn_blocking(move || {
+                    file.read_at(offset, &mut buffer[..len])?;
+                    let hash = GroupHash::of(offset / GROUP_LEN as u64, &buffer[..len]);
+                    Ok((Bytes::from_owner(buffer), hash))
+                });
+                Job::Read(id, read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+            });
+        }
+    }
+
+    /// A wanted range has been read.
+    pub(super) fn read(&mut self, id: u64, result: Result<(Bytes, GroupHash)>) -> Result<(), (u32, Error)> {
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else { return Ok(()) };
+        let transfer = slot.transfer;
+        let (content, hash) = result.map_err(|error| (transfer, error))?;
+        let group = slot.offset / GROUP_LEN as u64;
+        if let Some(download) = self.downloads.get(&transfer) {
+            let whole = slot.offset == group_offset(group) && content.len() == group_len(download.file.size(), group);
+            slot.hash = whole.then_some((group, hash));
+        }
+        slot.content = Some(content);
+        Ok(())
+    }
+
+    /// Hashes the next groups of a stored file: 64 MiB in one step.
+    pub(super) fn hash(&mut self, transfer: u32, mut run: HashRun) {
+        self.spawn(move |_, _| {
+            let step = || {
+                let size = run.file.size();
+                run.from = run.next;
+                let mut buffer = vec![0; GROUP_LEN];
+                while run.next < group_count(size) && run.next < run.from + 64 {
+                    let content = &mut buffer[..group_len(size, run.next)];
+                    run.file.read_at(group_offset(run.next), content)?;
+                    run.tree.insert(run.next, GroupHash::of(run.next, content));
+                    run.next += 1;
+                }
+                Ok(run)
+            };
+            Job::Hashed(transfer, step())
+        });
+    }
+
+    // ---- ends ----------------------------------------------------------------------------------------------
+
+    /// Forgets a transfer, whatever it is. Content that still comes for it is thrown away.
+    pub(super) fn end(&mut self, transfer: u32) {
+        if let Some(upload) = self.uploads.remove(&transfer) {
+            self.writing -= upload.held.len();
+            if matches!(upload.phase, Phase::Unasked) {
+                self.unasked = self.unasked.saturating_sub(upload.put.size.unwrap_or(0));
+            }
+            if upload.receiver.finish().is_none() && !matches!(upload.phase, Phase::Committing) {
+                self.ended.insert(transfer);
+            }
+            drop_elsewhere(&self.shared, upload);
+        }
+        if let Some(download) = self.downloads.remove(&transfer) {
+            self.wanted -= self.slots_and_wants(transfer);
+            self.slots.retain(|slot| slot.transfer != transfer);
+            self.wants.retain(|want| want.0 != transfer);
+            self.ended.insert(transfer);
+            drop_elsewhere(&self.shared, download);
+        }
+    }
+
+    fn slots_and_wants(&self, transfer: u32) -> u64 {
+        let wants: usize = self.wants.iter().filter(|want| want.0 == transfer).map(|want| want.2).sum();
+        let ready = self.slots.iter().filter(|slot| slot.transfer == transfer);
+        let slots: usize = ready.map(|slot| slot.content.as_ref().map_or(0, Bytes::len)).sum();
+        (wants + slots) as u64
+    }
+
+    /// Whether the client may still be sending for a transfer that the server has ended.
+    pub(super) fn forget_ended(&mut self, transfer: u32) -> bool {
+        self.ended.forget(transfer)
+    }
+
+    /// Whether this number is in use.
+    pub(super) fn is_open(&self, transfer: u32) -> bool {
+        self.uploads.contains_key(&transfer) || self.downloads.contains_key(&transfer)
+    }
+
+    /// Transfers and requests that are open.
+    pub(super) fn open_count(&self) -> usize {
+        self.uploads.len() + self.downloads.len() + self.small.len() + self.jobs.len()
+    }
+}
+
+impl Handler for Flow {
+    fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
+        let Some(upload) = self.uploads.get_mut(&transfer) else {
+            return Poll::Ready(if self.ended.contains(transfer) { Ok(&mut []) } else { Err(unknown(Kind::Data)) });
+        };
+        match &upload.phase {
+            Phase::Unasked => {}
+            Phase::Receiving(incoming) if !incoming.compare_only => {}
+            _ => {
+                let why = "no content was asked for";
+                return Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why }.into()));
+            }
+        }
+        let piece = upload.receiver.check(offset, len)?;
+        if upload.open.as_ref().is_some_and(|open| open.index != piece.group) {
+            return Poll::Ready(Err(Breach::Data("pieces of two groups of one file in turn").into()));
+        }
+        if upload.open.is_none() {
+            if self.writing >= BUFFERS_PER_CONNECTION {
+                // A job that comes back wakes this task.
+                return Poll::Pending;
+            }
+            let whole = upload.put.size.map_or(GROUP_LEN, |size| group_len(size, piece.group));
+            let buffer = match self.lease.take() {
+                Some((leased, mut lease)) if leased == whole => match lease.as_mut().poll(cx) {
+                    Poll::Ready(buffer) => buffer,
+                    Poll::Pending => {
+                        self.lease = Some((leased, lease));
+                        return Poll::Pending;
+                    }
+                },
+                _ => match self.shared.pool.try_lease(whole) {
+                    Some(buffer) => buffer,
+                    None => {
+                        let pool = self.shared.pool.clone();
+                        let mut lease: Lease = Box::pin(async move { pool.lease(whole).await });
+                        match lease.as_mut().poll(cx) {
+                            Poll::Ready(buffer) => buffer,
+                            Poll::Pending => {
+                                self.lease = Some((whole, lease));
+                                return Poll::Pending;
+                            }
+                        }
+                    }
+                },
+            };
+            upload.open = Some(OpenGroup { index: piece.group, buffer, filled: 0 });
+        }
+        let space = upload.open.as_mut().and_then(|open| open.buffer.get_mut(piece.start..piece.start + len));
+        Poll::Ready(space.ok_or_else(|| Error::new(ErrorKind::Internal, "a group buffer that is too small")))
+    }
+
+    fn filled(&mut self, transfer: u32, offset: u64, len: usize) -> Result<()> {
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
+        let piece = upload.receiver.accept(offset, len)?;
+        if let Some(open) = &mut upload.open {
+            open.filled += len;
+        }
+        if piece.completes
+            && matches!(upload.phase, Phase::Receiving(_))
+            && let Some(open) = upload.open.take()
+        {
+            self.write(transfer, open);
+        }
+        Ok(())
+    }
+
+    fn poll_data(&mut self, _: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
+        // A read that comes back wakes this task.
+        let Some(slot) = self.slots.front_mut() else { return Poll::Pending };
+        let Some(content) = &mut slot.content else { return Poll::Pending };
+        let piece = content.split_to(content.len().min(DATA_LEN_MAX));
+        let (transfer, offset) = (slot.transfer, slot.offset);
+        slot.offset += piece.len() as u64;
+        self.wanted = self.wanted.saturating_sub(piece.len() as u64);
+        if content.is_empty() {
+            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get_mut(&transfer)) {
+                download.tree.insert(group, hash);
+            }
+            self.slots.pop_front();
+            self.read_ahead();
+        }
+        Poll::Ready((transfer, offset, piece))
+    }
+}
+
+impl Ended {
+    fn insert(&mut self, transfer: u32) {
+        if self.set.insert(transfer) {
+            self.order.push_back(transfer);
+        }
+        if self.order.len() > 2 * limits::OPEN_TRANSFERS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.set.remove(&oldest);
+        }
+    }
+
+    fn contains(&self, transfer: u32) -> bool {
+        self.set.contains(&transfer)
+    }
+
+    fn forget(&mut self, transfer: u32) -> bool {
+        self.set.remove(&transfer)
+    }
+}
+
+fn unknown(kind: Kind) -> Error {
+    Breach::Unexpected { kind, why: "no such transfer is open" }.into()
+}
+
+/// Drops what closes files or removes staging on a disk thread.
+pub(super) fn drop_elsewhere(shared: &Shared, value: impl Send + 'static) {
+    shared.tasks.spawn_blocking(move || drop(value));
+}

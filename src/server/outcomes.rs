@@ -1,0 +1,174 @@
+//! What became of each upload id: a lost answer is found again, and one attempt at a time may commit.
+//!
+//! A client gives every file of a run a random upload id and uses it in every attempt. The newest attempt takes the
+//! upload over; an older one that is still receiving is told `Superseded` when it tries to commit. While a commit
+//! runs, a new attempt is told to come again; after it, it gets the first answer.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::access::Principal;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::OUTCOMES_MAX;
+use crate::path::RemotePath;
+use crate::protocol::{Bytes16, Stored};
+
+/// Hash of principal, id and name: another name under the same id is another upload.
+type Key = [u8; 32];
+
+/// The memory of a server.
+#[derive(Clone, Default)]
+pub(crate) struct Outcomes(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    states: HashMap<Key, State>,
+    /// Ended uploads, oldest first.
+    order: VecDeque<Key>,
+    generation: u64,
+}
+
+enum State {
+    Receiving(u64),
+    Committing(u64),
+    Ended(Stored),
+}
+
+/// What an attempt meets.
+pub(crate) enum Begin {
+    /// It may go on.
+    Go(Attempt),
+    /// It is done already: the answer of the attempt that did it.
+    Known(Stored),
+}
+
+/// The right to receive, and then to commit, one upload. Dropping it gives the right back.
+pub(crate) struct Attempt {
+    table: Outcomes,
+    key: Key,
+    generation: u64,
+}
+
+impl Outcomes {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // The table is whole between any two statements that hold the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an attempt, taking over from an older one that is still receiving.
+    ///
+    /// # Errors
+    /// `Busy` while an earlier attempt commits: its answer will be there soon.
+    pub(crate) fn begin(&self, principal: &Principal, id: &Bytes16, path: &RemotePath) -> Result<Begin> {
+        let key = key(principal, id, path);
+        let mut table = self.lock();
+        match table.states.get(&key) {
+            Some(State::Ended(stored)) => return Ok(Begin::Known(stored.clone())),
+            Some(State::Committing(_)) => {
+                return Err(Error::new(ErrorKind::Busy, format!("an earlier attempt at {path} is being committed")));
+            }
+            Some(State::Receiving(_)) | None => {}
+        }
+        table.generation += 1;
+        let generation = table.generation;
+        table.states.insert(key, State::Receiving(generation));
+        drop(table);
+        Ok(Begin::Go(Attempt { table: self.clone(), key, generation }))
+    }
+}
+
+impl Attempt {
+    /// The number of this attempt; a later one has a higher number.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Enters the commit; from here on no other attempt can take over.
+    ///
+    /// # Errors
+    /// `Superseded` when another has.
+    pub(crate) fn enter_commit(&self, path: &RemotePath) -> Result<()> {
+        let mut table = self.table.lock();
+        match table.states.get_mut(&self.key) {
+            Some(state @ State::Receiving(_)) if state.is(self.generation) => {
+                *state = State::Committing(self.generation);
+                Ok(())
+            }
+            _ => Err(Error::new(ErrorKind::Superseded, format!("a newer attempt has taken over the upload of {path}"))),
+        }
+    }
+
+    /// Remembers how a commit ended well.
+    pub(crate) fn ended(self, stored: &Stored) {
+        let mut table = self.table.lock();
+        table.states.insert(self.key, State::Ended(stored.clone()));
+        table.order.push_back(self.key);
+        if table.order.len() > OUTCOMES_MAX
+            && let Some(oldest) = table.order.pop_front()
+        {
+            table.states.remove(&oldest);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let mut table = self.table.lock();
+        if table.states.get(&self.key).is_some_and(|state| state.is(self.generation)) {
+            table.states.remove(&self.key);
+        }
+    }
+}
+
+impl State {
+    fn is(&self, attempt: u64) -> bool {
+        matches!(self, State::Receiving(generation) | State::Committing(generation) if *generation == attempt)
+    }
+}
+
+fn key(principal: &Principal, id: &Bytes16, path: &RemotePath) -> Key {
+    let mut hasher = blake3::Hasher::new();
+    match principal {
+        Principal::Certified { key, .. } => hasher.update(&[1]).update(key),
+        Principal::Anonymous => hasher.update(&[0; 33]),
+    };
+    hasher.update(&id.0).update(&path.to_bytes());
+    *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Outcome;
+
+    fn go(outcomes: &Outcomes) -> Attempt {
+        match outcomes.begin(&Principal::Anonymous, &Bytes16([7; 16]), &RemotePath::root()) {
+            Ok(Begin::Go(attempt)) => attempt,
+            _ => panic!("the attempt may begin"),
+        }
+    }
+
+    #[test]
+    fn the_newest_attempt_commits_and_the_answer_is_found_again() {
+        let outcomes = Outcomes::default();
+        let path = RemotePath::root();
+        let (first, second) = (go(&outcomes), go(&outcomes));
+        assert!(second.generation() > first.generation());
+        assert_eq!(first.enter_commit(&path).unwrap_err().kind(), ErrorKind::Superseded);
+        drop(first);
+        second.enter_commit(&path).unwrap();
+        let begin = || outcomes.begin(&Principal::Anonymous, &Bytes16([7; 16]), &path);
+        assert_eq!(begin().map(|_| ()).unwrap_err().kind(), ErrorKind::Busy);
+        second.ended(&Stored { outcome: Outcome::Stored, root: None, size: 3, path: None });
+        assert!(matches!(begin(), Ok(Begin::Known(Stored { size: 3, .. }))));
+    }
+
+    #[test]
+    fn a_failed_commit_may_be_tried_again() {
+        let outcomes = Outcomes::default();
+        let attempt = go(&outcomes);
+        attempt.enter_commit(&RemotePath::root()).unwrap();
+        drop(attempt);
+        go(&outcomes).enter_commit(&RemotePath::root()).unwrap();
+    }
+}

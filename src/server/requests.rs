@@ -1,0 +1,217 @@
+//! Requests that are answered from the disk: what is there, and small changes of names. Every function blocks.
+
+use std::iter::Peekable;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::convert;
+use super::shared::{Shared, Who};
+use crate::access::Verb;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{self, UNASKED_FILE_MAX};
+use crate::path::RemotePath;
+use crate::protocol::{
+    Done, Entries, FRAME_HEADER_LEN, Finish, Get, GetAnswer, Header, IfExists, Kind, List, MakeDirectory, MakeLink,
+    Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Stat, Stored,
+};
+use crate::storage::{self, Listing, StoredFile};
+
+/// A download that was opened: the frames of its answer, and the file if content is still to be asked for.
+pub(super) struct Got {
+    pub(super) frames: Vec<Bytes>,
+    pub(super) file: Option<Arc<StoredFile>>,
+}
+
+/// A page of a listing: its frames, and the rest.
+pub(super) struct ListStep {
+    pub(super) frames: Vec<Bytes>,
+    pub(super) rest: Option<(Rest, u64)>,
+}
+
+/// What of a listing is still to come.
+pub(super) type Rest = Box<Peekable<Listing>>;
+
+/// Answers that tell of nothing but success.
+pub(super) fn done(count: u64) -> Done {
+    Done { count, root: None, size: None, path: None }
+}
+
+fn frame(transfer: u32, message: &impl Message) -> Bytes {
+    message.to_frame(transfer).into()
+}
+
+/// Opens a file for download; a small one is read at once.
+pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Result<Got> {
+    shared.access.decide(&who.principal, Verb::Read, &get.path)?;
+    let file = shared.store.open_file(&get.path)?;
+    let size = file.size();
+    let unasked = size <= get.unasked_max.min(UNASKED_FILE_MAX);
+    let answer = GetAnswer {
+        size,
+        mtime: convert::mtime(file.mtime()),
+        mode: file.mode(),
+        unasked,
+        root: file.recorded_root(),
+        version: version_name(&file),
+    };
+    let mut frames = vec![frame(transfer, &answer)];
+    if !unasked {
+        return Ok(Got { frames, file: Some(Arc::new(file)) });
+    }
+    let len = usize::try_from(size).map_err(|_| Error::new(ErrorKind::Internal, "a small file is not small"))?;
+    let start = FRAME_HEADER_LEN + OFFSET_LEN;
+    let mut data = vec![0; start + len];
+    file.read_at(0, &mut data[start..])?;
+    let root = crate::hash::Root::of(&data[start..]);
+    file.check_unchanged()?;
+    if len > 0 {
+        data[..FRAME_HEADER_LEN].copy_from_slice(&Header::new(Kind::Data, transfer, OFFSET_LEN + len).encode());
+        frames.push(data.into());
+    }
+    frames.push(frame(transfer, &Finish { size, root }));
+    Ok(Got { frames, file: None })
+}
+
+fn version_name(file: &StoredFile) -> Vec<u8> {
+    let version = file.version();
+    let mut name = Vec::with_capacity(48);
+    for number in [version.identity.device, version.identity.inode, version.size] {
+        name.extend_from_slice(&number.to_be_bytes());
+    }
+    for time in [version.mtime, version.ctime] {
+        name.extend_from_slice(&time.secs().to_be_bytes());
+        name.extend_from_slice(&time.nanos().to_be_bytes());
+    }
+    name
+}
+
+/// One entry.
+pub(super) fn stat(shared: &Shared, who: &Who, transfer: u32, request: &Stat) -> Result<Vec<Bytes>> {
+    shared.access.decide(&who.principal, Verb::List, &request.path)?;
+    let entry = convert::entry(shared.store.stat(&request.path)?);
+    Ok(vec![frame(transfer, &entry)])
+}
+
+/// Begins a listing.
+pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, path: &RemotePath) -> Result<ListStep> {
+    shared.access.decide(&who.principal, Verb::List, path)?;
+    let listing = Box::new(shared.store.list(path, None)?.peekable());
+    list_step(transfer, listing, 0)
+}
+
+/// The next page of a listing.
+pub(super) fn list_step(transfer: u32, mut listing: Rest, mut count: u64) -> Result<ListStep> {
+    // What an entry costs beside its name and target, at most.
+    const ENTRY_OVERHEAD: usize = 64;
+    let mut page = Vec::new();
+    let mut len = ENTRY_OVERHEAD;
+    while let Some(next) = listing.peek() {
+        if let Ok(entry) = next {
+            len += ENTRY_OVERHEAD + entry.name.len() + entry.link_target.as_ref().map_or(0, Vec::len);
+            if page.len() == limits::LIST_PAGE_MAX || len > limits::CONTROL_LEN_MAX {
+                return Ok(ListStep {
+                    frames: vec![frame(transfer, &Entries { entries: List(page) })],
+                    rest: Some((listing, count)),
+                });
+            }
+        }
+        if let Some(entry) = listing.next() {
+            page.push(convert::entry(entry?));
+            count += 1;
+        }
+    }
+    let page = frame(transfer, &Entries { entries: List(page) });
+    Ok(ListStep { frames: vec![page, frame(transfer, &done(count))], rest: None })
+}
+
+/// A directory and its parents.
+pub(super) fn make_directory(shared: &Shared, who: &Who, transfer: u32, request: &MakeDirectory) -> Result<Vec<Bytes>> {
+    shared.access.decide(&who.principal, Verb::Create, &request.path)?;
+    let made = shared.store.make_directory(&request.path, None, true)?;
+    Ok(vec![frame(transfer, &done(u64::from(made)))])
+}
+
+/// The final mode and time of a directory. Who may not replace may not change what was there before either; for
+/// such a principal this is done only where it made the directory (`made_here`), and otherwise left alone.
+pub(super) fn set_directory(
+    shared: &Shared,
+    who: &Who,
+    transfer: u32,
+    request: &SetDirectory,
+    made_here: bool,
+) -> Result<Vec<Bytes>> {
+    let verb = if made_here { Verb::Create } else { Verb::Overwrite };
+    match shared.access.decide(&who.principal, verb, &request.path) {
+        Ok(()) => {
+            let mtime = request.mtime.and_then(convert::mtime_to_storage);
+            shared.store.set_directory_metadata(&request.path, request.mode, mtime)?;
+            Ok(vec![frame(transfer, &done(1))])
+        }
+        Err(_) => {
+            shared.access.decide(&who.principal, Verb::Create, &request.path)?;
+            Ok(vec![frame(transfer, &done(0))])
+        }
+    }
+}
+
+/// A symbolic link.
+pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &MakeLink) -> Result<Vec<Bytes>> {
+    shared.access.decide(&who.principal, Verb::Create, &request.path)?;
+    let if_exists = shared.access.if_exists(&who.principal, request.if_exists);
+    let mtime = request.mtime.and_then(convert::mtime_to_storage);
+    let made = shared.store.make_link(&request.path, &request.target, mtime, convert::if_exists(if_exists));
+    let stored = match made {
+        Ok(published) if published.outcome == storage::Outcome::Skipped => {
+            Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None }
+        }
+        Ok(published) => {
+            let path = (published.path != request.path).then_some(published.path);
+            Stored { outcome: Outcome::Stored, root: None, size: 0, path }
+        }
+        Err(error) if error.kind() == ErrorKind::Exists => {
+            if is_same_link(shared, who, request) {
+                Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None }
+            } else {
+                if request.if_exists == IfExists::Overwrite {
+                    shared.access.decide(&who.principal, Verb::Overwrite, &request.path)?;
+                }
+                return Err(error);
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(vec![frame(transfer, &stored)])
+}
+
+fn is_same_link(shared: &Shared, who: &Who, request: &MakeLink) -> bool {
+    shared.access.decide(&who.principal, Verb::Read, &request.path).is_ok()
+        && shared
+            .store
+            .stat(&request.path)
+            .is_ok_and(|entry| entry.link_target.as_deref() == Some(request.target.as_slice()))
+}
+
+/// A removal.
+pub(super) fn remove(shared: &Shared, who: &Who, transfer: u32, request: &Remove) -> Result<Vec<Bytes>> {
+    shared.access.decide(&who.principal, Verb::Delete, &request.path)?;
+    let count = shared.store.remove(&request.path, request.recursive)?;
+    Ok(vec![frame(transfer, &done(count))])
+}
+
+/// A renaming.
+pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename) -> Result<Vec<Bytes>> {
+    shared.access.decide(&who.principal, Verb::Rename, &request.from)?;
+    shared.access.decide(&who.principal, Verb::Create, &request.to)?;
+    let if_exists = shared.access.if_exists(&who.principal, request.if_exists);
+    let published = shared.store.rename(&request.from, &request.to, convert::if_exists(if_exists))?;
+    let count = u64::from(published.outcome != storage::Outcome::Skipped);
+    let path = (count > 0 && published.path != request.to).then_some(published.path);
+    Ok(vec![frame(transfer, &Done { count, root: None, size: None, path })])
+}
+
+/// Opens a file whose root is asked for.
+pub(super) fn open_to_hash(shared: &Shared, who: &Who, path: &RemotePath) -> Result<StoredFile> {
+    shared.access.decide(&who.principal, Verb::Read, path)?;
+    shared.store.open_file(path)
+}

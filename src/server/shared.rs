@@ -1,0 +1,36 @@
+//! What all connections of a server share.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::outcomes::Outcomes;
+use crate::access::{Access, Principal};
+use crate::buffer::Pool;
+use crate::net::SocketBuffers;
+use crate::protocol::Rights;
+use crate::storage::Store;
+
+/// Handles and counters; connections hold it in an `Arc`.
+pub(super) struct Shared {
+    pub(super) store: Store,
+    pub(super) access: Access,
+    pub(super) pool: Pool,
+    pub(super) socket_buffers: SocketBuffers,
+    pub(super) outcomes: Outcomes,
+    /// Connections, and commits that outlive them.
+    pub(super) tasks: TaskTracker,
+    /// No new work: finish what runs.
+    pub(super) draining: CancellationToken,
+    /// End now.
+    pub(super) stopping: CancellationToken,
+    pub(super) connection_count: AtomicUsize,
+    pub(super) next_connection: AtomicU64,
+}
+
+/// For whom a connection acts.
+pub(super) struct Who {
+    pub(super) principal: Principal,
+    pub(super) rights: Rights,
+}
