@@ -36,7 +36,7 @@ impl Store {
     pub fn open_served(root: &Path, options: StoreOptions) -> Result<Store> {
         let label = Escaped(root.as_os_str().as_encoded_bytes()).to_string();
         make_last(root, &label)?;
-        let fd = open_root(root, &label)?;
+        let fd = open_root(root, &label).map_err(usage)?;
         refuse_precious(root, &fd, &label, options.home.as_deref())?;
         let state = open_state(&fd, &label)?;
         let mut warnings = Vec::new();
@@ -63,6 +63,11 @@ impl Store {
         let openat2 = sys::has_openat2(&fd);
         build(fd, label, StoreOptions::default(), None, openat2, true, Vec::new())
     }
+}
+
+/// A root that cannot be served is a mistake of who starts the server.
+fn usage(error: Error) -> Error {
+    error.with_kind(ErrorKind::Usage)
 }
 
 fn build(
@@ -97,7 +102,16 @@ fn build(
 fn open_root(path: &Path, label: &str) -> Result<OwnedFd> {
     // The person who runs this may name the root through links; below it none is followed.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).while_doing(|| format!("open the directory {label}"))
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| {
+        let user = rustix::process::geteuid().as_raw();
+        let hint = match rustix::fs::stat(path) {
+            Ok(stat) if errno == Errno::ACCESS => {
+                format!(" (it belongs to user {}, and this runs as user {user})", stat.st_uid)
+            }
+            _ => String::new(),
+        };
+        Error::io(format!("open the directory {label}{hint}"), errno)
+    })
 }
 
 /// Makes the last component of a path if it is missing, and its name durable.
@@ -259,7 +273,6 @@ fn clean(staging: &OwnedFd) -> rustix::io::Result<()> {
 fn probe(root: &OwnedFd, state: &State, label: &str, warnings: &mut Vec<String>) -> Result<bool> {
     let name = super::walk::hidden_name().while_doing(|| "ask for random bytes".to_owned())?;
     let cannot = || format!("the root {label} can't be written");
-    let usage = |error: Error| error.with_kind(ErrorKind::Usage);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     let file = sys::open_at(root, name.as_bytes(), flags, 0o600).while_doing(cannot).map_err(usage)?;
     let attributes = rustix::fs::fsetxattr(&file, RECORD_NAME, b"probe", XattrFlags::empty());

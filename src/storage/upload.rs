@@ -130,7 +130,7 @@ impl Inner {
         };
         Err(match refusal {
             ErrorKind::Exists => Error::new(refusal, format!("{path} exists and must not be replaced")),
-            _ => Error::new(refusal, format!("{path} is {}, which a file never replaces", status.kind)),
+            _ => Error::new(refusal, format!("{path} is {}, which is never replaced", status.kind)),
         })
     }
 
