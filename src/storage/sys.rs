@@ -229,7 +229,6 @@ pub(super) fn read_names(directory: impl AsFd, memory: &mut Vec<u8>) -> Result<V
 /// 128 bits from the operating system, as 32 hexadecimal digits.
 pub(super) fn random_digits() -> Result<String> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| error.raw_os_error().map_or(Errno::IO, |code| Errno::from_raw_os_error(code)))?;
+    getrandom::fill(&mut bytes).map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
