@@ -99,6 +99,7 @@ impl Store {
             directory: Arc::clone(&directory),
             place: Place::Beside(staged.clone()),
             file: None,
+            order: 0,
         };
         if let Some(mtime) = mtime {
             rustix::fs::utimensat(&*directory, staged.as_str(), &modified_at(mtime), AtFlags::SYMLINK_NOFOLLOW)
@@ -224,7 +225,7 @@ impl Mover<'_> {
 
     fn run_numbered(&mut self, name: &Component) -> Result<Published> {
         let parent = self.to.split().map(|(parent, _)| parent).unwrap_or_default();
-        for count in 0..=10_000 {
+        for count in 0..=super::publish::RENAMES_MAX {
             let name = if count == 0 { name.clone() } else { super::publish::numbered(name, count) };
             match self.attempt(&name) {
                 Ok(()) => {

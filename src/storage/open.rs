@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::change::{make_private, remove_below};
+use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
 use super::upload::probe_rename;
@@ -95,6 +96,8 @@ fn build(
         staging_places: Mutex::default(),
         broken: OnceLock::new(),
         sync_failures: AtomicU32::new(0),
+        next_order: AtomicU64::new(0),
+        whole_sync: WholeSync::new(),
     };
     Ok(Store { inner: Arc::new(inner) })
 }

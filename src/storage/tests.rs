@@ -483,7 +483,7 @@ fn one_bad_file_does_not_harm_its_batch() {
     let dir = disk();
     let (store, root) = served(&dir);
     let mut batch = Vec::new();
-    for index in 0..20 {
+    for index in 0..60 {
         batch.push(stage(&store, &format!("d{}/{index}", index % 3), &bytes(index * 100, 0), IfExists::Fail).unwrap());
     }
     // A directory takes the place of one file, and the directory of some others goes away.
@@ -500,6 +500,16 @@ fn one_bad_file_does_not_harm_its_batch() {
             }
         }
     }
+}
+
+#[test]
+fn stores_and_uploads_are_shared_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<Store>();
+    check::<Upload>();
+    check::<StoredFile>();
+    check::<Staged>();
+    check::<Listing>();
 }
 
 #[test]
