@@ -134,6 +134,10 @@ impl WholeSync {
             return None;
         }
         let result = rustix::io::retry_on_intr(|| rustix::fs::syncfs(oldest));
+        if matches!(result, Err(Errno::NOSYS | Errno::PERM)) {
+            // A filter forbids the call; nothing was tried.
+            return None;
+        }
         if begun.elapsed() > WHOLE_SYNC_SLOW {
             *lock(&self.slow_until) = Some(Instant::now() + WHOLE_SYNC_PAUSE);
         }
