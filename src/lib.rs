@@ -15,6 +15,7 @@
 pub mod access;
 pub mod buffer;
 pub mod cli;
+pub mod client;
 pub mod error;
 pub mod hash;
 pub mod limits;

@@ -1,4 +1,5 @@
-//! All end-to-end tests.
+//! All end-to-end tests, in one binary.
 
 mod certs;
+mod help;
 mod tls;

@@ -1,0 +1,454 @@
+//! Finds what an upload has to move, while the first of it already moves.
+//!
+//! A [`Walk`] is an iterator over the sources of a plan and everything in them, in the order of the disk: nothing is
+//! gathered, so memory does not grow with the tree (an open directory a level, at most
+//! [`limits::PATH_DEPTH_MAX`]). Symbolic links inside a tree are never followed; a link that is named as a source is.
+//! Below a source everything is opened relative to it, and never through a link, so that a tree that is changed
+//! meanwhile cannot lead elsewhere. A file that is read is told apart by its [`SourceVersion`].
+//!
+//! It blocks: it runs on a thread of its own and feeds a bounded channel.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::client::link::{LinkRefusal, check_link};
+use crate::client::plan::{PutItem, PutSource};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::limits;
+use crate::path::{Component, Escaped, RemotePath};
+use crate::protocol::Mtime;
+
+/// Opening a directory to read it.
+const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Opening a file to read it. Without `NONBLOCK`, a pipe that has taken the file's place would block for good.
+const OPEN_FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOCTTY).union(OFlags::NONBLOCK);
+
+/// What an upload meets on its way.
+#[derive(Debug)]
+pub enum Found {
+    /// A directory, before anything in it.
+    Directory {
+        /// Its name on the server.
+        target: RemotePath,
+        /// Its mode and time.
+        attributes: Attributes,
+    },
+    /// The same directory, after everything in it: now its mode and time can be set for good.
+    DirectoryEnd {
+        /// Its name on the server.
+        target: RemotePath,
+        /// Its mode and time when it was met.
+        attributes: Attributes,
+    },
+    /// A file.
+    File {
+        /// Its name on the server.
+        target: RemotePath,
+        /// How to open it.
+        source: Source,
+        /// What it was like when it was met.
+        version: SourceVersion,
+        /// Its mode and time.
+        attributes: Attributes,
+    },
+    /// A symbolic link that is to be made as one.
+    Link {
+        /// Its name on the server.
+        target: RemotePath,
+        /// What it points to.
+        points_to: Vec<u8>,
+        /// Its own mode and time.
+        attributes: Attributes,
+    },
+    /// Standard input, or a command: whatever the caller reads.
+    Stream {
+        /// Its name on the server.
+        target: RemotePath,
+    },
+    /// Something that is not moved by its nature; this is no failure.
+    Skipped {
+        /// Its path here.
+        path: PathBuf,
+        /// Why.
+        why: Skip,
+    },
+    /// Something that could not be looked at or cannot be named; the rest goes on.
+    Failed {
+        /// Its path here.
+        path: PathBuf,
+        /// What went wrong.
+        error: Error,
+    },
+}
+
+/// Why something in a tree is not moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// A link that would not mean the same there.
+    Link(LinkRefusal),
+    /// A named pipe.
+    Pipe,
+    /// A socket.
+    Socket,
+    /// A device.
+    Device,
+    /// Something that this program does not know.
+    Unknown,
+}
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Skip::Link(refusal) => refusal.fmt(f),
+            Skip::Pipe => f.write_str("a named pipe"),
+            Skip::Socket => f.write_str("a socket"),
+            Skip::Device => f.write_str("a device"),
+            Skip::Unknown => f.write_str("neither a file, a directory nor a link"),
+        }
+    }
+}
+
+/// What is kept of a file or directory beside its name and content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits, set-id and sticky bits left out.
+    pub mode: u32,
+    /// The last change of content.
+    pub mtime: Mtime,
+}
+
+/// What tells one content of a file from another without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceVersion {
+    /// The file system.
+    pub device: u64,
+    /// The file in it.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The last change of content.
+    pub mtime: Mtime,
+    /// The last change of content or attributes, which nobody can set back.
+    pub ctime: Mtime,
+}
+
+#[allow(clippy::unnecessary_cast, clippy::cast_lossless, reason = "the fields' types differ between platforms")]
+fn look(stat: &Stat) -> (SourceVersion, Attributes) {
+    let mtime = Mtime { seconds: stat.st_mtime as i64, nanos: stat.st_mtime_nsec as u32 };
+    let version = SourceVersion {
+        device: stat.st_dev as u64,
+        inode: stat.st_ino as u64,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        mtime,
+        ctime: Mtime { seconds: stat.st_ctime as i64, nanos: stat.st_ctime_nsec as u32 },
+    };
+    (version, Attributes { mode: stat.st_mode as u32 & 0o777, mtime })
+}
+
+/// How to open a file that was met; cheap to keep for the many that wait for their turn.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The tree that it is in; none for a file that was itself named.
+    tree: Option<Arc<Tree>>,
+    /// Below the tree, or the whole path.
+    path: PathBuf,
+}
+
+/// The directory that was named as a source, held open. One descriptor serves all files of the tree.
+#[derive(Debug)]
+struct Tree {
+    path: PathBuf,
+    handle: OwnedFd,
+}
+
+/// A file that is open for reading, and what it was like before the first byte was read.
+#[derive(Debug)]
+pub struct OpenSource {
+    /// The file.
+    pub file: File,
+    /// What it was like when it was opened.
+    pub version: SourceVersion,
+    /// Its mode and time then.
+    pub attributes: Attributes,
+    path: PathBuf,
+}
+
+impl Source {
+    /// A file by its path, which may be a link.
+    #[must_use]
+    pub fn named(path: PathBuf) -> Source {
+        Source { tree: None, path }
+    }
+
+    /// Its path, to be shown.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.tree.as_ref().map_or_else(|| self.path.clone(), |tree| tree.path.join(&self.path))
+    }
+
+    /// Opens the file, through no link below the named source.
+    ///
+    /// # Errors
+    /// What the file system says, and [`ErrorKind::Special`] when something else has taken its place.
+    pub fn open(&self) -> Result<OpenSource> {
+        let path = self.path();
+        let handle = match &self.tree {
+            None => rustix::fs::openat(CWD, &self.path, OPEN_FILE, Mode::empty()),
+            Some(tree) => open_beneath(&tree.handle, &self.path, OPEN_FILE),
+        }
+        .while_doing(|| doing("open", &path))?;
+        let stat = rustix::fs::fstat(&handle).while_doing(|| doing("look at", &path))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::new(ErrorKind::Special, format!("{}: no longer a file", doing("open", &path))));
+        }
+        let (version, attributes) = look(&stat);
+        Ok(OpenSource { file: File::from(handle), version, attributes, path })
+    }
+
+    /// Removes the file, if it is still the one that `version` tells of.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Changed`] when it is another by now, [`ErrorKind::Link`] when it was named through a link (only
+    /// the link could be removed, and the file would stay), or what the file system says.
+    pub fn remove(&self, version: &SourceVersion) -> Result<()> {
+        let path = self.path();
+        let (parent, name) = match (self.path.parent(), self.path.file_name()) {
+            (Some(parent), Some(name)) => (parent, name),
+            _ => return Err(Error::new(ErrorKind::Internal, format!("{}: no name", doing("remove", &path)))),
+        };
+        let directory = match &self.tree {
+            None if parent.as_os_str().is_empty() => rustix::fs::openat(CWD, c".", OPEN_DIRECTORY, Mode::empty()),
+            None => rustix::fs::openat(CWD, parent, OPEN_DIRECTORY, Mode::empty()),
+            Some(tree) => open_beneath(&tree.handle, parent, OPEN_DIRECTORY),
+        }
+        .while_doing(|| doing("open the directory of", &path))?;
+        let stat =
+            rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).while_doing(|| doing("look at", &path))?;
+        if self.tree.is_none() && FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            return Err(Error::new(
+                ErrorKind::Link,
+                format!("{}: it is a link, and its file is elsewhere", doing("remove", &path)),
+            ));
+        }
+        if look(&stat).0 != *version {
+            return Err(changed(&path));
+        }
+        rustix::fs::unlinkat(&directory, name, AtFlags::empty()).while_doing(|| doing("remove", &path))
+    }
+}
+
+impl OpenSource {
+    /// Whether the file is still what it was when it was opened: to be asked after the last byte was read, and
+    /// before it is said to be whole.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Changed`] when it is not.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let stat = rustix::fs::fstat(&self.file).while_doing(|| doing("look at", &self.path))?;
+        if look(&stat).0 == self.version { Ok(()) } else { Err(changed(&self.path)) }
+    }
+}
+
+fn changed(path: &Path) -> Error {
+    Error::new(ErrorKind::Changed, format!("`{}` changed while it was being read", shown(path)))
+}
+
+fn doing(what: &str, path: &Path) -> String {
+    format!("{what} `{}`", shown(path))
+}
+
+fn shown(path: &Path) -> Escaped<'_> {
+    Escaped(path.as_os_str().as_bytes())
+}
+
+/// Opens what lies below `root`, through no link. An empty path is `root` itself.
+fn open_beneath(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::NOFOLLOW;
+    if path.as_os_str().is_empty() {
+        return rustix::fs::openat(root, c".", flags, Mode::empty());
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{ResolveFlags, openat2};
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match openat2(root, path, flags, Mode::empty(), resolve) {
+            // Not known to the kernel, forbidden by a sandbox, a path of exactly the maximum, or a rename raced.
+            Err(Errno::NOSYS | Errno::PERM | Errno::NAMETOOLONG | Errno::AGAIN) => {}
+            result => return result,
+        }
+    }
+    open_by_steps(root, path, flags)
+}
+
+/// The same, a name at a time.
+fn open_by_steps(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let mut names = path.components().map(|component| component.as_os_str()).peekable();
+    let mut directory: Option<OwnedFd> = None;
+    while let Some(name) = names.next() {
+        let from = directory.as_ref().unwrap_or(root);
+        if names.peek().is_none() {
+            return rustix::fs::openat(from, name, flags | OFlags::NOFOLLOW, Mode::empty());
+        }
+        let next = rustix::fs::openat(from, name, OPEN_DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+        directory = Some(next);
+    }
+    Err(Errno::INVAL)
+}
+
+/// The sources of a plan and everything in them.
+#[derive(Debug)]
+pub struct Walk {
+    items: std::vec::IntoIter<PutItem>,
+    tree: Option<Arc<Tree>>,
+    levels: Vec<Level>,
+}
+
+/// A directory that is being read.
+#[derive(Debug)]
+struct Level {
+    entries: Dir,
+    /// Its path below the tree.
+    path: PathBuf,
+    target: RemotePath,
+    attributes: Attributes,
+}
+
+impl Walk {
+    /// Walks these sources, one after the other.
+    #[must_use]
+    pub fn new(items: Vec<PutItem>) -> Walk {
+        Walk { items: items.into_iter(), tree: None, levels: Vec::new() }
+    }
+
+    fn start(&mut self, item: PutItem) -> Found {
+        let PutSource::Local(path) = item.source else {
+            return Found::Stream { target: item.target };
+        };
+        self.open_named(&path, item.target).unwrap_or_else(|error| Found::Failed { path, error })
+    }
+
+    /// A source that was named: followed when it is a link.
+    fn open_named(&mut self, path: &Path, target: RemotePath) -> Result<Found> {
+        let stat = rustix::fs::statat(CWD, path, AtFlags::empty()).while_doing(|| doing("look at", path))?;
+        let (version, attributes) = look(&stat);
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {
+                Ok(Found::File { target, source: Source::named(path.to_path_buf()), version, attributes })
+            }
+            FileType::Directory => {
+                let open = || rustix::fs::openat(CWD, path, OPEN_DIRECTORY, Mode::empty());
+                let handle = open().while_doing(|| doing("open", path))?;
+                let entries = Dir::read_from(&handle).while_doing(|| doing("read", path))?;
+                self.tree = Some(Arc::new(Tree { path: path.to_path_buf(), handle }));
+                self.levels.push(Level { entries, path: PathBuf::new(), target: target.clone(), attributes });
+                Ok(Found::Directory { target, attributes })
+            }
+            kind => Err(Error::new(
+                ErrorKind::Special,
+                format!("`{}` is {}; to upload what can be read from it, pipe it into `-`", shown(path), skip(kind)),
+            )),
+        }
+    }
+
+    /// The next entry of the innermost directory; none when it is read.
+    fn advance(&mut self, tree: &Arc<Tree>) -> Option<Found> {
+        let level = self.levels.last_mut()?;
+        loop {
+            let entry = match level.entries.read()? {
+                Ok(entry) => entry,
+                Err(error) => {
+                    let path = tree.path.join(&level.path);
+                    let error = Error::io(doing("read", &path), error);
+                    // A directory that cannot be read any further would say the same for ever.
+                    return self.levels.pop().map(|_| Found::Failed { path, error });
+                }
+            };
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let name = name.to_owned();
+            let path = level.path.join(std::ffi::OsStr::from_bytes(name.as_bytes()));
+            let found = self.enter(tree, &name, path.clone());
+            return Some(found.unwrap_or_else(|error| Found::Failed { path: tree.path.join(path), error }));
+        }
+    }
+
+    /// What an entry of the innermost directory is.
+    fn enter(&mut self, tree: &Arc<Tree>, name: &CStr, path: PathBuf) -> Result<Found> {
+        let level = self.levels.last().expect("an entry comes from an open directory");
+        let shown_path = tree.path.join(&path);
+        let handle = level.entries.fd().while_doing(|| doing("read", &tree.path.join(&level.path)))?;
+        let stat = rustix::fs::statat(handle, name, AtFlags::SYMLINK_NOFOLLOW)
+            .while_doing(|| doing("look at", &shown_path))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let (version, attributes) = look(&stat);
+        if !matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink) {
+            return Ok(Found::Skipped { path: shown_path, why: skip(kind) });
+        }
+        let target = Component::new(name.to_bytes()).and_then(|name| level.target.join(name)).map_err(|error| {
+            Error::new(ErrorKind::Name, format!("`{}` cannot be stored", shown(&shown_path))).with_source(error)
+        })?;
+        match kind {
+            FileType::RegularFile => {
+                let source = Source { tree: Some(Arc::clone(tree)), path };
+                Ok(Found::File { target, source, version, attributes })
+            }
+            FileType::Symlink => {
+                let points_to = rustix::fs::readlinkat(handle, name, Vec::new())
+                    .while_doing(|| doing("read the link", &shown_path))?
+                    .into_bytes();
+                match check_link(self.levels.len() - 1, &points_to) {
+                    Ok(()) => Ok(Found::Link { target, points_to, attributes }),
+                    Err(refusal) => Ok(Found::Skipped { path: shown_path, why: Skip::Link(refusal) }),
+                }
+            }
+            _ => {
+                let child = rustix::fs::openat(handle, name, OPEN_DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+                    .while_doing(|| doing("open", &shown_path))?;
+                let entries = Dir::new(child).while_doing(|| doing("read", &shown_path))?;
+                self.levels.push(Level { entries, path, target: target.clone(), attributes });
+                Ok(Found::Directory { target, attributes })
+            }
+        }
+    }
+}
+
+impl Iterator for Walk {
+    type Item = Found;
+
+    fn next(&mut self) -> Option<Found> {
+        if let Some(tree) = self.tree.clone() {
+            if let Some(found) = self.advance(&tree) {
+                return Some(found);
+            }
+            if let Some(level) = self.levels.pop() {
+                return Some(Found::DirectoryEnd { target: level.target, attributes: level.attributes });
+            }
+            self.tree = None;
+        }
+        self.items.next().map(|item| self.start(item))
+    }
+}
+
+fn skip(kind: FileType) -> Skip {
+    match kind {
+        FileType::Fifo => Skip::Pipe,
+        FileType::Socket => Skip::Socket,
+        FileType::CharacterDevice | FileType::BlockDevice => Skip::Device,
+        _ => Skip::Unknown,
+    }
+}
+
+const _: () = assert!(limits::PATH_DEPTH_MAX <= 256, "an open directory a level stays far below the usual 1024");
+
+#[cfg(test)]
+mod tests;
