@@ -11,10 +11,11 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::certs::CertsArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
-use crate::cli::values::{self, ModeRange};
+use crate::cli::values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::protocol::{IfExists, Rights};
+use crate::storage::ModeRange;
 
 /// The command line.
 #[derive(Parser, Debug)]

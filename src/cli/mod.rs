@@ -8,6 +8,7 @@ pub mod args;
 pub mod certs;
 pub mod format;
 pub mod output;
+pub mod serve;
 pub mod signals;
 pub mod sources;
 pub mod trust;
@@ -47,7 +48,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Certs(args) => certs::run(*args, &mut io::stdout(), &mut io::stderr()).map(|()| 0),
-        Command::Serve(_) => Err(not_built("serve")),
+        Command::Serve(args) => serve::run(&args, &mut io::stdout()).map(|()| 0),
         Command::Put(args) => sources::put_plan(&args).and_then(|_| Err(not_built("put"))),
         Command::Get(args) => sources::get_arguments(&args).and_then(|_| Err(not_built("get"))),
         Command::Ls(args) => plan::on_one_server(&args.paths).and_then(|_| Err(not_built("ls"))),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::hash::Root;
 use crate::protocol::Rights;
+use crate::storage::ModeRange;
 
 /// A number of bytes: digits, and `K`, `M`, `G` or `T` for powers of 1024.
 ///
@@ -50,24 +51,7 @@ fn number(text: &str) -> Option<u64> {
     digits.then(|| text.parse().ok()).flatten()
 }
 
-/// Permission bits that something gets at least, and at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ModeRange {
-    /// Bits that are always set.
-    pub min: u32,
-    /// Bits that may be set.
-    pub max: u32,
-}
-
-impl ModeRange {
-    /// What becomes of the bits that were asked for.
-    #[must_use]
-    pub fn apply(self, mode: u32) -> u32 {
-        (mode | self.min) & self.max
-    }
-}
-
-/// `MIN[:MAX]`, octal; without MAX, up to 0777.
+/// `MIN[:MAX]`, octal; without MAX, up to 0775 and what MIN has besides.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -77,8 +61,10 @@ pub fn mode_range(text: &str) -> Result<ModeRange, String> {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         digits.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|&bits| bits <= 0o777)
     };
-    let (min, max) = text.split_once(':').unwrap_or((text, "0777"));
-    let range = ModeRange { min: bits(min).ok_or(hint)?, max: bits(max).ok_or(hint)? };
+    let (min, max) = text.split_once(':').map_or((text, None), |(min, max)| (min, Some(max)));
+    let min = bits(min).ok_or(hint)?;
+    let max = max.map_or(Some(0o775 | min), bits).ok_or(hint)?;
+    let range = ModeRange { min, max };
     if range.min & !range.max == 0 { Ok(range) } else { Err("MIN has bits that MAX has not".to_owned()) }
 }
 
@@ -164,7 +150,7 @@ mod tests {
     fn modes() {
         let range = |min, max| Some(ModeRange { min, max });
         for (text, expected) in [
-            ("640", range(0o640, 0o777)),
+            ("640", range(0o640, 0o775)),
             ("0640:0660", range(0o640, 0o660)),
             ("0:0", range(0, 0)),
             ("0640:0600", None),

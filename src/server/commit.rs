@@ -207,7 +207,11 @@ fn confirm_unchanged(shared: &Shared, who: &Who, put: &Put, base: &StoredFile, f
     if now.version() != base.version() {
         return Err(changed());
     }
-    keep_unchanged(shared, who, put, &mut now, finish.root)
+    match keep_unchanged(shared, who, put, &mut now, finish.root) {
+        // It has other names, whose metadata must stay: the next attempt stores it anew.
+        Err(error) if error.kind() == ErrorKind::Unsupported => Err(changed()),
+        kept => kept,
+    }
 }
 
 /// Makes an equal version durable and gives it the metadata that were asked for.
@@ -326,9 +330,15 @@ fn stage_small(shared: &Shared, who: &Who, put: &Put, content: &[u8], finish: &F
             return Ok(Small::Ended(stored));
         }
         if file.size() == finish.size && root_of(&file)? == root {
-            let stored = keep_unchanged(shared, who, put, &mut file, root)?;
-            attempt.ended(&stored);
-            return Ok(Small::Ended(stored));
+            match keep_unchanged(shared, who, put, &mut file, root) {
+                // It has other names, whose metadata must stay: it is stored anew.
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                kept => {
+                    let stored = kept?;
+                    attempt.ended(&stored);
+                    return Ok(Small::Ended(stored));
+                }
+            }
         }
     }
     let file = match shared.store.begin(&put.path, new_file(put, if_exists)) {
