@@ -92,7 +92,9 @@ impl Reporter {
         let mut reporter = Reporter::to(out, command, detail, reader != Reader::Person);
         if reader == Reader::Person && detail != Detail::Quiet && io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND));
-            bar.set_style(ProgressStyle::with_template("[{bar:24}] {msg}").expect("the template is well-formed"));
+            bar.set_style(
+                ProgressStyle::with_template("[{bar:24}] {prefix}\n{msg}").expect("the template is well-formed"),
+            );
             reporter.bar = Some(bar);
         }
         reporter
@@ -241,36 +243,41 @@ impl Reporter {
             && now.duration_since(self.drawn) >= Duration::from_secs(1) / u32::from(DRAWS_PER_SECOND)
         {
             self.drawn = now;
-            bar.set_length(self.bytes_found.max(self.bytes_done));
-            bar.set_position(self.bytes_done);
-            bar.set_message(self.progress_text(bar.per_sec()));
+            let (bytes, files) = self.progress_text(bar.per_sec());
+            bar.update(|state| {
+                state.set_len(self.bytes_found.max(self.bytes_done));
+                state.set_pos(self.bytes_done);
+            });
+            bar.set_prefix(bytes);
+            bar.set_message(files);
         }
     }
 
-    fn progress_text(&self, per_second: f64) -> String {
+    /// What is beside the bar and below it; each fits 80 columns.
+    fn progress_text(&self, per_second: f64) -> (String, String) {
         let left = self.bytes_found.saturating_sub(self.bytes_done);
         let done = self.summary.files_done() + self.summary.failed;
         // While the tree is still being walked, what is left is at least this.
         let more = if self.found_all { "" } else { "+" };
-        let mut text = format!(
+        let mut bytes = format!(
             "{} of {}{more}  {}/s",
             format::size(self.bytes_done),
             format::size(self.bytes_found.max(self.bytes_done)),
             format::size(per_second.max(0.0) as u64)
         );
         if self.found_all && per_second >= 1.0 {
-            let eta = Duration::from_secs((left as f64 / per_second) as u64);
-            text.push_str(&format!("  {} left", format::duration(eta)));
+            let eta = Duration::from_secs_f64((left as f64 / per_second).min(1e9));
+            bytes.push_str(&format!("  {} left", format::duration(eta)));
         }
-        text.push_str(&format!("  files: {done} done, {}{more} left", self.files_found.saturating_sub(done)));
+        let mut files = format!("files: {done} done, {}{more} left", self.files_found.saturating_sub(done));
         let skipped = self.summary.skipped + self.summary.kept;
         if skipped > 0 {
-            text.push_str(&format!(", {skipped} skipped"));
+            files.push_str(&format!(", {skipped} skipped"));
         }
         if self.summary.failed > 0 {
-            text.push_str(&format!(", {} failed", self.summary.failed));
+            files.push_str(&format!(", {} failed", self.summary.failed));
         }
-        text
+        (bytes, files)
     }
 
     fn summarize(&mut self, ending: &Ending) {
