@@ -2,4 +2,5 @@
 
 mod certs;
 mod help;
+mod layers;
 mod tls;
