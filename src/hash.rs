@@ -89,6 +89,12 @@ impl GroupHasher {
         self.hasher.update(bytes);
     }
 
+    /// The index of its group.
+    #[must_use]
+    pub fn group(&self) -> u64 {
+        self.index
+    }
+
     /// How many bytes it has taken.
     #[must_use]
     pub fn count(&self) -> u64 {

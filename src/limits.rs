@@ -89,6 +89,8 @@ pub const HALF_OPEN_MAX: usize = 2048;
 pub const BUFFER_BUDGET: usize = 256 * MIB;
 /// The part of [`BUFFER_BUDGET`] that one principal can hold: a quarter.
 pub const BUFFER_SHARE: usize = 4;
+/// How long a leased buffer may take to fill. Then what has come is written and the buffer goes to somebody else.
+pub const LEASE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Group buffers that one connection fills or empties at once: enough to overlap network, hash and disk.
 pub const BUFFERS_PER_CONNECTION: usize = 8;
 /// Bytes of socket reads and writes under TLS: 16 records in one system call.

@@ -9,9 +9,8 @@ use super::convert;
 use super::outcomes::{Attempt, Begin};
 use super::shared::{Shared, Who};
 use crate::access::Verb;
-use crate::buffer::Buffer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, UNASKED_FILE_MAX};
 use crate::protocol::{Finish, IfExists, Outcome, Put, Stored};
 use crate::storage::{self, Kind, NewFile, StoredFile};
@@ -40,7 +39,7 @@ pub(super) struct Incoming {
 pub(super) struct SmallUpload {
     pub(super) transfer: u32,
     pub(super) put: Put,
-    pub(super) content: Option<Buffer>,
+    pub(super) content: Vec<u8>,
     pub(super) finish: Finish,
 }
 
@@ -141,11 +140,15 @@ pub(super) fn make_file(shared: &Shared, who: &Who, put: &Put) -> Result<Arc<sto
     shared.store.begin(&put.path, new_file(put, if_exists)).map(Arc::new)
 }
 
-/// Hashes a group while it is hot and writes it to its place.
-pub(super) fn write_group(file: &storage::Upload, group: u64, content: &[u8]) -> Result<GroupHash> {
-    let hash = GroupHash::of(group, content);
-    file.write_at(group_offset(group), content)?;
-    Ok(hash)
+/// Hashes the next bytes of a group while they are hot and writes them to their place, `start` bytes into the group.
+pub(super) fn write_group(
+    file: &storage::Upload,
+    hasher: &mut GroupHasher,
+    start: usize,
+    content: &[u8],
+) -> Result<()> {
+    hasher.update(content);
+    file.write_at(group_offset(hasher.group()) + start as u64, content)
 }
 
 /// Commits an upload whose content has come.
@@ -191,7 +194,9 @@ fn copy_missing(file: &storage::Upload, base: &StoredFile, receiver: &mut Receiv
     for group in missing {
         let content = &mut buffer[..group_len(size, group)];
         base.read_at(group_offset(group), content)?;
-        receiver.insert(group, write_group(file, group, content)?);
+        let mut hasher = GroupHasher::new(group);
+        write_group(file, &mut hasher, 0, content)?;
+        receiver.insert(group, hasher.finish());
     }
     Ok(())
 }
@@ -283,7 +288,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
     for SmallUpload { transfer, put, content, finish } in batch {
-        match stage_small(shared, who, &put, content.as_deref().unwrap_or(&[]), &finish) {
+        match stage_small(shared, who, &put, &content, &finish) {
             Ok(Small::Ended(stored)) => answers.push((transfer, finish.size, Ok(stored))),
             Ok(Small::Staged(file, attempt)) => {
                 staged.push(file);

@@ -159,7 +159,8 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
             now: i64::try_from(now).unwrap_or(i64::MAX),
         },
     );
-    Ok(Who { principal, rights })
+    let share = shared.shares.of(&principal);
+    Ok(Who { principal, rights, share })
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
@@ -254,9 +255,12 @@ impl Driver {
         let (draining, stopping) = (self.shared.draining.clone(), self.shared.stopping.clone());
         let mut tick = interval(limits::WORKING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut spill = interval(limits::LEASE_TIMEOUT / 2);
+        spill.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watch = Watch::new();
         loop {
             let idle = self.is_idle();
+            let holds_buffers = self.flow.holds_buffers();
             if draining.is_cancelled() && idle {
                 return Err(Error::new(ErrorKind::Stopping, "the server is stopping"));
             }
@@ -274,6 +278,10 @@ impl Driver {
                 () = draining.cancelled(), if idle => continue,
                 _ = tick.tick() => {
                     self.tick(&mut watch)?;
+                    continue;
+                }
+                _ = spill.tick(), if holds_buffers => {
+                    self.flow.spill_slow();
                     continue;
                 }
                 step = step => step?,
@@ -525,6 +533,11 @@ impl Driver {
             }
             Job::Committed(transfer, Ok(stored)) => self.stored(transfer, &stored),
             Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Spilled(transfer, result) => {
+                if let Err((transfer, error)) = self.flow.spilled(transfer, result) {
+                    self.failed(transfer, &error);
+                }
+            }
             Job::CommittedSmall(answers) => self.stored_small(answers),
             Job::Read(slot, result) => {
                 if let Err((transfer, error)) = self.flow.read(slot, result) {

@@ -12,13 +12,14 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::commit::{self, Incoming, Opened, SmallUpload};
 use super::requests;
+use super::share::Lease;
 use super::shared::{Shared, Who};
-use crate::buffer::Buffer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{GroupHash, Tree, group_count, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
 use crate::protocol::{Breach, Finish, Get, Kind, Put, Stored};
@@ -30,6 +31,8 @@ pub(super) enum Job {
     Opened(u32, Result<Opened>),
     Made(u32, Result<Arc<storage::Upload>>),
     Written(u32, u64, Result<GroupHash>),
+    /// The beginning of a group is written; the hasher goes on with the rest.
+    Spilled(u32, Result<Box<GroupHasher>>),
     Committed(u32, Result<Stored>),
     CommittedSmall(Vec<(u32, u64, Result<Stored>)>),
     Read(u64, Result<(Bytes, GroupHash)>),
@@ -45,11 +48,13 @@ pub(super) struct Upload {
     pub(super) put: Put,
     pub(super) receiver: Receiver,
     pub(super) phase: Phase,
+    /// The content of an unasked upload, as far as it came.
+    content: Vec<u8>,
     open: Option<OpenGroup>,
     /// Group jobs that have not come back.
     writing: usize,
-    /// Groups that wait for the file to be made.
-    held: Vec<(u64, Buffer, usize)>,
+    /// The file of an upload with a base is being made.
+    making: bool,
 }
 
 pub(super) enum Phase {
@@ -63,10 +68,16 @@ pub(super) enum Phase {
     Committing,
 }
 
+/// A group that is being filled. Its beginning may be written already: a buffer that is not filled soon is spilled.
 struct OpenGroup {
     index: u64,
-    buffer: Buffer,
+    /// Bytes of the group that are written; the buffer holds those after them.
+    start: usize,
+    /// Over the bytes that are written; none while a spill job has it.
+    hasher: Option<Box<GroupHasher>>,
+    buffer: Option<Lease>,
     filled: usize,
+    leased: Instant,
 }
 
 /// An open download.
@@ -114,7 +125,12 @@ struct Ended {
     order: VecDeque<u32>,
 }
 
-type Lease = Pin<Box<dyn Future<Output = Buffer> + Send>>;
+type Leasing = Pin<Box<dyn Future<Output = Lease> + Send>>;
+
+/// Bytes of a connection's first lease.
+const LEASE_LEN_FIRST: usize = 64 * limits::KIB;
+/// Bytes of a lease after one was not filled in time.
+const LEASE_LEN_LEAST: usize = 16 * limits::KIB;
 
 /// The content of one connection.
 pub(super) struct Flow {
@@ -124,7 +140,11 @@ pub(super) struct Flow {
     pub(super) downloads: HashMap<u32, Download>,
     ended: Ended,
     jobs: JoinSet<Job>,
-    lease: Option<(usize, Lease)>,
+    leasing: Option<(usize, Leasing)>,
+    /// Bytes of the next lease: it grows while peers fill their leases, and shrinks when one is spilled.
+    lease_len: usize,
+    /// Some group may hold a buffer.
+    holds_buffers: bool,
     writing: usize,
     unasked: u64,
     small: Vec<SmallUpload>,
@@ -146,7 +166,9 @@ impl Flow {
             downloads: HashMap::new(),
             ended: Ended::default(),
             jobs: JoinSet::new(),
-            lease: None,
+            leasing: None,
+            lease_len: LEASE_LEN_FIRST,
+            holds_buffers: false,
             writing: 0,
             unasked: 0,
             small: Vec::new(),
@@ -168,6 +190,11 @@ impl Flow {
     /// Whether nothing is open and nothing runs.
     pub(super) fn is_idle(&self) -> bool {
         self.uploads.is_empty() && self.downloads.is_empty() && self.gets.is_empty() && self.jobs.is_empty()
+    }
+
+    /// Whether a group is being filled.
+    pub(super) fn holds_buffers(&self) -> bool {
+        self.holds_buffers
     }
 
     /// The next job that has come back; pending for ever while none runs.
@@ -216,7 +243,8 @@ impl Flow {
             self.spawn(move |shared, who| Job::Opened(transfer, commit::open(shared, who, &put)));
         }
         let receiver = Receiver::new(put.size);
-        self.uploads.insert(transfer, Upload { put, receiver, phase, open: None, writing: 0, held: Vec::new() });
+        let upload = Upload { put, receiver, phase, content: Vec::new(), open: None, writing: 0, making: false };
+        self.uploads.insert(transfer, upload);
         Ok(())
     }
 
@@ -237,13 +265,13 @@ impl Flow {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
             }
             let Some(upload) = self.uploads.remove(&transfer) else { return Ok(()) };
-            let content = upload.open.map(|open| open.buffer);
-            self.small.push(SmallUpload { transfer, put: upload.put, content, finish });
+            let Upload { put, content, .. } = upload;
+            self.small.push(SmallUpload { transfer, put, content, finish });
             self.commit_small();
             return Ok(());
         }
         if upload.receiver.last_open().is_some()
-            && let Some(open) = upload.open.take()
+            && let Some(open) = upload.open.take_if(|open| open.hasher.is_some())
         {
             self.write(transfer, open);
         }
@@ -288,39 +316,88 @@ impl Flow {
         }
     }
 
-    /// The file of an upload with a base is made: the groups that waited can be written.
-    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>) {
-        let Some(upload) = self.uploads.get_mut(&transfer) else {
-            drop_elsewhere(&self.shared, file);
-            return;
-        };
-        if let Phase::Receiving(incoming) = &mut upload.phase {
-            incoming.file = Some(file);
-        }
-        for (index, buffer, filled) in std::mem::take(&mut upload.held) {
-            self.writing -= 1;
-            if let Some(upload) = self.uploads.get_mut(&transfer) {
-                upload.writing -= 1;
-            }
-            self.write(transfer, OpenGroup { index, buffer, filled });
+    /// Has the file of an upload with a base made, once its first content comes.
+    fn make_file(&mut self, transfer: u32) {
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return };
+        if !std::mem::replace(&mut upload.making, true) {
+            let put = upload.put.clone();
+            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put)));
         }
     }
 
-    /// Has a whole group hashed and written.
-    fn write(&mut self, transfer: u32, group: OpenGroup) {
+    /// The file of an upload with a base is made: its content can be taken.
+    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>) {
+        match self.uploads.get_mut(&transfer).map(|upload| (&mut upload.phase, &mut upload.making)) {
+            Some((Phase::Receiving(incoming), making)) => {
+                incoming.file = Some(file);
+                *making = false;
+            }
+            _ => drop_elsewhere(&self.shared, file),
+        }
+    }
+
+    /// Has the rest of a whole group hashed and written.
+    fn write(&mut self, transfer: u32, open: OpenGroup) {
+        let OpenGroup { index, start, hasher, buffer, filled, .. } = open;
+        let Some(mut hasher) = hasher else { return };
+        self.write_job(transfer, move |file| {
+            let content = buffer.as_deref().and_then(|buffer| buffer.get(..filled)).unwrap_or(&[]);
+            Job::Written(
+                transfer,
+                index,
+                commit::write_group(file, &mut hasher, start, content).map(|()| hasher.finish()),
+            )
+        });
+    }
+
+    /// Has what has come of a group hashed and written, and gives its buffer back.
+    fn spill(&mut self, transfer: u32) {
+        let Some(open) = self.uploads.get_mut(&transfer).and_then(|upload| upload.open.as_mut()) else { return };
+        let (Some(buffer), Some(mut hasher)) = (open.buffer.take(), open.hasher.take()) else { return };
+        let (start, filled) = (open.start, std::mem::take(&mut open.filled));
+        open.start += filled;
+        self.write_job(transfer, move |file| {
+            let written = commit::write_group(file, &mut hasher, start, &buffer[..filled]);
+            Job::Spilled(transfer, written.map(|()| hasher))
+        });
+    }
+
+    fn write_job(&mut self, transfer: u32, job: impl FnOnce(&storage::Upload) -> Job + Send + 'static) {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return };
-        let Phase::Receiving(incoming) = &upload.phase else { return };
+        let Phase::Receiving(Incoming { file: Some(file), .. }) = &upload.phase else { return };
+        let file = Arc::clone(file);
         self.writing += 1;
         upload.writing += 1;
-        let OpenGroup { index, buffer, filled } = group;
-        if let Some(file) = incoming.file.clone() {
-            self.spawn(move |_, _| Job::Written(transfer, index, commit::write_group(&file, index, &buffer[..filled])));
-            return;
+        self.spawn(move |_, _| job(&file));
+    }
+
+    /// The beginning of a group is written.
+    pub(super) fn spilled(&mut self, transfer: u32, result: Result<Box<GroupHasher>>) -> Result<(), (u32, Error)> {
+        self.writing -= 1;
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
+        upload.writing -= 1;
+        let hasher = result.map_err(|error| (transfer, error))?;
+        if let Some(open) = &mut upload.open {
+            open.hasher = Some(hasher);
         }
-        upload.held.push((index, buffer, filled));
-        if upload.held.len() == 1 {
-            let put = upload.put.clone();
-            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put)));
+        if upload.receiver.last_open().is_some()
+            && let Some(open) = upload.open.take()
+        {
+            self.write(transfer, open);
+        }
+        Ok(())
+    }
+
+    /// Gives back the buffers that were not filled in time: their beginnings go to their places.
+    pub(super) fn spill_slow(&mut self) {
+        let is_slow = |upload: &Upload| {
+            upload.open.as_ref().is_some_and(|open| open.filled > 0 && open.leased.elapsed() >= limits::LEASE_TIMEOUT)
+        };
+        let slow: Vec<u32> = self.uploads.iter().filter(|(_, upload)| is_slow(upload)).map(|(id, _)| *id).collect();
+        self.holds_buffers = self.uploads.values().any(|upload| upload.open.is_some());
+        for transfer in slow {
+            self.lease_len = LEASE_LEN_LEAST;
+            self.spill(transfer);
         }
     }
 
@@ -419,12 +496,12 @@ impl Flow {
             && let Some((transfer, offset, len)) = self.wants.pop_front()
         {
             let Some(download) = self.downloads.get(&transfer) else { continue };
-            let (file, pool, id) = (Arc::clone(&download.file), self.shared.pool.clone(), self.next_slot);
+            let (file, share, id) = (Arc::clone(&download.file), Arc::clone(&self.who.share), self.next_slot);
             self.next_slot += 1;
             self.slots.push_back(Slot { id, transfer, offset, content: None, hash: None });
             let tasks = self.shared.tasks.clone();
             self.jobs.spawn(async move {
-                let mut buffer = pool.lease(len).await;
+                let mut buffer = share.lease(len).await;
                 let read = tasks.spawn_blocking(move || {
                     file.read_at(offset, &mut buffer[..len])?;
                     let hash = GroupHash::of(offset / GROUP_LEN as u64, &buffer[..len]);
@@ -473,7 +550,6 @@ impl Flow {
     /// Forgets a transfer, whatever it is. Content that still comes for it is thrown away.
     pub(super) fn end(&mut self, transfer: u32) {
         if let Some(upload) = self.uploads.remove(&transfer) {
-            self.writing -= upload.held.len();
             if matches!(upload.phase, Phase::Unasked) {
                 self.unasked = self.unasked.saturating_sub(upload.put.size.unwrap_or(0));
             }
@@ -516,7 +592,7 @@ impl Flow {
 
 impl Handler for Flow {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
-        let Some(upload) = self.uploads.get_mut(&transfer) else {
+        let Some(upload) = self.uploads.get(&transfer) else {
             return Poll::Ready(if self.ended.contains(transfer) { Ok(&mut []) } else { Err(unknown(Kind::Data)) });
         };
         match &upload.phase {
@@ -528,55 +604,83 @@ impl Handler for Flow {
             }
         }
         let piece = upload.receiver.check(offset, len)?;
+        if matches!(upload.phase, Phase::Receiving(Incoming { file: None, .. })) {
+            self.make_file(transfer);
+            return Poll::Pending;
+        }
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return Poll::Ready(Ok(&mut [])) };
+        if matches!(upload.phase, Phase::Unasked) {
+            // The memory follows the bytes that come.
+            let end = piece.start + len.min(LEASE_LEN_FIRST);
+            upload.content.resize(end, 0);
+            return Poll::Ready(Ok(&mut upload.content[piece.start..end]));
+        }
         if upload.open.as_ref().is_some_and(|open| open.index != piece.group) {
             return Poll::Ready(Err(Breach::Data("pieces of two groups of one file in turn").into()));
         }
-        if upload.open.is_none() {
-            if self.writing >= BUFFERS_PER_CONNECTION {
-                // A job that comes back wakes this task.
+        let open = upload.open.get_or_insert_with(|| OpenGroup {
+            index: piece.group,
+            start: 0,
+            hasher: Some(Box::new(GroupHasher::new(piece.group))),
+            buffer: None,
+            filled: 0,
+            leased: Instant::now(),
+        });
+        if open.buffer.is_none() {
+            // A job that comes back wakes this task.
+            if self.writing >= BUFFERS_PER_CONNECTION || open.hasher.is_none() {
                 return Poll::Pending;
             }
             let whole = upload.put.size.map_or(GROUP_LEN, |size| group_len(size, piece.group));
-            let buffer = match self.lease.take() {
-                Some((leased, mut lease)) if leased == whole => match lease.as_mut().poll(cx) {
-                    Poll::Ready(buffer) => buffer,
+            let len = self.lease_len.min(whole - open.start);
+            let lease = match self.leasing.take() {
+                Some((leased, mut leasing)) if leased == len => match leasing.as_mut().poll(cx) {
+                    Poll::Ready(lease) => lease,
                     Poll::Pending => {
-                        self.lease = Some((leased, lease));
+                        self.leasing = Some((len, leasing));
                         return Poll::Pending;
                     }
                 },
-                _ => match self.shared.pool.try_lease(whole) {
-                    Some(buffer) => buffer,
-                    None => {
-                        let pool = self.shared.pool.clone();
-                        let mut lease: Lease = Box::pin(async move { pool.lease(whole).await });
-                        match lease.as_mut().poll(cx) {
-                            Poll::Ready(buffer) => buffer,
-                            Poll::Pending => {
-                                self.lease = Some((whole, lease));
-                                return Poll::Pending;
-                            }
+                _ => {
+                    let mut leasing: Leasing = Box::pin(Arc::clone(&self.who.share).lease(len));
+                    match leasing.as_mut().poll(cx) {
+                        Poll::Ready(lease) => lease,
+                        Poll::Pending => {
+                            self.leasing = Some((len, leasing));
+                            return Poll::Pending;
                         }
                     }
-                },
+                }
             };
-            upload.open = Some(OpenGroup { index: piece.group, buffer, filled: 0 });
+            open.buffer = Some(lease);
+            self.holds_buffers = true;
+            open.leased = Instant::now();
         }
-        let space = upload.open.as_mut().and_then(|open| open.buffer.get_mut(piece.start..piece.start + len));
+        let (start, leased) = (piece.start - open.start, open.buffer.as_ref().map_or(0, |buffer| buffer.len()));
+        let end = leased.min(start + len);
+        let space = open.buffer.as_mut().and_then(|buffer| buffer.get_mut(start..end));
         Poll::Ready(space.ok_or_else(|| Error::new(ErrorKind::Internal, "a group buffer that is too small")))
     }
 
     fn filled(&mut self, transfer: u32, offset: u64, len: usize) -> Result<()> {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
         let piece = upload.receiver.accept(offset, len)?;
-        if let Some(open) = &mut upload.open {
-            open.filled += len;
+        if matches!(upload.phase, Phase::Unasked) {
+            upload.content.truncate(piece.start + len);
+            return Ok(());
         }
-        if piece.completes
-            && matches!(upload.phase, Phase::Receiving(_))
-            && let Some(open) = upload.open.take()
-        {
-            self.write(transfer, open);
+        let Some(open) = &mut upload.open else { return Ok(()) };
+        open.filled += len;
+        let is_full = open.buffer.as_ref().is_some_and(|buffer| open.filled == buffer.len());
+        if is_full && open.leased.elapsed() < limits::LEASE_TIMEOUT {
+            self.lease_len = (self.lease_len * 4).min(GROUP_LEN);
+        }
+        if piece.completes {
+            if let Some(open) = upload.open.take() {
+                self.write(transfer, open);
+            }
+        } else if is_full {
+            self.spill(transfer);
         }
         Ok(())
     }

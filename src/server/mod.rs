@@ -10,6 +10,7 @@ mod convert;
 mod flow;
 mod outcomes;
 mod requests;
+mod share;
 mod shared;
 
 use std::net::SocketAddr;
@@ -27,7 +28,6 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::access::Access;
-use crate::buffer::Pool;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
 use crate::net::SocketBuffers;
@@ -65,7 +65,7 @@ impl Server {
         let shared = shared::Shared {
             store: options.store,
             access: options.access,
-            pool: Pool::new(options.memory),
+            shares: share::Shares::new(options.memory),
             socket_buffers: SocketBuffers::new(),
             outcomes: outcomes::Outcomes::default(),
             tasks: TaskTracker::new(),

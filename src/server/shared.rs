@@ -1,13 +1,14 @@
 //! What all connections of a server share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::outcomes::Outcomes;
+use super::share::{Share, Shares};
 use crate::access::{Access, Principal};
-use crate::buffer::Pool;
 use crate::net::SocketBuffers;
 use crate::protocol::Rights;
 use crate::storage::Store;
@@ -16,7 +17,7 @@ use crate::storage::Store;
 pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) access: Access,
-    pub(super) pool: Pool,
+    pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
     pub(super) outcomes: Outcomes,
     /// Connections, and commits that outlive them.
@@ -33,4 +34,5 @@ pub(super) struct Shared {
 pub(super) struct Who {
     pub(super) principal: Principal,
     pub(super) rights: Rights,
+    pub(super) share: Arc<Share>,
 }
