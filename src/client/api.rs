@@ -215,12 +215,7 @@ impl Client {
     ///
     /// # Errors
     /// `NotFound`, `Exists`, `IsDirectory`, `Rights`.
-    pub async fn rename(
-        &self,
-        from: &RemotePath,
-        to: &RemotePath,
-        if_exists: IfExists,
-    ) -> Result<Option<RemotePath>> {
+    pub async fn rename(&self, from: &RemotePath, to: &RemotePath, if_exists: IfExists) -> Result<Option<RemotePath>> {
         let request = Rename { from: from.clone(), to: to.clone(), if_exists, id: random_id()? };
         match self.request(&request).await? {
             (Reply::Done(done), _) => Ok(done.path),
@@ -282,10 +277,10 @@ impl Client {
             return Ok(session.clone());
         }
         self.check_alive()?;
-        let mut reason = link.session.take().map_or_else(
-            || Error::new(ErrorKind::Connection, "the connection was closed"),
-            |session| session.reason(),
-        );
+        let mut reason = link
+            .session
+            .take()
+            .map_or_else(|| Error::new(ErrorKind::Connection, "the connection was closed"), |session| session.reason());
         // A connection that got something done breaks the row of failures.
         if self.last_progress() > link.since {
             link.wait = RETRY_BACKOFF.0;

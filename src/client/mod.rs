@@ -17,4 +17,5 @@ mod upload;
 pub mod walk;
 
 pub use api::{Client, ClientOptions};
+pub use download::GetOptions;
 pub use upload::{PutOptions, StreamSource};

@@ -21,7 +21,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::buffer::{Buffer, Pool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
-use crate::limits::{DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WORKING_INTERVAL};
+use crate::limits::{
+    DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX, WORKING_INTERVAL,
+};
 use crate::net::{Connection, Event, Handler};
 use crate::protocol::{
     Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
@@ -30,6 +32,8 @@ use crate::protocol::{
 
 /// Groups of content that wait to be written: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
+/// Groups that all downloads of a connection may have asked for: what the server allows.
+const WANTED_GROUPS_MAX: usize = WANTED_MAX as usize / GROUP_LEN;
 /// Answers of one exchange that wait to be looked at. Only listings and group values come in numbers; a slot holds
 /// one frame (64 KiB at most). A server that gets further ahead than this breaks the protocol.
 const REPLIES_MAX: usize = 1024;
@@ -89,6 +93,7 @@ struct Shared {
     unasked: Arc<Semaphore>,
     unasked_kib: usize,
     room: Arc<Semaphore>,
+    wanted: Arc<Semaphore>,
 }
 
 struct Desk {
@@ -100,8 +105,6 @@ struct Desk {
     /// Whether the driver shall say goodbye when all is written.
     closing: bool,
     waker: Option<Waker>,
-    /// Bytes of content that were handed to the connection, for who shows progress.
-    moved: u64,
 }
 
 enum Outgoing {
@@ -136,7 +139,6 @@ impl Session {
             ended: None,
             closing: false,
             waker: None,
-            moved: 0,
         };
         let session = Session(Arc::new(Shared {
             hello,
@@ -145,6 +147,7 @@ impl Session {
             unasked: Arc::new(Semaphore::new(unasked_kib)),
             unasked_kib,
             room: Arc::new(Semaphore::new(ROOM)),
+            wanted: Arc::new(Semaphore::new(WANTED_GROUPS_MAX)),
         }));
         let work = drive(connection, session.clone(), pool);
         (session, work)
@@ -266,6 +269,7 @@ impl Session {
         self.0.open.close();
         self.0.unasked.close();
         self.0.room.close();
+        self.0.wanted.close();
     }
 
     /// Why the session has ended.
@@ -276,9 +280,17 @@ impl Session {
             .map_or_else(|| Error::new(ErrorKind::Connection, "the connection was closed"), Error::duplicate)
     }
 
-    /// Bytes of content that left so far.
-    pub(crate) fn moved(&self) -> u64 {
-        self.desk().moved
+    /// Leave to ask for one more group, if there is any now. It is given back when the group has come.
+    pub(crate) fn try_want(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.wanted).try_acquire_owned().ok()
+    }
+
+    /// Leave to ask for one more group.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    pub(crate) async fn want(&self) -> Result<OwnedSemaphorePermit> {
+        self.permit(&self.0.wanted, 1).await
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -311,8 +323,7 @@ impl Session {
             return Err(Error::new(ErrorKind::Session, "this connection has used up its transfer numbers"));
         };
         desk.next_transfer = next;
-        let slot =
-            Slot { replies, is_due: true, wanted: VecDeque::new(), unasked_max, size: 0, _permits: permits };
+        let slot = Slot { replies, is_due: true, wanted: VecDeque::new(), unasked_max, size: 0, _permits: permits };
         desk.slots.insert(transfer, slot);
         desk.outgoing.push_back(Outgoing::Frames(frames(transfer)));
         desk.wake();
@@ -551,7 +562,7 @@ impl Handler for Front {
 
     fn poll_data(&mut self, _: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
         let mut desk = self.session.desk();
-        let Desk { outgoing, slots, moved, .. } = &mut *desk;
+        let Desk { outgoing, slots, .. } = &mut *desk;
         let mut ready_len = 0;
         loop {
             match outgoing.front_mut() {
@@ -575,7 +586,6 @@ impl Handler for Front {
                     }
                     let piece = content.split_to(content.len().min(DATA_LEN_MAX));
                     *offset += piece.len() as u64;
-                    *moved += piece.len() as u64;
                     if content.is_empty() {
                         outgoing.pop_front();
                     }
@@ -619,8 +629,7 @@ fn give(replies: &Replies, transfer: u32, reply: Reply) -> Result<()> {
 /// Owns the connection until the session ends.
 async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     let front_session = session.clone();
-    let mut front =
-        Front { session: front_session, pool, ready: Vec::new(), filling: HashMap::new(), lease: None };
+    let mut front = Front { session: front_session, pool, ready: Vec::new(), filling: HashMap::new(), lease: None };
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut life = Life::new();

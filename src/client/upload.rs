@@ -29,8 +29,7 @@ use crate::hash::{GroupHash, Root, Tree, group_len, group_offset};
 use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
 use crate::path::{Escaped, RemotePath};
 use crate::protocol::{
-    self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat,
-    Stored,
+    self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
 use crate::transfer::{Decision, Sender};
 
@@ -234,8 +233,15 @@ impl Run {
                 if self.dry_run {
                     let name = item.name.clone();
                     let (kind, outcome) = (ItemKind::File, Outcome::Planned);
-                    let done =
-                        Event::Done { item: item.id, name, kind, size: version.size, root: None, outcome, renamed_to: None };
+                    let done = Event::Done {
+                        item: item.id,
+                        name,
+                        kind,
+                        size: version.size,
+                        root: None,
+                        outcome,
+                        renamed_to: None,
+                    };
                     events.tell(done).await;
                     return Ok(());
                 }
@@ -261,7 +267,8 @@ impl Run {
                 }
                 let permit = permit(&self.requests).await?;
                 let job = Arc::clone(&self.job);
-                self.tasks.spawn(async move { job.put_link(item, target, points_to, attributes, directory, permit).await });
+                self.tasks
+                    .spawn(async move { job.put_link(item, target, points_to, attributes, directory, permit).await });
             }
             Found::Stream { target } => {
                 let Some(stream) = self.stream.take() else {
@@ -731,7 +738,12 @@ impl Job {
         }
     }
 
-    async fn send_stream(&self, target: &RemotePath, stream: StreamSource, item: &mut Item) -> Result<(Stored, Root, u64)> {
+    async fn send_stream(
+        &self,
+        target: &RemotePath,
+        stream: StreamSource,
+        item: &mut Item,
+    ) -> Result<(Stored, Root, u64)> {
         let upload_id = random_id()?;
         let (mut blocks, check) = read_stream(stream)?;
         let first = next_block(&mut blocks).await?;
@@ -790,9 +802,8 @@ impl Job {
                 }
             }
         }
-        let root = tree
-            .root(size)
-            .ok_or_else(|| Error::new(ErrorKind::Internal, "a group of the stream was not hashed"))?;
+        let root =
+            tree.root(size).ok_or_else(|| Error::new(ErrorKind::Internal, "a group of the stream was not hashed"))?;
         let fit = self.check_stream_end(check).await.and_then(|()| self.check_expected(size, root));
         if let Err(error) = fit {
             exchange.abort(&error);
