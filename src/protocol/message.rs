@@ -632,10 +632,10 @@ pub struct Done {
     /// How many entries it removed, made or listed.
     #[n(0)]
     pub count: u64,
-    /// For [`Hash`]: the root.
+    /// For [`Hash`](struct@Hash): the root.
     #[n(1)]
     pub root: Option<Root>,
-    /// For [`Hash`]: the size.
+    /// For [`Hash`](struct@Hash): the size.
     #[n(2)]
     pub size: Option<u64>,
     /// For [`Rename`]: the name that it got, when that is another than the one asked for.

@@ -2,7 +2,7 @@
 //!
 //! `docs/PROTOCOL.md` is normative and holds hex vectors that a test decodes and re-encodes; text, vectors and this
 //! module change together. [`frame`] is the header that everything travels under, [`message`] the control messages,
-//! [`wire`] the small encodings that they share.
+//! `wire` the small encodings that they share.
 
 pub mod frame;
 pub mod message;

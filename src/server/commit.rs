@@ -115,10 +115,9 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
                 return upload(None, Some(Arc::new(file)), false);
             }
             IfExists::Skip | IfExists::Fail if same_size => return upload(None, Some(Arc::new(file)), true),
-            IfExists::Skip | IfExists::Fail if put.size.is_some() => {
-                return taken(shared, who, put, if_exists).map(Opened::Ended);
-            }
-            _ => {}
+            // A stream is not compared: its content is not known before all of it has come.
+            IfExists::Skip | IfExists::Fail => return taken(shared, who, put, if_exists).map(Opened::Ended),
+            IfExists::Overwrite | IfExists::Rename => {}
         }
     } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(shared, put)? {
         return taken(shared, who, put, if_exists).map(Opened::Ended);
@@ -208,7 +207,11 @@ fn confirm_unchanged(shared: &Shared, who: &Who, put: &Put, base: &StoredFile, f
     if now.version() != base.version() {
         return Err(changed());
     }
-    keep_unchanged(shared, who, put, &mut now, finish.root)
+    match keep_unchanged(shared, who, put, &mut now, finish.root) {
+        // It has other names, whose metadata must stay: the next attempt stores it anew.
+        Err(error) if error.kind() == ErrorKind::Unsupported => Err(changed()),
+        kept => kept,
+    }
 }
 
 /// Makes an equal version durable and gives it the metadata that were asked for.
@@ -327,12 +330,23 @@ fn stage_small(shared: &Shared, who: &Who, put: &Put, content: &[u8], finish: &F
             return Ok(Small::Ended(stored));
         }
         if file.size() == finish.size && root_of(&file)? == root {
-            let stored = keep_unchanged(shared, who, put, &mut file, root)?;
-            attempt.ended(&stored);
-            return Ok(Small::Ended(stored));
+            match keep_unchanged(shared, who, put, &mut file, root) {
+                // It has other names, whose metadata must stay: it is stored anew.
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                kept => {
+                    let stored = kept?;
+                    attempt.ended(&stored);
+                    return Ok(Small::Ended(stored));
+                }
+            }
         }
     }
-    let file = shared.store.begin(&put.path, new_file(put, if_exists))?;
+    let file = match shared.store.begin(&put.path, new_file(put, if_exists)) {
+        Err(error) if error.kind() == ErrorKind::Exists => {
+            return taken(shared, who, put, if_exists).map(Small::Ended);
+        }
+        file => file?,
+    };
     if !content.is_empty() {
         file.write_at(0, content)?;
     }

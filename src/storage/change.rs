@@ -22,7 +22,9 @@ const REMOVE_DEPTH_MAX: usize = 4096;
 /// Bytes of names that are read at a time when removing.
 const REMOVE_NAMES_LEN: usize = 32 * 1024;
 /// How long a hidden staging file is left alone though nobody holds its lock.
-const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+/// How often a removal may read names without removing anything before it gives up.
+const REMOVE_IDLE_MAX: u32 = 64;
 
 impl Store {
     /// Makes a directory. One that is there is success; tells whether it was made. With `parents`, those missing
@@ -41,9 +43,8 @@ impl Store {
             directory.sync().while_doing(|| format!("sync the directory {path}"))?;
         }
         // Also when it was there: someone else may have made it, and not synced it.
-        parent_directory
-            .sync()
-            .and_then(|()| inner.sync_ancestors(&directory, components.len()))
+        inner
+            .sync_ancestors(&directory, components.len())
             .while_doing(|| format!("make the directory {path} durable"))?;
         Ok(made)
     }
@@ -98,6 +99,7 @@ impl Store {
             directory: Arc::clone(&directory),
             place: Place::Beside(staged.clone()),
             file: None,
+            order: 0,
         };
         if let Some(mtime) = mtime {
             rustix::fs::utimensat(&*directory, staged.as_str(), &modified_at(mtime), AtFlags::SYMLINK_NOFOLLOW)
@@ -167,8 +169,19 @@ impl Store {
         let (target, _) = inner.directory_made(to_parent)?;
         let change = (status.kind == Kind::Directory).then(|| inner.durable.change());
         inner.sync_source(&source, from_name, status.kind, from)?;
+        let there = sys::status_at(&*target, to_name.as_bytes()).ok();
+        if there.is_some_and(|there| inner.is_reserved_identity(there.identity)) {
+            return Err(reserved(to.components()));
+        }
         let mut mover = Mover { inner, source: &source, from_name, from, target: &target, to };
         let published = mover.run(if_exists)?;
+        if if_exists == IfExists::Overwrite && there.is_some_and(|there| there.identity == status.identity) {
+            // Two names of one file: the system leaves both then.
+            match sys::unlink(&*source, from_name.as_bytes()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(Error::io(format!("remove {from}"), errno)),
+            }
+        }
         drop(change);
         let what = || format!("move {from} to {to}");
         inner.settle(&target, to_parent.len()).map_err(|error| error.context(what()))?;
@@ -212,7 +225,7 @@ impl Mover<'_> {
 
     fn run_numbered(&mut self, name: &Component) -> Result<Published> {
         let parent = self.to.split().map(|(parent, _)| parent).unwrap_or_default();
-        for count in 0..=10_000 {
+        for count in 0..=super::publish::RENAMES_MAX {
             let name = if count == 0 { name.clone() } else { super::publish::numbered(name, count) };
             match self.attempt(&name) {
                 Ok(()) => {
@@ -348,7 +361,14 @@ pub(super) fn remove_below(
         Ok(Level { name: name.to_vec(), identity, waiting: Vec::new() })
     };
     let mut levels = vec![level(name, &current)?];
+    let (mut idle, mut count_before) = (0, 0);
     loop {
+        // Names that are there for reading and gone for removing (a strange file system, a quick rival).
+        idle = if count == count_before { idle + 1 } else { 0 };
+        count_before = count;
+        if idle > REMOVE_IDLE_MAX + 2 * u32::try_from(levels.len()).unwrap_or(u32::MAX / 4) {
+            return Err(RemoveFailure::Moved);
+        }
         let depth = levels.len();
         let top = levels.last_mut().expect("the outermost level ends the loop");
         if top.waiting.is_empty() {
@@ -422,22 +442,31 @@ fn is_directory(directory: &OwnedFd, name: &[u8]) -> bool {
 /// Removes hidden staging files that a dead process left in this directory.
 pub(super) fn sweep(directory: &OwnedFd) -> rustix::io::Result<()> {
     let mut memory = Vec::with_capacity(REMOVE_NAMES_LEN);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     loop {
         let names = sys::read_names(directory, &mut memory)?;
         if names.is_empty() {
             return Ok(());
         }
         for name in names.into_iter().filter(|name| is_hidden(&name.bytes)) {
-            let Ok(status) = sys::status_at(directory, &name.bytes) else { continue };
-            let changed = Duration::from_secs(status.ctime.secs().try_into().unwrap_or(0));
-            let is_held = status.kind == Kind::File
-                && sys::open_at(directory, &name.bytes, OFlags::RDONLY, 0)
-                    .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err());
-            if status.kind != Kind::Directory && !is_held && now.saturating_sub(changed) > LEFTOVER_AGE {
-                sys::unlink(directory, &name.bytes)?;
-            }
+            sweep_one(directory, &name.bytes);
         }
+    }
+}
+
+/// Removes a hidden staging file if whoever made it is dead: nobody holds its lock, and it is old.
+pub(super) fn sweep_one(directory: impl AsFd, name: &[u8]) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let Ok(status) = sys::status_at(&directory, name) else { return };
+    let changed = Duration::from_secs(status.ctime.secs().try_into().unwrap_or(0));
+    if status.kind == Kind::Directory || now.saturating_sub(changed) <= LEFTOVER_AGE {
+        return;
+    }
+    let is_held = status.kind == Kind::File
+        && sys::open_at(&directory, name, OFlags::RDONLY, 0)
+            .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err());
+    if !is_held {
+        // Deliberate loss: it stays hidden, and the next who comes by tries again.
+        let _ = sys::unlink(directory, name);
     }
 }
 

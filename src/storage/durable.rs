@@ -55,6 +55,11 @@ impl Directories {
         }
     }
 
+    /// Forgets a directory that is new under a number that may have been used before.
+    pub(super) fn forget(&self, identity: Identity) {
+        lock(&self.state).known.remove(&identity);
+    }
+
     /// To be held while directories are renamed or removed.
     pub(super) fn change(&self) -> Change<'_> {
         let mut state = lock(&self.state);

@@ -17,7 +17,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -211,6 +211,9 @@ struct Inner {
     staging_places: Mutex<upload::StagingPlaces>,
     broken: OnceLock<String>,
     sync_failures: AtomicU32,
+    /// Numbers staging files, so that the oldest of a batch is known.
+    next_order: AtomicU64,
+    whole_sync: publish::WholeSync,
 }
 
 /// What a served root keeps in its state directory.

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::change::{make_private, remove_below};
+use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
 use super::upload::probe_rename;
@@ -36,7 +37,7 @@ impl Store {
     pub fn open_served(root: &Path, options: StoreOptions) -> Result<Store> {
         let label = Escaped(root.as_os_str().as_encoded_bytes()).to_string();
         make_last(root, &label)?;
-        let fd = open_root(root, &label)?;
+        let fd = open_root(root, &label).map_err(usage)?;
         refuse_precious(root, &fd, &label, options.home.as_deref())?;
         let state = open_state(&fd, &label)?;
         let mut warnings = Vec::new();
@@ -65,6 +66,11 @@ impl Store {
     }
 }
 
+/// A root that cannot be served is a mistake of who starts the server.
+fn usage(error: Error) -> Error {
+    error.with_kind(ErrorKind::Usage)
+}
+
 fn build(
     root: OwnedFd,
     label: String,
@@ -90,6 +96,8 @@ fn build(
         staging_places: Mutex::default(),
         broken: OnceLock::new(),
         sync_failures: AtomicU32::new(0),
+        next_order: AtomicU64::new(0),
+        whole_sync: WholeSync::new(),
     };
     Ok(Store { inner: Arc::new(inner) })
 }
@@ -97,7 +105,16 @@ fn build(
 fn open_root(path: &Path, label: &str) -> Result<OwnedFd> {
     // The person who runs this may name the root through links; below it none is followed.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).while_doing(|| format!("open the directory {label}"))
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| {
+        let user = rustix::process::geteuid().as_raw();
+        let hint = match rustix::fs::stat(path) {
+            Ok(stat) if errno == Errno::ACCESS => {
+                format!(" (it belongs to user {}, and this runs as user {user})", stat.st_uid)
+            }
+            _ => String::new(),
+        };
+        Error::io(format!("open the directory {label}{hint}"), errno)
+    })
 }
 
 /// Makes the last component of a path if it is missing, and its name durable.
@@ -259,7 +276,6 @@ fn clean(staging: &OwnedFd) -> rustix::io::Result<()> {
 fn probe(root: &OwnedFd, state: &State, label: &str, warnings: &mut Vec<String>) -> Result<bool> {
     let name = super::walk::hidden_name().while_doing(|| "ask for random bytes".to_owned())?;
     let cannot = || format!("the root {label} can't be written");
-    let usage = |error: Error| error.with_kind(ErrorKind::Usage);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
     let file = sys::open_at(root, name.as_bytes(), flags, 0o600).while_doing(cannot).map_err(usage)?;
     let attributes = rustix::fs::fsetxattr(&file, RECORD_NAME, b"probe", XattrFlags::empty());

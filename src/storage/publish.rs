@@ -5,20 +5,29 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, Result as IoResult};
 
 use super::sys;
 use super::upload::{Place, Staged, Staging};
 use super::walk::{Directory, hidden_name};
-use super::{Identity, IfExists, Inner, Store, Version};
+use super::{Identity, IfExists, Inner, Store, Version, lock};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::limits::COMPONENT_LEN_MAX;
 use crate::path::{Component, RemotePath};
 
 /// New names that are tried for a file that must not replace another.
-const RENAMES_MAX: u32 = 10_000;
+pub(super) const RENAMES_MAX: u32 = 10_000;
+/// Files of a batch from which on one sync of their file system is quicker than one of each.
+const WHOLE_SYNC_COUNT_MIN: usize = 24;
+/// How long that may take before the next batches go without it.
+const WHOLE_SYNC_SLOW: Duration = Duration::from_millis(500);
+/// How long they go without it.
+const WHOLE_SYNC_PAUSE: Duration = Duration::from_secs(10);
+/// The `statfs` types of the file systems whose sync is known to tell of every failed write: ext4, XFS.
+const WHOLE_SYNC_KINDS: [i64; 2] = [0xef53, 0x5846_5342];
 
 /// How a file came to its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,14 +65,9 @@ impl Store {
         if let Err(error) = inner.writable() {
             return files.iter().map(|_| Err(error.duplicate())).collect();
         }
-        if files.len() > 1 {
-            // One journal commit can then carry what would otherwise be one each.
-            files.iter().filter_map(|staged| staged.staging.file.as_ref()).for_each(sys::begin_writeback);
-        }
         let mut answers: Vec<Result<Published>> = Vec::with_capacity(files.len());
         let mut directories: HashMap<Identity, Touched> = HashMap::new();
-        let synced: Vec<Result<Staged>> = files.into_iter().map(|staged| inner.sync_staged(staged)).collect();
-        for staged in synced {
+        for staged in inner.sync_staged(files) {
             let index = answers.len();
             answers.push(staged.and_then(|mut staged| {
                 let answer = inner.place(&mut staged)?;
@@ -100,16 +104,82 @@ struct Touched {
     files: Vec<usize>,
 }
 
+/// When a whole file system is synced instead of each file of a batch: `docs/STORAGE.md`, "Decisions".
+pub(super) struct WholeSync {
+    /// Whether this kernel tells of failed writes (5.8 and later).
+    told: bool,
+    /// It took long, for the sake of what others wrote: until then, files are synced one by one.
+    slow_until: Mutex<Option<Instant>>,
+}
+
+impl WholeSync {
+    pub(super) fn new() -> WholeSync {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());
+        let told = (numbers.next(), numbers.next()) >= (Some(5), Some(8));
+        WholeSync { told, slow_until: Mutex::new(None) }
+    }
+
+    /// Syncs the file system that these files are on, if that is right; a failure holds for all of them.
+    fn try_for(&self, files: &[&Staged]) -> Option<IoResult<()>> {
+        if !self.told || files.len() < WHOLE_SYNC_COUNT_MIN {
+            return None;
+        }
+        // A handle is told of what failed since it was opened, so the oldest speaks for all.
+        let oldest = files.iter().min_by_key(|staged| staged.staging.order)?.staging.file();
+        #[allow(clippy::unnecessary_cast)] // the type differs between processors
+        let kind = rustix::fs::fstatfs(oldest).ok()?.f_type as i64;
+        let begun = Instant::now();
+        if !WHOLE_SYNC_KINDS.contains(&kind) || lock(&self.slow_until).is_some_and(|until| begun < until) {
+            return None;
+        }
+        let result = rustix::io::retry_on_intr(|| rustix::fs::syncfs(oldest));
+        if matches!(result, Err(Errno::NOSYS | Errno::PERM)) {
+            // A filter forbids the call; nothing was tried.
+            return None;
+        }
+        if begun.elapsed() > WHOLE_SYNC_SLOW {
+            *lock(&self.slow_until) = Some(Instant::now() + WHOLE_SYNC_PAUSE);
+        }
+        Some(result)
+    }
+}
+
 impl Inner {
     /// Makes content and metadata durable. A failure is final: the kernel forgets what it could not write.
-    fn sync_staged(&self, staged: Staged) -> Result<Staged> {
-        if let Some(file) = &staged.staging.file
-            && let Err(errno) = sys::sync(file)
-        {
-            self.sync_failed(errno);
-            return Err(Error::io(format!("sync {}", staged.path), errno));
+    fn sync_staged(&self, files: Vec<Staged>) -> Vec<Result<Staged>> {
+        let mut devices: HashMap<u64, Vec<&Staged>> = HashMap::new();
+        for staged in files.iter().filter(|staged| staged.staging.file.is_some()) {
+            devices.entry(staged.staging.directory.identity.device).or_default().push(staged);
         }
-        Ok(staged)
+        let whole: HashMap<u64, IoResult<()>> = devices
+            .into_iter()
+            .filter_map(|(device, files)| Some((device, self.whole_sync.try_for(&files)?)))
+            .collect();
+        whole.values().filter_map(|result| result.err()).for_each(|errno| self.sync_failed(errno));
+        let is_alone = |staged: &Staged| !whole.contains_key(&staged.staging.directory.identity.device);
+        if files.len() > 1 {
+            // One journal commit can then carry what would otherwise be one each.
+            let alone = files.iter().filter(|staged| is_alone(staged));
+            alone.filter_map(|staged| staged.staging.file.as_ref()).for_each(sys::begin_writeback);
+        }
+        let sync = |staged: Staged| {
+            let result = match (&staged.staging.file, whole.get(&staged.staging.directory.identity.device)) {
+                (None, _) => Ok(()),
+                (Some(_), Some(&result)) => result,
+                (Some(file), None) => sys::sync(file),
+            };
+            match result {
+                Ok(()) => Ok(staged),
+                Err(errno) => {
+                    if is_alone(&staged) {
+                        self.sync_failed(errno);
+                    }
+                    Err(Error::io(format!("sync {}", staged.path), errno))
+                }
+            }
+        };
+        files.into_iter().map(sync).collect()
     }
 
     /// Gives a durable file its name, by the rules of its policy.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::change::sweep_one;
 use super::recorded::Recorded;
 use super::sys::{self, Name, Status};
 use super::walk::{Directory, is_hidden, not_found};
@@ -222,17 +223,24 @@ impl Iterator for Listing {
             };
             self.cursor = Cursor(name.cookie);
             if is_hidden(&name.bytes) {
+                sweep_one(&*self.directory, &name.bytes);
                 continue;
             }
-            let result = sys::status_at(&*self.directory, &name.bytes).and_then(|status| {
+            let look = || {
+                let status = sys::status_at(&*self.directory, &name.bytes)?;
                 let reserved = self.store.is_reserved_identity(status.identity);
                 let bytes = name.bytes.clone();
                 (!reserved).then(|| self.store.entry_of(&self.directory, bytes, &status)).transpose()
-            });
+            };
+            // Once more when it was a link at the first look and something else at the second.
+            let result = match look() {
+                Err(Errno::INVAL) => look(),
+                result => result,
+            };
             match result {
                 Ok(Some(entry)) => return Some(Ok(entry)),
-                // Reserved, or gone (or no link any more) since its name was read.
-                Ok(None) | Err(Errno::NOENT | Errno::INVAL) => {}
+                // Reserved, or gone since its name was read.
+                Ok(None) | Err(Errno::NOENT) => {}
                 Err(errno) => {
                     let what = format!("look at {} in {}", Escaped(&name.bytes), self.shown);
                     return Some(Err(Error::io(what, errno)));
@@ -331,7 +339,8 @@ impl StoredFile {
     /// the version is another one afterwards.
     ///
     /// # Errors
-    /// `Changed` when the file is not the opened version; `Io` when the system refuses.
+    /// `Changed` when the file is not the opened version; `Unsupported` when it has further names (hard links),
+    /// perhaps outside of the tree: then it is to be stored anew; `Io` when the system refuses.
     pub fn set_metadata(&mut self, mode: Option<u32>, mtime: Option<Mtime>) -> Result<bool> {
         self.store.writable()?;
         self.check_unchanged()?;
@@ -339,6 +348,10 @@ impl StoredFile {
         let mtime = mtime.filter(|&mtime| mtime != self.status.mtime);
         if mode.is_none() && mtime.is_none() {
             return Ok(false);
+        }
+        if self.status.names > 1 {
+            let message = format!("{} has other names, which would get its mode and time too", self.shown);
+            return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let what = || format!("set mode and time of {}", self.shown);
         let recorded = self.recorded();

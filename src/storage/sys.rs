@@ -26,6 +26,8 @@ pub(super) struct Status {
     pub(super) size: u64,
     pub(super) mode: u32,
     pub(super) owner: u32,
+    /// How many names it has.
+    pub(super) names: u64,
     pub(super) mtime: Mtime,
     pub(super) ctime: Mtime,
 }
@@ -52,6 +54,7 @@ impl From<Stat> for Status {
             size: u64::try_from(stat.st_size).unwrap_or(0),
             mode: stat.st_mode & 0o7777,
             owner: stat.st_uid,
+            names: stat.st_nlink as u64,
             mtime: Mtime::clamped(stat.st_mtime as i64, stat.st_mtime_nsec as u64),
             ctime: Mtime::clamped(stat.st_ctime as i64, stat.st_ctime_nsec as u64),
         }
@@ -135,8 +138,12 @@ pub(super) fn rename_new(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8])
     match retry_on_intr(|| rustix::fs::renameat_with(&from, old, &to, new, RenameFlags::NOREPLACE)) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             // A second name fails when something is there, as atomically as the rename would have.
-            rustix::fs::linkat(&from, old, &to, new, AtFlags::empty())?;
-            unlink(from, old)
+            match rustix::fs::linkat(&from, old, &to, new, AtFlags::empty()) {
+                Ok(()) => unlink(from, old),
+                // A directory has only one name: the rename was refused for what it asked.
+                Err(Errno::PERM) => Err(Errno::INVAL),
+                Err(errno) => Err(errno),
+            }
         }
         result => result,
     }
@@ -222,7 +229,6 @@ pub(super) fn read_names(directory: impl AsFd, memory: &mut Vec<u8>) -> Result<V
 /// 128 bits from the operating system, as 32 hexadecimal digits.
 pub(super) fn random_digits() -> Result<String> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| error.raw_os_error().map_or(Errno::IO, |code| Errno::from_raw_os_error(code)))?;
+    getrandom::fill(&mut bytes).map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

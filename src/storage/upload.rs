@@ -130,7 +130,7 @@ impl Inner {
         };
         Err(match refusal {
             ErrorKind::Exists => Error::new(refusal, format!("{path} exists and must not be replaced")),
-            _ => Error::new(refusal, format!("{path} is {}, which a file never replaces", status.kind)),
+            _ => Error::new(refusal, format!("{path} is {}, which is never replaced", status.kind)),
         })
     }
 
@@ -163,6 +163,9 @@ impl Inner {
             directory: Arc::clone(directory),
             place,
             file: Some(file),
+            // Taken after the file was opened and before anything is written to it: whatever is written to files
+            // of higher numbers is written after this one was opened.
+            order: self.next_order.fetch_add(1, Ordering::SeqCst),
         };
         if size.is_some_and(|size| size <= NAMELESS_SIZE_MAX)
             && let Some(file) = self.open_nameless(directory)?
@@ -280,6 +283,8 @@ pub(super) struct Staging {
     pub(super) place: Place,
     /// None for a link.
     pub(super) file: Option<OwnedFd>,
+    /// A file is opened before anything is written to those of higher numbers.
+    pub(super) order: u64,
 }
 
 impl Staging {

@@ -232,6 +232,8 @@ impl Inner {
                         _ => error,
                     })?;
                     if made {
+                        // Its number may have been that of another directory, which someone else removed.
+                        self.durable.forget(directory.identity);
                         self.set_mode(&directory, mode, so_far)?;
                     }
                     return Ok((directory, made));
@@ -290,8 +292,12 @@ impl Inner {
         let mut current = Arc::clone(directory);
         let mut seen = Vec::new();
         // The real parents are asked for, not the names once more: these are what must survive.
-        for _ in 0..depth {
+        for _ in 0..=depth {
             if current.identity == self.root.identity || self.durable.contains(current.identity) {
+                self.durable.insert(seen, since);
+                return Ok(());
+            }
+            if seen.len() == depth {
                 break;
             }
             seen.push(current.identity);
@@ -299,7 +305,8 @@ impl Inner {
             parent.sync()?;
             current = parent;
         }
-        self.durable.insert(seen, since);
+        // Someone moved it to a deeper place meanwhile: as many directories as its name had are synced, and none
+        // of them counts as known.
         Ok(())
     }
 

@@ -37,8 +37,7 @@ pub use pin::Pin;
 pub use principal::Principal;
 pub use server::{ServerOptions, ServerTls};
 
-/// The protocol that both sides name in the handshake.
-pub const ALPN: &[u8] = b"sealift/1";
+pub use crate::protocol::ALPN;
 
 /// What both sides use: AES-256 first (the fastest where the processor has AES), the hybrid key exchange first.
 #[must_use]

@@ -1,4 +1,6 @@
-//! All end-to-end tests.
+//! All end-to-end tests, in one binary.
 
 mod certs;
+mod help;
+mod layers;
 mod tls;

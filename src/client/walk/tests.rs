@@ -144,7 +144,7 @@ fn what_cannot_be_read_fails_alone() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir_all(root.path().join("t/closed")).unwrap();
     fs::write(root.path().join("t/y"), "1").unwrap();
-    fs::set_permissions(root.path().join("t/closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(root.path().join("t/closed"), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read_dir(root.path().join("t/closed")).is_ok() {
         // Root reads everything; there is nothing to see here then.
         return;

@@ -1,0 +1,552 @@
+//! Every command and flag. What they mean together is decided by whoever runs them; here they are only typed.
+//!
+//! Names of files are bytes: nothing here asks them to be text.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::cli::certs::CertsArgs;
+use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
+use crate::cli::values;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Root;
+use crate::protocol::{IfExists, Rights};
+use crate::storage::ModeRange;
+
+/// The command line.
+#[derive(Parser, Debug)]
+#[command(
+    name = "sealift",
+    version,
+    about = "Encrypted file transfer: what is acknowledged is verified, durable and whole",
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "\
+A REMOTE is sealift://HOST[:PORT]/PATH (port 7443 if none is given). PATH is literal.
+A destination that ends in / is a directory to put things into; without, it is the new name.
+
+Exit codes: 0 all done, 1 some item failed, 2 usage, 3 cannot connect or trust, 4 refused,
+5 content did not match its hash, 130 or 143 interrupted (run it again to continue).
+
+Example:
+  sealift put --certs certs backup.tar.zst sealift://nas.example.org/backups/"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Make, renew, hand out and revoke certificates
+    // The sentences on `CertsArgs` would make `--help` longer than `-h`; what matters of them stands below.
+    #[command(
+        long_about = None,
+        after_help = "\
+Running it again keeps what is there: keys stay, and with them the server's pin. A certificate is
+issued again from its key for a new host, other days, or when it has under 30 days left.
+
+Examples:
+  sealift certs --host nas.example.org --client laptop
+  sealift certs --export laptop --to laptop-certs"
+    )]
+    Certs(Box<CertsArgs>),
+    /// Serve a directory
+    Serve(Box<ServeArgs>),
+    /// Upload files and directories
+    Put(Box<PutArgs>),
+    /// Download files and directories
+    Get(Box<GetArgs>),
+    /// List directories
+    Ls(Box<LsArgs>),
+    /// Show what the server knows about names
+    Stat(Box<StatArgs>),
+    /// Print BLAKE3 hashes of stored files, as b3sum does
+    Hash(Box<HashArgs>),
+    /// Remove files and directories
+    Rm(Box<RmArgs>),
+    /// Rename or move on the server
+    Mv(Box<MvArgs>),
+    /// Make directories
+    Mkdir(Box<MkdirArgs>),
+}
+
+/// What to do when something of a name is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IfExistsArg {
+    /// Replace it at the moment when the new one is whole.
+    Overwrite,
+    /// Leave it.
+    Skip,
+    /// Leave it and fail.
+    Fail,
+    /// Store under a new name beside it.
+    Rename,
+}
+
+impl From<IfExistsArg> for IfExists {
+    fn from(argument: IfExistsArg) -> IfExists {
+        match argument {
+            IfExistsArg::Overwrite => IfExists::Overwrite,
+            IfExistsArg::Skip => IfExists::Skip,
+            IfExistsArg::Fail => IfExists::Fail,
+            IfExistsArg::Rename => IfExists::Rename,
+        }
+    }
+}
+
+/// The flags of every command that connects.
+#[derive(Args, Clone, Debug)]
+pub struct ConnectArgs {
+    /// Longest time without progress, reconnects included
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = values::duration)]
+    pub timeout: Duration,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Print only failures
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print every name, and what was negotiated
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Whom to trust.
+    #[command(flatten)]
+    pub trust: TrustArgs,
+}
+
+/// The flags of every command that moves content.
+#[derive(Args, Clone, Debug)]
+pub struct TransferArgs {
+    /// For a taken name: overwrite, skip, fail, rename
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "overwrite", hide_possible_values = true)]
+    pub if_exists: IfExistsArg,
+    /// Connections of one transfer [default: computed]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub streams: Option<u16>,
+    /// Say what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Accepted and needless: directories are moved whole
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// Further names from FILE (or `-`), one a line
+    #[arg(long, value_name = "FILE")]
+    pub files_from: Option<PathBuf>,
+    /// Names in that file end in NUL bytes
+    #[arg(short = '0', long = "null", requires = "files_from")]
+    pub null: bool,
+}
+
+/// Upload files and directories.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sealift put [OPTIONS] SOURCE... DEST\n       \
+                      sealift put [OPTIONS] --stdin-from-command DEST -- CMD [ARG]...",
+    after_help = "\
+Examples:
+  sealift put --certs certs photos sealift://nas/in/       stored as in/photos/...
+  sealift put --certs certs dump.sql sealift://nas/today   stored as today
+  sealift put --certs certs --stdin-from-command sealift://nas/db.sql -- pg_dump shop"
+)]
+pub struct PutArgs {
+    /// Local files and directories (`-` is standard input), then the remote destination
+    // With `--stdin-from-command`: the destination, then the command. See `PutArgs::command`.
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<OsString>,
+    /// How content is moved.
+    #[command(flatten)]
+    pub transfer: TransferArgs,
+    /// Upload what CMD prints, if it exits 0; no shell is involved
+    #[arg(long, conflicts_with_all = ["files_from", "remove_source"])]
+    pub stdin_from_command: bool,
+    /// Store nothing unless the source has this size
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub expect_size: Option<u64>,
+    /// Store nothing unless the source has this BLAKE3 hash
+    #[arg(long, value_name = "HASH", value_parser = values::root)]
+    pub expect_b3: Option<Root>,
+    /// Remove each file once it is durable there, if it did not change
+    #[arg(long)]
+    pub remove_source: bool,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Download files and directories.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sealift get [OPTIONS] REMOTE... [LOCAL]",
+    after_help = "\
+Examples:
+  sealift get --certs certs sealift://nas/in/photos        stored as ./photos/...
+  sealift get --certs certs sealift://nas/in/photos old/   stored as old/photos/...
+  sealift get --certs certs sealift://nas/db.sql.zst - | zstd -d | psql shop"
+)]
+pub struct GetArgs {
+    /// Remotes, then where to store them (`-` is standard output) [default: ./]
+    #[arg(value_name = "REMOTE", required_unless_present = "files_from")]
+    pub paths: Vec<OsString>,
+    /// How content is moved.
+    #[command(flatten)]
+    pub transfer: TransferArgs,
+    /// Take *, ? and [...] in remote names for patterns
+    #[arg(long)]
+    pub glob: bool,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// List directories.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Names with control characters or bytes that are not text are printed escaped.
+
+Examples:
+  sealift ls --certs certs sealift://nas/
+  sealift ls --certs certs -lR sealift://nas/backups/")]
+pub struct LsArgs {
+    /// Directories and files
+    #[arg(required = true, value_name = "REMOTE")]
+    pub paths: Vec<OsString>,
+    /// Kind and permissions, size and time (UTC) of each
+    #[arg(short, long)]
+    pub long: bool,
+    /// Directories below, too
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// Take *, ? and [...] for patterns
+    #[arg(long)]
+    pub glob: bool,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Show what the server knows about names.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Prints name, kind, size, time (UTC), permissions, and where a link points to.
+
+Example:
+  sealift stat --certs certs sealift://nas/backups/today.tar.zst")]
+pub struct StatArgs {
+    /// Files and directories
+    #[arg(required = true, value_name = "REMOTE")]
+    pub paths: Vec<OsString>,
+    /// Take *, ? and [...] for patterns
+    #[arg(long)]
+    pub glob: bool,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Print BLAKE3 hashes of stored files, as b3sum does.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The server reads the files; what is printed can be checked with `b3sum --check`.
+
+Example:
+  sealift hash --certs certs sealift://nas/backups/today.tar.zst")]
+pub struct HashArgs {
+    /// Files
+    #[arg(required = true, value_name = "REMOTE")]
+    pub paths: Vec<OsString>,
+    /// Files in directories, too
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// Take *, ? and [...] for patterns
+    #[arg(long)]
+    pub glob: bool,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Remove files and directories.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The root of a server cannot be removed. What is said to be removed is gone for good.
+
+Example:
+  sealift rm --certs certs -r sealift://nas/backups/2019/")]
+pub struct RmArgs {
+    /// Files and directories
+    #[arg(required = true, value_name = "REMOTE")]
+    pub paths: Vec<OsString>,
+    /// Directories with all that is in them, too
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// Say what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Take *, ? and [...] for patterns
+    #[arg(long)]
+    pub glob: bool,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Rename or move on the server.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sealift mv [OPTIONS] REMOTE... DEST",
+    after_help = "\
+Examples:
+  sealift mv --certs certs sealift://nas/in/a sealift://nas/b       becomes b
+  sealift mv --certs certs sealift://nas/in/a sealift://nas/done/   becomes done/a"
+)]
+pub struct MvArgs {
+    /// Names that there are, then the new name, or the directory to move them into
+    #[arg(required = true, value_name = "REMOTE")]
+    pub paths: Vec<OsString>,
+    /// If the name is taken: overwrite, skip, fail or rename
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "fail", hide_possible_values = true)]
+    pub if_exists: IfExistsArg,
+    /// Say what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Make directories.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Missing parents are made. A directory that exists already is success.
+
+Example:
+  sealift mkdir --certs certs sealift://nas/backups/2026/")]
+pub struct MkdirArgs {
+    /// Directories
+    #[arg(required = true, value_name = "REMOTE")]
+    pub paths: Vec<OsString>,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Serve a directory.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sealift serve --root DIR (--certs DIR | --cert F --key F) [OPTIONS]",
+    after_help = "\
+Prints `listening on ADDR:PORT` once it accepts; logs go to standard error.
+SIGTERM and ctrl-C let transfers reach a checkpoint, a second one stops at once.
+
+Example:
+  sealift serve --root /srv/files --certs certs --listen 0.0.0.0:7443"
+)]
+pub struct ServeArgs {
+    /// Directory to serve; its last component is made if missing
+    #[arg(long, value_name = "DIR", required_unless_present = "show_limits")]
+    pub root: Option<PathBuf>,
+    /// Where to accept; port 0 is a free one (repeatable)
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7443")]
+    pub listen: Vec<SocketAddr>,
+    /// Bytes of memory for content in flight
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
+    pub memory: u64,
+    /// Permissions of stored files, at least and at most, octal
+    #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
+    pub file_mode: Option<ModeRange>,
+    /// Permissions of made directories, at least and at most
+    #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
+    pub dir_mode: Option<ModeRange>,
+    /// Validate everything and exit
+    #[arg(long)]
+    pub check: bool,
+    /// Print every limit and exit
+    #[arg(long)]
+    pub show_limits: bool,
+    /// Log more: -v messages, -vv frames
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Log only warnings and errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Who is who.
+    #[command(flatten)]
+    pub identity: ServerIdentityArgs,
+    /// Who may do what.
+    #[command(flatten)]
+    pub access: AccessArgs,
+}
+
+/// What narrows or widens the rights of those who connect.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Who may do what")]
+pub struct AccessArgs {
+    /// Let in clients without a certificate, to store new files only
+    #[arg(long)]
+    pub allow_anonymous: bool,
+    /// Instead: some of list,read,create,overwrite,rename,delete
+    #[arg(long, value_name = "RIGHTS", value_parser = values::rights, requires = "allow_anonymous")]
+    pub anonymous_rights: Option<Rights>,
+    /// Nobody may change anything
+    #[arg(long)]
+    pub read_only: bool,
+    /// Nobody may replace what is there
+    #[arg(long)]
+    pub no_overwrite: bool,
+    /// Nobody may remove what is there
+    #[arg(long)]
+    pub no_delete: bool,
+}
+
+impl PutArgs {
+    /// With `--stdin-from-command`, the destination and the command; `--` between them may be left out when no
+    /// argument of the command begins with `-`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when there is no command.
+    pub fn command(&self) -> Result<Option<(&OsString, &[OsString])>> {
+        if !self.stdin_from_command {
+            return Ok(None);
+        }
+        match self.paths.split_first() {
+            // `put --stdin-from-command -- DEST -- CMD`: the second `--` is taken for a name.
+            Some((destination, [dashes, command @ ..])) if dashes == "--" && !command.is_empty() => {
+                Ok(Some((destination, command)))
+            }
+            Some((destination, command)) if !command.is_empty() => Ok(Some((destination, command))),
+            _ => Err(usage("--stdin-from-command needs a destination and, after `--`, a command")),
+        }
+    }
+
+    /// What no single flag can tell: which of them go together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`].
+    pub fn check(&self) -> Result<()> {
+        if self.command()?.is_some() {
+            return Ok(());
+        }
+        let lists = self.transfer.files_from.is_some();
+        let reads_stdin = self.paths.iter().any(|path| path == "-");
+        if !lists && self.paths.len() < 2 {
+            return Err(usage("put needs a source and a destination"));
+        }
+        if self.remove_source && reads_stdin {
+            return Err(usage("--remove-source cannot remove standard input"));
+        }
+        if self.transfer.files_from.as_ref().is_some_and(|path| path.as_os_str() == "-") && reads_stdin {
+            return Err(usage("standard input cannot be both a list of names and a source"));
+        }
+        if (self.expect_size.is_some() || self.expect_b3.is_some()) && (lists || self.paths.len() > 2) {
+            return Err(usage("--expect-size and --expect-b3 tell of one source"));
+        }
+        Ok(())
+    }
+}
+
+fn usage(message: &str) -> Error {
+    Error::new(ErrorKind::Usage, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(line: &str, accepted: bool) {
+        let got = Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string()).and_then(|cli| {
+            if let Command::Put(arguments) = &cli.command {
+                arguments.check().map_err(|error| error.chain())?;
+            }
+            Ok(cli)
+        });
+        assert_eq!(got.is_ok(), accepted, "{line}: {got:?}");
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_put() {
+        check("sealift put a sealift://nas/x", true);
+        check("sealift put -r -n -q --streams 4 --timeout 2s --json a b sealift://nas/x/", true);
+        check("sealift put sealift://nas/x", false);
+        check("sealift put a sealift://nas/x --streams 0", false);
+        check("sealift put a sealift://nas/x --streams 33", false);
+        check("sealift put a sealift://nas/x --timeout 5", false);
+        check("sealift put a sealift://nas/x --if-exists maybe", false);
+        check("sealift put a sealift://nas/x --if-exists rename", true);
+        check("sealift put -q -v a sealift://nas/x", false);
+        check("sealift put --files-from - sealift://nas/x/", true);
+        check("sealift put --files-from - -0 sealift://nas/x/", true);
+        check("sealift put -0 a sealift://nas/x/", false);
+        check("sealift put --files-from - - sealift://nas/x/", false);
+        check("sealift put --stdin-from-command sealift://nas/x -- pg_dump -Fc shop", true);
+        check("sealift put --expect-size 3G --stdin-from-command sealift://nas/x -- pg_dump -Fc shop", true);
+        check("sealift put -- -x sealift://nas/x", true);
+        check("sealift put --stdin-from-command sealift://nas/x", false);
+        check("sealift put --expect-size 3G - sealift://nas/x", true);
+        check("sealift put --expect-size 3G a b sealift://nas/x/", false);
+        check("sealift put --expect-b3 abc - sealift://nas/x", false);
+        check("sealift put --remove-source a sealift://nas/x", true);
+        check("sealift put --remove-source - sealift://nas/x", false);
+        check("sealift put --certs c --ca a a sealift://nas/x", false);
+        check("sealift put --cert c a sealift://nas/x", false);
+        let pin = format!("sha256:{}", "0a".repeat(32));
+        check(&format!("sealift put --pin {pin} --pin {pin} a sealift://nas/x"), true);
+        check("sealift put --pin sha256:0a a sealift://nas/x", false);
+    }
+
+    #[test]
+    fn flags_of_serve() {
+        check("sealift serve --root r --certs c", true);
+        check("sealift serve --certs c", false);
+        check("sealift serve --show-limits", true);
+        check("sealift serve --root r --cert c", false);
+        check(
+            "sealift serve --root r --cert c --key k --client-ca a --crl l --listen [::1]:0 --listen 0.0.0.0:1",
+            true,
+        );
+        check("sealift serve --root r --certs c --crl l", false);
+        check("sealift serve --root r --certs c --anonymous-rights list", false);
+        check("sealift serve --root r --certs c --allow-anonymous --anonymous-rights list,create", true);
+        check("sealift serve --root r --certs c --file-mode 0640:0660 --dir-mode 0750 --memory 1G", true);
+        check("sealift serve --root r --certs c --file-mode 9", false);
+        check("sealift serve --root r --certs c --listen 7443", false);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        check("sealift sync a sealift://nas/x", false);
+        check("sealift", false);
+        check("sealift get", false);
+        check("sealift get --files-from list", true);
+        check("sealift ls -lR sealift://nas/", true);
+        check("sealift rm", false);
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_limits() {
+        let cli = Cli::try_parse_from(["sealift", "get", "sealift://nas/x"]).unwrap();
+        let Command::Get(arguments) = cli.command else { panic!("not a get") };
+        assert_eq!(arguments.connect.timeout, crate::limits::CLIENT_PROGRESS_TIMEOUT);
+        assert_eq!(arguments.transfer.if_exists, IfExistsArg::Overwrite);
+        let cli = Cli::try_parse_from(["sealift", "serve", "--show-limits"]).unwrap();
+        let Command::Serve(arguments) = cli.command else { panic!("not a serve") };
+        assert_eq!(arguments.memory, crate::limits::BUFFER_BUDGET as u64);
+        assert_eq!(arguments.listen, ["127.0.0.1:7443".parse().unwrap()]);
+    }
+}

@@ -1,0 +1,467 @@
+//! Shows what a transfer tells: bars on a terminal, lines elsewhere, JSON on request, and a summary at the end.
+//!
+//! A [`Reporter`] runs on a thread of its own, so that a terminal that is slow or stopped never holds up data. All
+//! that comes from file names or peers is escaped. What is kept is bounded: counters, and the first few skipped names.
+
+use std::collections::VecDeque;
+use std::io::{self, IsTerminal as _, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+use crate::cli::format;
+use crate::cli::signals::Signal;
+use crate::client::event::{Event, ItemKind, Outcome, Summary};
+use crate::error::{Error, ErrorKind};
+use crate::path::Escaped;
+
+/// How often bars are drawn, a second.
+const DRAWS_PER_SECOND: u8 = 10;
+
+/// How often progress is told in JSON.
+const JSON_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Skipped names that the summary lists; a slot is at most 4 KiB. The others are counted.
+const SKIPPED_LISTED_MAX: usize = 100;
+
+/// The version of what `--json` prints. New keys and types may come at any time; a changed meaning changes it.
+const JSON_SCHEMA: u32 = 1;
+
+/// How much is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Failures only.
+    Quiet,
+    /// Failures, bars on a terminal, and the summary.
+    Normal,
+    /// Also every name, and what was negotiated.
+    Verbose,
+}
+
+/// Who reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// A person, on standard error.
+    Person,
+    /// A program, on standard output.
+    Program,
+    /// A program, on standard error, because standard output carries data.
+    ProgramBesideData,
+}
+
+/// How the command ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// It went through everything.
+    Finished,
+    /// Something ended it.
+    Failed(Error),
+    /// A signal ended it.
+    Interrupted(Signal),
+}
+
+/// Shows events and adds them up.
+pub struct Reporter {
+    command: &'static str,
+    detail: Detail,
+    json: bool,
+    out: Box<dyn Write + Send>,
+    /// Whether what could not be written matters: programs rely on it, people have gone away.
+    out_failed: Option<io::Error>,
+    bar: Option<ProgressBar>,
+    summary: Summary,
+    skipped: VecDeque<String>,
+    files_found: u64,
+    bytes_found: u64,
+    bytes_done: u64,
+    found_all: bool,
+    started: Instant,
+    drawn: Instant,
+}
+
+impl Reporter {
+    /// A reporter for one command, to standard error or output.
+    #[must_use]
+    pub fn new(command: &'static str, detail: Detail, reader: Reader) -> Reporter {
+        let out: Box<dyn Write + Send> = match reader {
+            Reader::Person | Reader::ProgramBesideData => Box::new(io::stderr()),
+            Reader::Program => Box::new(io::stdout()),
+        };
+        let mut reporter = Reporter::to(out, command, detail, reader != Reader::Person);
+        if reader == Reader::Person && detail != Detail::Quiet && io::stderr().is_terminal() {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND));
+            bar.set_style(
+                ProgressStyle::with_template("[{bar:24}] {prefix}\n{msg}").expect("the template is well-formed"),
+            );
+            reporter.bar = Some(bar);
+        }
+        reporter
+    }
+
+    fn to(out: Box<dyn Write + Send>, command: &'static str, detail: Detail, json: bool) -> Reporter {
+        let started = Instant::now();
+        Reporter {
+            command,
+            detail,
+            json,
+            out,
+            out_failed: None,
+            bar: None,
+            summary: Summary::default(),
+            skipped: VecDeque::new(),
+            files_found: 0,
+            bytes_found: 0,
+            bytes_done: 0,
+            found_all: false,
+            started,
+            drawn: started,
+        }
+    }
+
+    /// Shows events until their senders are gone. Blocks: it has a thread of its own.
+    #[must_use]
+    pub fn watch(mut self, mut events: mpsc::Receiver<Event>) -> Reporter {
+        // `None` says that every sender is gone; an event cannot fail to come.
+        while let Some(event) = events.blocking_recv() {
+            self.add(&event);
+        }
+        self
+    }
+
+    /// Shows one event.
+    pub fn add(&mut self, event: &Event) {
+        self.summary.add(event);
+        match event {
+            Event::Found { files, bytes } => {
+                self.files_found = self.files_found.saturating_add(*files);
+                self.bytes_found = self.bytes_found.saturating_add(*bytes);
+            }
+            Event::FoundAll => self.found_all = true,
+            Event::Progress { bytes, .. } => self.bytes_done = self.bytes_done.saturating_add_signed(*bytes),
+            _ if self.json => self.add_json(event),
+            _ => self.add_human(event),
+        }
+        self.show_progress();
+    }
+
+    /// Ends the bars and writes the summary. The answer is the exit code. An error that ended the command is left for
+    /// the caller to print (once, with the errors of commands that have no reporter), except in JSON, where the
+    /// summary holds it.
+    #[must_use]
+    pub fn finish(mut self, ending: &Ending) -> u8 {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        if let Ending::Failed(error) = ending {
+            self.summary.add_failure(error.kind());
+        }
+        if let Ending::Interrupted(signal) = ending {
+            self.summary.exit = signal.exit_code();
+            self.summary.retryable = true;
+        }
+        if self.json {
+            self.summarize_json(ending);
+            if self.out_failed.is_some() && self.summary.exit == 0 {
+                self.summary.exit = ErrorKind::Io.exit_code();
+            }
+        } else if self.detail != Detail::Quiet {
+            self.summarize(ending);
+        }
+        self.summary.exit
+    }
+
+    fn add_human(&mut self, event: &Event) {
+        let verbose = self.detail == Detail::Verbose;
+        let quiet = self.detail == Detail::Quiet;
+        match event {
+            Event::Done { name, kind, size, outcome, renamed_to, .. } => {
+                if let (Outcome::Renamed, Some(new)) = (outcome, renamed_to) {
+                    // A name that was not asked for must be told, or nobody finds the file.
+                    let line = format!("{}: stored as {}", Escaped(name), Escaped(new));
+                    self.line(&line);
+                } else if verbose {
+                    let what = outcome_name(*outcome);
+                    let line = match kind {
+                        ItemKind::File => format!("{what}: {} ({})", Escaped(name), format::size(*size)),
+                        ItemKind::Directory => format!("{what}: {}/", Escaped(name)),
+                        ItemKind::Link => format!("{what}: {} (link)", Escaped(name)),
+                    };
+                    self.line(&line);
+                }
+            }
+            Event::Failed { name, error, .. } => self.line(&failure(name, error)),
+            Event::Skipped { name, why } => {
+                let line = format!("skipped: {}: {why}", Escaped(name));
+                if verbose {
+                    self.line(&line);
+                } else if self.skipped.len() < SKIPPED_LISTED_MAX {
+                    self.skipped.push_back(line);
+                }
+            }
+            Event::Retrying { wait, reason } if !quiet => {
+                let line = format!("{}; trying again in {}", reason.chain(), format::duration(*wait));
+                self.line(&line);
+            }
+            Event::Warning(text) => self.line(&format!("sealift: warning: {text}")),
+            Event::Note(text) if verbose => self.line(text),
+            Event::Started { .. } | Event::Retrying { .. } | Event::Note(_) => {}
+            Event::Found { .. } | Event::FoundAll | Event::Progress { .. } => {}
+        }
+    }
+
+    /// Writes a line above the bars.
+    fn line(&mut self, text: &str) {
+        let out = &mut self.out;
+        let mut write = || writeln!(out, "{text}").and_then(|()| out.flush());
+        let written = match &self.bar {
+            Some(bar) => bar.suspend(&mut write),
+            None => write(),
+        };
+        if let Err(error) = written {
+            self.out_failed.get_or_insert(error);
+        }
+    }
+
+    fn show_progress(&mut self) {
+        let now = Instant::now();
+        if self.json {
+            if self.detail != Detail::Quiet && now.duration_since(self.drawn) >= JSON_PROGRESS_INTERVAL {
+                self.drawn = now;
+                self.json(&json!({
+                    "type": "progress",
+                    "files_done": self.summary.files_done(),
+                    "files_found": self.files_found,
+                    "bytes_done": self.bytes_done,
+                    "bytes_found": self.bytes_found,
+                    "bytes_moved": self.summary.bytes_moved,
+                    "found_all": self.found_all,
+                }));
+            }
+        } else if let Some(bar) = &self.bar
+            && now.duration_since(self.drawn) >= Duration::from_secs(1) / u32::from(DRAWS_PER_SECOND)
+        {
+            self.drawn = now;
+            let (bytes, files) = self.progress_text(bar.per_sec());
+            bar.update(|state| {
+                state.set_len(self.bytes_found.max(self.bytes_done));
+                state.set_pos(self.bytes_done);
+            });
+            bar.set_prefix(bytes);
+            bar.set_message(files);
+        }
+    }
+
+    /// What is beside the bar and below it; each fits 80 columns.
+    fn progress_text(&self, per_second: f64) -> (String, String) {
+        let left = self.bytes_found.saturating_sub(self.bytes_done);
+        let done = self.summary.files_done() + self.summary.failed;
+        // While the tree is still being walked, what is left is at least this.
+        let more = if self.found_all { "" } else { "+" };
+        let mut bytes = format!(
+            "{} of {}{more}  {}/s",
+            format::size(self.bytes_done),
+            format::size(self.bytes_found.max(self.bytes_done)),
+            format::size(per_second.max(0.0) as u64)
+        );
+        if self.found_all && per_second >= 1.0 {
+            let eta = Duration::from_secs_f64((left as f64 / per_second).min(1e9));
+            bytes.push_str(&format!("  {} left", format::duration(eta)));
+        }
+        let mut files = format!("files: {done} done, {}{more} left", self.files_found.saturating_sub(done));
+        let skipped = self.summary.skipped + self.summary.kept;
+        if skipped > 0 {
+            files.push_str(&format!(", {skipped} skipped"));
+        }
+        if self.summary.failed > 0 {
+            files.push_str(&format!(", {} failed", self.summary.failed));
+        }
+        (bytes, files)
+    }
+
+    fn summarize(&mut self, ending: &Ending) {
+        let listed = self.skipped.len() as u64;
+        while let Some(line) = self.skipped.pop_front() {
+            self.line(&line);
+        }
+        let summary = self.summary.clone();
+        if self.detail == Detail::Normal && summary.skipped > listed {
+            let rest = summary.skipped - listed;
+            self.line(&format!("skipped: {rest} more (--verbose names each)"));
+        }
+        let time = self.started.elapsed();
+        let mut parts = Vec::new();
+        let mut part = |count: u64, what: &str| {
+            if count > 0 {
+                parts.push(format!("{count} {what}"));
+            }
+        };
+        part(summary.stored, "stored");
+        part(summary.planned, "would be moved");
+        part(summary.unchanged, "unchanged");
+        part(summary.kept, "left as they were");
+        part(summary.directories, if summary.directories == 1 { "directory" } else { "directories" });
+        part(summary.skipped, "skipped");
+        part(summary.failed, "failed");
+        if parts.is_empty() {
+            parts.push("nothing to do".to_owned());
+        }
+        let moved = summary.bytes_moved;
+        let mut line = format!("{} ({})", parts.join(", "), format::size(summary.bytes));
+        if moved > 0 {
+            line.push_str(&format!(
+                "; moved {} in {}, {}",
+                format::size(moved),
+                format::duration(time),
+                format::rate(moved, time)
+            ));
+        }
+        // Without a single item the error that ended the command says all there is to say.
+        if !matches!(ending, Ending::Failed(_)) || summary.files_done() + summary.failed > 0 {
+            self.line(&line);
+        }
+        if let Ending::Interrupted(_) = ending {
+            self.line("interrupted: run the same command again to continue");
+        }
+    }
+
+    fn add_json(&mut self, event: &Event) {
+        let verbose = self.detail == Detail::Verbose;
+        let quiet = self.detail == Detail::Quiet;
+        let mut object = Map::new();
+        let kind = match event {
+            Event::Done { name, kind, size, root, outcome, renamed_to, .. } if !quiet => {
+                format::insert_name(&mut object, "name", name);
+                object.insert("kind".to_owned(), json!(item_name(*kind)));
+                object.insert("outcome".to_owned(), json!(outcome_name(*outcome)));
+                object.insert("size".to_owned(), json!(size));
+                if let Some(root) = root {
+                    object.insert("b3".to_owned(), json!(root.to_string()));
+                }
+                if let Some(new) = renamed_to {
+                    format::insert_name(&mut object, "renamed_to", new);
+                }
+                "done"
+            }
+            Event::Started { name, size, .. } if verbose => {
+                format::insert_name(&mut object, "name", name);
+                object.insert("size".to_owned(), json!(size));
+                "started"
+            }
+            Event::Failed { name, error, .. } => {
+                format::insert_name(&mut object, "name", name);
+                insert_error(&mut object, error);
+                "failed"
+            }
+            Event::Skipped { name, why } if !quiet => {
+                format::insert_name(&mut object, "name", name);
+                object.insert("why".to_owned(), json!(why.to_string()));
+                "skipped"
+            }
+            Event::Retrying { wait, reason } if !quiet => {
+                insert_error(&mut object, reason);
+                object.insert("wait_seconds".to_owned(), json!(wait.as_secs_f64()));
+                "retrying"
+            }
+            Event::Warning(text) => {
+                object.insert("message".to_owned(), json!(text));
+                "warning"
+            }
+            Event::Note(text) if verbose => {
+                object.insert("message".to_owned(), json!(text));
+                "note"
+            }
+            _ => return,
+        };
+        object.insert("type".to_owned(), json!(kind));
+        self.json(&Value::Object(object));
+    }
+
+    fn summarize_json(&mut self, ending: &Ending) {
+        let summary = &self.summary;
+        let mut object = Map::new();
+        object.insert("type".to_owned(), json!("summary"));
+        object.insert("schema".to_owned(), json!(JSON_SCHEMA));
+        object.insert("command".to_owned(), json!(self.command));
+        object.insert("exit".to_owned(), json!(summary.exit));
+        object.insert("retryable".to_owned(), json!(summary.retryable));
+        for (key, count) in [
+            ("stored", summary.stored),
+            ("renamed", summary.renamed),
+            ("unchanged", summary.unchanged),
+            ("kept", summary.kept),
+            ("planned", summary.planned),
+            ("skipped", summary.skipped),
+            ("failed", summary.failed),
+            ("directories", summary.directories),
+            ("bytes", summary.bytes),
+            ("bytes_moved", summary.bytes_moved),
+            ("retries", summary.retries),
+        ] {
+            object.insert(key.to_owned(), json!(count));
+        }
+        object.insert("seconds".to_owned(), json!(self.started.elapsed().as_secs_f64()));
+        if let Ending::Failed(error) = ending {
+            let mut detail = Map::new();
+            insert_error(&mut detail, error);
+            object.insert("error".to_owned(), Value::Object(detail));
+        }
+        self.json(&Value::Object(object));
+    }
+
+    fn json(&mut self, value: &Value) {
+        let line = format::json_line(value);
+        let written = self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush());
+        if let Err(error) = written {
+            self.out_failed.get_or_insert(error);
+        }
+    }
+}
+
+/// `sealift: NAME: …`, without the name when the message has it already.
+fn failure(name: &[u8], error: &Error) -> String {
+    let chain = error.chain();
+    let name = Escaped(name).to_string();
+    if chain.contains(&name) { format!("sealift: {chain}") } else { format!("sealift: {name}: {chain}") }
+}
+
+fn insert_error(object: &mut Map<String, Value>, error: &Error) {
+    object.insert("error".to_owned(), json!(kind_name(error.kind())));
+    object.insert("message".to_owned(), json!(error.chain()));
+    object.insert("exit".to_owned(), json!(error.kind().exit_code()));
+    object.insert("retryable".to_owned(), json!(error.kind().is_retryable()));
+}
+
+/// The kind in snake case: `not_found`.
+fn kind_name(kind: ErrorKind) -> String {
+    let mut name = String::new();
+    for c in format!("{kind:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_lowercase());
+    }
+    name
+}
+
+fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Stored => "stored",
+        Outcome::Unchanged => "unchanged",
+        Outcome::Kept => "kept",
+        Outcome::Renamed => "renamed",
+        Outcome::Planned => "planned",
+    }
+}
+
+fn item_name(kind: ItemKind) -> &'static str {
+    match kind {
+        ItemKind::File => "file",
+        ItemKind::Directory => "directory",
+        ItemKind::Link => "link",
+    }
+}
+
+#[cfg(test)]
+mod tests;
