@@ -29,6 +29,9 @@ const ENTRIES_MAX: usize = 1 << 20;
 /// Attempts at a file that changes every time it is read.
 const CHANGED_MAX: u32 = 5;
 
+/// How long the orderly end of a connection may take: everything is answered by then.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What a client is made of.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -126,8 +129,8 @@ impl Client {
             session.close();
         }
         let mut drivers = std::mem::take(&mut *self.drivers());
-        // A driver that panicked has nothing left to end.
-        while drivers.join_next().await.is_some() {}
+        // A driver that panicked has nothing left to end; one that takes long is cut off.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, async { while drivers.join_next().await.is_some() {} }).await;
     }
 
     /// What stands under this name.
@@ -354,6 +357,7 @@ impl Client {
         dead.as_ref().map_or(Ok(()), |reason| Err(reason.duplicate()))
     }
 
+    /// Where events are told.
     pub(crate) fn events(&self) -> &Events {
         &self.inner.events
     }

@@ -9,6 +9,7 @@ mod api;
 mod connect;
 mod download;
 pub mod event;
+pub mod glob;
 pub mod link;
 pub mod plan;
 pub mod remote;
