@@ -1,14 +1,18 @@
 //! The command line: reads flags and the environment, runs a command, prints, exits.
 //!
 //! Only this module and `main` print, exit or look at the environment. [`args`] types the flags, [`sources`] turns
-//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, [`output`] shows what happens, [`mod@format`] writes
+//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get` and `ops` run over one `session`, [`output`] shows what happens, [`mod@format`] writes
 //! entries and hashes, [`signals`] listens.
 
 pub mod args;
 pub mod certs;
 pub mod format;
+mod get;
+mod ops;
 pub mod output;
+mod put;
 pub mod serve;
+mod session;
 pub mod signals;
 pub mod sources;
 pub mod trust;
@@ -20,8 +24,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::cli::args::{Cli, Command};
-use crate::client::plan;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Runs the command that the process was started with.
 #[must_use]
@@ -49,19 +52,15 @@ fn run(command: Command) -> Result<u8> {
     match command {
         Command::Certs(args) => certs::run(*args, &mut io::stdout(), &mut io::stderr()).map(|()| 0),
         Command::Serve(args) => serve::run(&args, &mut io::stdout()).map(|()| 0),
-        Command::Put(args) => sources::put_plan(&args).and_then(|_| Err(not_built("put"))),
-        Command::Get(args) => sources::get_arguments(&args).and_then(|_| Err(not_built("get"))),
-        Command::Ls(args) => plan::on_one_server(&args.paths).and_then(|_| Err(not_built("ls"))),
-        Command::Stat(args) => plan::on_one_server(&args.paths).and_then(|_| Err(not_built("stat"))),
-        Command::Hash(args) => plan::on_one_server(&args.paths).and_then(|_| Err(not_built("hash"))),
-        Command::Rm(args) => plan::plan_remove(&args.paths).and_then(|_| Err(not_built("rm"))),
-        Command::Mv(args) => plan::plan_move(&args.paths).and_then(|_| Err(not_built("mv"))),
-        Command::Mkdir(args) => plan::on_one_server(&args.paths).and_then(|_| Err(not_built("mkdir"))),
+        Command::Put(args) => put::run(&args),
+        Command::Get(args) => get::run(&args),
+        Command::Ls(args) => ops::ls(&args),
+        Command::Stat(args) => ops::stat(&args),
+        Command::Hash(args) => ops::hash(&args),
+        Command::Rm(args) => ops::rm(&args),
+        Command::Mv(args) => ops::mv(&args),
+        Command::Mkdir(args) => ops::mkdir(&args),
     }
-}
-
-fn not_built(command: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("{command}: not part of this build"))
 }
 
 /// Prints an error and its causes, once, on one line.

@@ -1,10 +1,22 @@
-//! The client: what the arguments mean, what is to be moved where, and what is told about it.
+//! The client: what the arguments mean, what is to be moved where, the moving, and what is told about it.
 //!
 //! [`remote`] and [`plan`] turn arguments into a plan before anything moves; [`walk`] finds the local files of an
-//! upload while the first of them already move; [`event`] is what whoever watches gets to see.
+//! upload while the first of them already move; [`event`] is what whoever watches gets to see. [`Client`] is the
+//! way to a server: it keeps a connection (`connect`, `session`), makes another one when it breaks, and moves files
+//! over it (`upload`, `download`).
 
+mod api;
+mod connect;
+mod download;
 pub mod event;
+pub mod glob;
 pub mod link;
 pub mod plan;
 pub mod remote;
+mod session;
+mod upload;
 pub mod walk;
+
+pub use api::{Client, ClientOptions};
+pub use download::GetOptions;
+pub use upload::{PutOptions, StreamSource};

@@ -1,0 +1,75 @@
+//! `sealift get`.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd as _;
+
+use crate::cli::args::GetArgs;
+use crate::cli::session::{Session, tell_failed};
+use crate::cli::sources;
+use crate::client::plan::{self, GetDestination};
+use crate::client::remote::{Ending, Remote};
+use crate::client::{GetOptions, glob};
+use crate::error::{IoContext as _, Result};
+
+/// Runs the command; the answer is the exit code.
+///
+/// # Errors
+/// What is wrong with its arguments.
+pub(super) fn run(args: &GetArgs) -> Result<u8> {
+    let (named, kind) = sources::get_arguments(args)?;
+    let to_stream = named.destination == GetDestination::Stream;
+    // Without patterns, what cannot be meant is told before anything is tried.
+    let plan = if args.glob {
+        None
+    } else {
+        Some(plan::plan_get(named.endpoint.clone(), named.sources.clone(), kind, &named.destination)?)
+    };
+    let session = Session {
+        command: "get",
+        connect: &args.connect,
+        streams: args.transfer.streams,
+        endpoint: named.endpoint.clone(),
+        data_on_stdout: to_stream,
+        has_summary: true,
+    };
+    session.run(async |client| {
+        let plan = match plan {
+            Some(plan) => plan,
+            None => {
+                let mut sources = Vec::new();
+                for remote in named.sources {
+                    if !glob::is_pattern(&remote.path) {
+                        sources.push(remote);
+                        continue;
+                    }
+                    match client.expand(&remote.path).await {
+                        Ok(paths) => sources.extend(paths.into_iter().map(|path| Remote {
+                            endpoint: remote.endpoint.clone(),
+                            path,
+                            ending: Ending::Name,
+                        })),
+                        Err(error) => tell_failed(&client, client.events(), remote.path.to_bytes(), error).await?,
+                    }
+                }
+                if sources.is_empty() {
+                    return Ok(());
+                }
+                plan::plan_get(named.endpoint, sources, kind, &named.destination)?
+            }
+        };
+        let output: Option<Box<dyn Write + Send>> = if to_stream {
+            let output = std::io::stdout().as_fd().try_clone_to_owned();
+            Some(Box::new(File::from(output.while_doing(|| "open standard output".to_owned())?)))
+        } else {
+            None
+        };
+        let options = GetOptions {
+            if_exists: args.transfer.if_exists.into(),
+            into_directory: plan.into_directory,
+            dry_run: args.transfer.dry_run,
+            output,
+        };
+        client.get(plan.items, options).await
+    })
+}

@@ -1,0 +1,99 @@
+//! `sealift put`.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::process::{Child, Command, Stdio};
+
+use crate::cli::args::PutArgs;
+use crate::cli::session::Session;
+use crate::cli::sources;
+use crate::client::plan::PutSource;
+use crate::client::{PutOptions, StreamSource};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::path::Escaped;
+
+/// Runs the command; the answer is the exit code.
+///
+/// # Errors
+/// What is wrong with its arguments.
+pub(super) fn run(args: &PutArgs) -> Result<u8> {
+    let plan = sources::put_plan(args)?;
+    let session = Session {
+        command: "put",
+        connect: &args.connect,
+        streams: args.transfer.streams,
+        endpoint: plan.endpoint.clone(),
+        data_on_stdout: false,
+        has_summary: true,
+    };
+    session.run(async |client| {
+        // Only now: a command whose output nobody would take is not run.
+        let stream = match args.command()? {
+            Some((_, command)) if !args.transfer.dry_run => Some(command_stream(command)?),
+            _ if plan.items.iter().any(|item| item.source == PutSource::Stream) => Some(standard_input()?),
+            _ => None,
+        };
+        let options = PutOptions {
+            if_exists: args.transfer.if_exists.into(),
+            into_directory: plan.into_directory,
+            remove_source: args.remove_source,
+            dry_run: args.transfer.dry_run,
+            expect_size: args.expect_size,
+            expect_root: args.expect_b3,
+            stream,
+        };
+        client.put(plan.items, options).await
+    })
+}
+
+fn standard_input() -> Result<StreamSource> {
+    // A handle of its own is read in large blocks; the shared one has a buffer in between.
+    let input = std::io::stdin().as_fd().try_clone_to_owned().while_doing(|| "open standard input".to_owned())?;
+    let (name, reader) = ("standard input".to_owned(), Box::new(File::from(input)));
+    Ok(StreamSource { name, reader, check: Box::new(|| Ok(())) })
+}
+
+/// A command that is ended when nobody takes its output any more.
+struct Running {
+    child: Child,
+    shown: String,
+}
+
+impl Running {
+    /// Waits for its end, after that of its output.
+    fn succeed(mut self) -> Result<()> {
+        let status = self.child.wait().while_doing(|| format!("wait for `{}`", self.shown))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Io, format!("`{}` failed ({status}), so nothing is stored", self.shown)))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended by itself is all the better.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command_stream(command: &[OsString]) -> Result<StreamSource> {
+    let Some((program, arguments)) = command.split_first() else {
+        return Err(Error::new(ErrorKind::Usage, "--stdin-from-command needs a command"));
+    };
+    let shown = Escaped(program.as_bytes()).to_string();
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .while_doing(|| format!("run `{shown}`"))?;
+    let output = child.stdout.take();
+    let running = Running { child, shown: shown.clone() };
+    let Some(output) = output else {
+        return Err(Error::new(ErrorKind::Internal, "a command without its output"));
+    };
+    Ok(StreamSource { name: shown, reader: Box::new(output), check: Box::new(move || running.succeed()) })
+}

@@ -1,0 +1,107 @@
+//! What every command that connects has in common: who is trusted, one runtime, one reporter, signals, the exit code.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use crate::cli::args::ConnectArgs;
+use crate::cli::output::{Detail, Ending, Reader, Reporter};
+use crate::cli::signals::Signals;
+use crate::cli::{print_error, sources, trust};
+use crate::client::event::{self, Event};
+use crate::client::remote::Endpoint;
+use crate::client::{Client, ClientOptions};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::limits::BLOCKING_THREADS_MAX;
+use crate::tls::ClientTls;
+
+/// How long what was interrupted may take to clean up behind itself.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A command that connects to one server.
+pub(super) struct Session<'a> {
+    pub(super) command: &'static str,
+    pub(super) connect: &'a ConnectArgs,
+    pub(super) streams: Option<u16>,
+    pub(super) endpoint: Endpoint,
+    /// Whether standard output carries data.
+    pub(super) data_on_stdout: bool,
+    /// Whether counts at the end say more than what was printed.
+    pub(super) has_summary: bool,
+}
+
+impl Session<'_> {
+    /// Connects and does `work`. The answer is the exit code; failures are printed by then.
+    ///
+    /// # Errors
+    /// What is wrong with flags and files before anything is tried.
+    pub(super) fn run(self, work: impl AsyncFnOnce(Client) -> Result<()>) -> Result<u8> {
+        let tls = ClientTls::load(&self.connect.trust.resolve(trust::environment)?)
+            .map_err(|error| error.with_kind(ErrorKind::Usage))?;
+        let (mut detail, reader) = sources::output_of(self.connect, self.data_on_stdout);
+        if !self.has_summary && reader == Reader::Person && detail == Detail::Normal {
+            detail = Detail::Quiet;
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .thread_name("sealift")
+            .build()
+            .while_doing(|| "start the runtime".to_owned())?;
+        let (events, receiver) = event::channel();
+        let reporter = Reporter::new(self.command, detail, reader);
+        let watcher = std::thread::Builder::new()
+            .name("reporter".to_owned())
+            .spawn(move || reporter.watch(receiver))
+            .while_doing(|| "start a thread for the output".to_owned())?;
+        let options = ClientOptions {
+            timeout: self.connect.timeout,
+            streams: self.streams,
+            ..ClientOptions::new(self.endpoint, tls)
+        };
+        let ending = runtime.block_on(async {
+            let mut signals = match Signals::listen() {
+                Ok(signals) => signals,
+                Err(error) => return Ending::Failed(error),
+            };
+            let work = async {
+                let client = Client::connect(options, events).await?;
+                let result = work(client.clone()).await;
+                client.close().await;
+                result
+            };
+            tokio::select! {
+                signal = signals.next() => Ending::Interrupted(signal),
+                result = work => result.map_or_else(Ending::Failed, |()| Ending::Finished),
+            }
+        });
+        // What was cut short drops its staging files now.
+        runtime.shutdown_timeout(CLEAN_UP_TIMEOUT);
+        let Ok(reporter) = watcher.join() else {
+            return Err(Error::new(ErrorKind::Internal, "the thread that shows progress failed"));
+        };
+        let code = reporter.finish(&ending);
+        if let Ending::Failed(error) = &ending
+            && reader == Reader::Person
+        {
+            print_error(error);
+        }
+        Ok(code)
+    }
+}
+
+/// Tells that something failed, and goes on.
+pub(super) async fn tell_failed(client: &Client, events: &event::Events, name: Vec<u8>, error: Error) -> Result<()> {
+    client.check_alive()?;
+    events.tell(Event::Failed { item: None, name, error }).await;
+    Ok(())
+}
+
+/// Prints to standard output. Who reads it may stop at any time (`| head`): then there is nothing left to do.
+///
+/// # Errors
+/// `Io` when it cannot be written for another reason. The answer is whether anybody still reads.
+pub(super) fn print(text: &str) -> Result<bool> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    Ok(super::after_output(written)?.is_continue())
+}

@@ -1,0 +1,509 @@
+//! The client as a library: one server, a connection that is made again when it breaks, and plain requests.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::buffer::Pool;
+use crate::client::connect::{Dialer, Greeted};
+use crate::client::event::{Event, Events, ItemId};
+use crate::client::remote::Endpoint;
+use crate::client::session::{Reply, Session};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Root;
+use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
+use crate::path::{Component, RemotePath};
+use crate::protocol::{
+    Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
+    SetDirectory, Stat,
+};
+use crate::tls::ClientTls;
+
+/// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
+const CLIENT_BUFFERS: usize = 48 * MIB;
+/// Entries of one directory that are kept in memory, about 150 bytes each. More: that directory is refused.
+const ENTRIES_MAX: usize = 1 << 20;
+/// Attempts at a file that changes every time it is read.
+const CHANGED_MAX: u32 = 5;
+
+/// How long the orderly end of a connection may take: everything is answered by then.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a client is made of.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// Whom we believe and what we show.
+    pub tls: ClientTls,
+    /// The longest time without progress, reconnects included.
+    pub timeout: Duration,
+    /// Connections of one transfer; none: as many as make it fast. One is used for now.
+    pub streams: Option<u16>,
+}
+
+impl ClientOptions {
+    /// The defaults for this server.
+    #[must_use]
+    pub fn new(endpoint: Endpoint, tls: ClientTls) -> ClientOptions {
+        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None }
+    }
+}
+
+/// One server, as its client sees it. Clones share the connection. When the last is dropped, the connection is cut;
+/// [`Client::close`] ends it in order.
+///
+/// Everything that fails in a way that may pass (a broken connection, a busy server) is tried again until nothing
+/// has got further for [`ClientOptions::timeout`]; refusals never are.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dialer: Dialer,
+    timeout: Duration,
+    pool: Pool,
+    events: Events,
+    link: tokio::sync::Mutex<Link>,
+    /// The tasks that own connections; they end with the client.
+    drivers: Mutex<JoinSet<()>>,
+    progress: Mutex<Instant>,
+    /// Why nothing more can be done at all.
+    dead: Mutex<Option<Error>>,
+    next_item: AtomicU64,
+}
+
+/// The connection that there is, and how the last attempts went.
+struct Link {
+    session: Option<Session>,
+    since: Instant,
+    wait: Duration,
+}
+
+impl Client {
+    /// Connects to a server. Events of all that this client does go to `events`.
+    ///
+    /// # Errors
+    /// `Connection` or `Timeout` when it cannot be reached within 30 seconds; `Trust` or `Version` when the two do
+    /// not go together; what the server refuses with.
+    ///
+    /// # Cancel safety
+    /// Safe: an unfinished connection is dropped.
+    pub async fn connect(options: ClientOptions, events: Events) -> Result<Client> {
+        for warning in options.tls.warnings() {
+            events.tell(Event::Warning(warning.clone())).await;
+        }
+        let now = Instant::now();
+        let client = Client {
+            inner: Arc::new(Inner {
+                dialer: Dialer::new(options.endpoint, options.tls),
+                timeout: options.timeout,
+                pool: Pool::new(CLIENT_BUFFERS),
+                events,
+                link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
+                drivers: Mutex::new(JoinSet::new()),
+                progress: Mutex::new(now),
+                dead: Mutex::new(None),
+                next_item: AtomicU64::new(1),
+            }),
+        };
+        let greeted = client.inner.dialer.connect().await?;
+        let session = client.take_up(greeted, true).await;
+        client.inner.link.lock().await.session = Some(session);
+        Ok(client)
+    }
+
+    /// What the server says that we may do, in general.
+    pub async fn rights(&self) -> Rights {
+        self.inner.link.lock().await.session.as_ref().map_or(Rights::NONE, |session| Rights(session.hello().rights))
+    }
+
+    /// Ends the connection in order.
+    pub async fn close(&self) {
+        let session = self.inner.link.lock().await.session.take();
+        if let Some(session) = session {
+            session.close();
+        }
+        let mut drivers = std::mem::take(&mut *self.drivers());
+        // A driver that panicked has nothing left to end; one that takes long is cut off.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, async { while drivers.join_next().await.is_some() {} }).await;
+    }
+
+    /// What stands under this name.
+    ///
+    /// # Errors
+    /// `NotFound`, `Rights`, and what connecting can fail with.
+    pub async fn stat(&self, path: &RemotePath) -> Result<Entry> {
+        match self.request(&Stat { path: path.clone() }).await? {
+            (Reply::Entry(entry), _) => Ok(entry),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// The entries of a directory, in the server's order. Every name is one that a path can have, and unique.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `Rights`; `Limit` for a directory with more than a million entries; `Protocol`
+    /// for names that cannot be.
+    pub async fn list(&self, path: &RemotePath) -> Result<Vec<Entry>> {
+        let mut retry = self.retry();
+        loop {
+            match self.list_once(path).await {
+                Ok(entries) => return Ok(entries),
+                Err(error) => retry.after(error).await?,
+            }
+        }
+    }
+
+    async fn list_once(&self, path: &RemotePath) -> Result<Vec<Entry>> {
+        let session = self.session().await?;
+        let mut exchange = session.open(&ListDirectory { path: path.clone() }).await?;
+        let mut entries: Vec<Entry> = Vec::new();
+        loop {
+            match exchange.next().await? {
+                Reply::Entries(page) => {
+                    if entries.len() + page.len() > ENTRIES_MAX {
+                        let message = format!("{path} has more than {ENTRIES_MAX} entries");
+                        return Err(Error::new(ErrorKind::Limit, message));
+                    }
+                    entries.extend(page);
+                    self.progressed();
+                }
+                Reply::Done(_) => break,
+                other => return Err(exchange.unexpected(&other)),
+            }
+        }
+        check_names(path, &entries)?;
+        Ok(entries)
+    }
+
+    /// The hash and size of a file's content.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`, `Rights`.
+    pub async fn hash(&self, path: &RemotePath) -> Result<(Root, u64)> {
+        match self.request(&Hash { path: path.clone() }).await? {
+            (Reply::Done(Done { root: Some(root), size: Some(size), .. }), _) => Ok((root, size)),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// Removes a file, link or empty directory, or with `recursive` a directory with all that is in it. Returns how
+    /// many entries went.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotEmpty`, `Rights`.
+    pub async fn remove(&self, path: &RemotePath, recursive: bool) -> Result<u64> {
+        let request = Remove { path: path.clone(), recursive };
+        let mut retry = self.retry();
+        let mut lost = false;
+        loop {
+            let error = match self.request_once(&request).await {
+                Ok((Reply::Done(done), _)) => return Ok(done.count),
+                Ok((other, session)) => return Err(session.unexpected(&other)),
+                // The answer of the first attempt was lost, and it had done its work.
+                Err(error) if lost && error.kind() == ErrorKind::NotFound => return Ok(1),
+                Err(error) => error,
+            };
+            lost |= is_of_connection(error.kind());
+            retry.after(error).await?;
+        }
+    }
+
+    /// Gives something another name. Returns the name that it got, when that is another than asked for.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists`, `IsDirectory`, `Rights`.
+    pub async fn rename(&self, from: &RemotePath, to: &RemotePath, if_exists: IfExists) -> Result<Option<RemotePath>> {
+        let request = Rename { from: from.clone(), to: to.clone(), if_exists, id: random_id()? };
+        match self.request(&request).await? {
+            (Reply::Done(done), _) => Ok(done.path),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// Makes a directory and those above it. One that is there is success.
+    ///
+    /// # Errors
+    /// `NotDirectory`, `Rights`, `Name`.
+    pub async fn make_directory(&self, path: &RemotePath) -> Result<()> {
+        match self.request(&MakeDirectory { path: path.clone() }).await? {
+            (Reply::Done(_), _) => Ok(()),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// Sets the mode and time of a directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `Rights`.
+    pub async fn set_directory(&self, path: &RemotePath, mode: Option<u32>, mtime: Option<Mtime>) -> Result<()> {
+        match self.request(&SetDirectory { path: path.clone(), mode, mtime }).await? {
+            (Reply::Done(_), _) => Ok(()),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// Sends a request that has one answer, again when the connection broke, and returns the answer.
+    pub(crate) async fn request<M: Message>(&self, request: &M) -> Result<(Reply, Session)> {
+        let mut retry = self.retry();
+        loop {
+            match self.request_once(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => retry.after(error).await?,
+            }
+        }
+    }
+
+    async fn request_once<M: Message>(&self, request: &M) -> Result<(Reply, Session)> {
+        let session = self.session().await?;
+        let reply = session.open(request).await?.next().await?;
+        self.progressed();
+        Ok((reply, session))
+    }
+
+    /// The connection that there is, or a new one.
+    ///
+    /// # Errors
+    /// Why none can be made, when nothing has got further for the time that is allowed; then nothing more can be
+    /// done with this client.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn session(&self) -> Result<Session> {
+        let mut link = self.inner.link.lock().await;
+        if let Some(session) = link.session.as_ref().filter(|session| session.is_open()) {
+            return Ok(session.clone());
+        }
+        self.check_alive()?;
+        let mut reason = link
+            .session
+            .take()
+            .map_or_else(|| Error::new(ErrorKind::Connection, "the connection was closed"), |session| session.reason());
+        // A connection that got something done breaks the row of failures.
+        if self.last_progress() > link.since {
+            link.wait = RETRY_BACKOFF.0;
+        }
+        loop {
+            if !reason.kind().is_retryable() || self.is_out_of_time() {
+                self.die(&reason);
+                return Err(reason);
+            }
+            let wait = jittered(link.wait);
+            self.inner.events.tell(Event::Retrying { wait, reason }).await;
+            sleep(wait).await;
+            link.wait = (link.wait * 2).min(RETRY_BACKOFF.1);
+            link.since = Instant::now();
+            match self.inner.dialer.connect().await {
+                Ok(greeted) => {
+                    let session = self.take_up(greeted, false).await;
+                    link.session = Some(session.clone());
+                    return Ok(session);
+                }
+                Err(error) => reason = error,
+            }
+        }
+    }
+
+    async fn take_up(&self, greeted: Greeted, is_first: bool) -> Session {
+        let Greeted { connection, hello, description, warnings } = greeted;
+        if is_first {
+            for warning in warnings {
+                self.inner.events.tell(Event::Warning(warning)).await;
+            }
+        }
+        self.inner.events.tell(Event::Note(description)).await;
+        let (session, work) = Session::new(connection, hello, self.inner.pool.clone());
+        let mut drivers = self.drivers();
+        drivers.spawn(work);
+        // Those of broken connections are done; the set shall not grow with their number.
+        while drivers.try_join_next().is_some() {}
+        session
+    }
+
+    fn drivers(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.inner.drivers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something got further than it was: the time without progress begins anew.
+    pub(crate) fn progressed(&self) {
+        *self.inner.progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn last_progress(&self) -> Instant {
+        *self.inner.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_out_of_time(&self) -> bool {
+        self.last_progress().elapsed() >= self.inner.timeout
+    }
+
+    /// Takes note that nothing more can be done.
+    fn die(&self, reason: &Error) {
+        let mut dead = self.inner.dead.lock().unwrap_or_else(PoisonError::into_inner);
+        dead.get_or_insert_with(|| reason.duplicate());
+    }
+
+    /// Refuses when nothing more can be done.
+    ///
+    /// # Errors
+    /// Why.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        let dead = self.inner.dead.lock().unwrap_or_else(PoisonError::into_inner);
+        dead.as_ref().map_or(Ok(()), |reason| Err(reason.duplicate()))
+    }
+
+    /// Where events are told.
+    pub(crate) fn events(&self) -> &Events {
+        &self.inner.events
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.inner.pool
+    }
+
+    pub(crate) fn retry(&self) -> Retry {
+        Retry { client: self.clone(), wait: RETRY_BACKOFF.0, changed: 0 }
+    }
+
+    /// An item that is told about under a number of its own.
+    pub(crate) fn item(&self, name: Vec<u8>) -> Item {
+        let id = self.inner.next_item.fetch_add(1, Ordering::Relaxed);
+        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0) }
+    }
+}
+
+/// Whether a failure is one of the connection rather than of what was asked.
+fn is_of_connection(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Connection | ErrorKind::Timeout | ErrorKind::Stopping | ErrorKind::Session)
+}
+
+/// Refuses a listing with names that no path can have, or one of them twice.
+fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
+    let bad = |what: String| Err(Error::new(ErrorKind::Protocol, format!("the server lists in {path} {what}")));
+    let mut names = std::collections::HashSet::with_capacity(entries.len());
+    for entry in entries {
+        if let Err(error) = Component::new(&entry.name) {
+            return bad(error.to_string());
+        }
+        if !names.insert(&entry.name) {
+            return bad(format!("{} twice", crate::path::Escaped(&entry.name)));
+        }
+    }
+    Ok(())
+}
+
+/// 128 bits from the operating system.
+///
+/// # Errors
+/// `Internal` when it has none.
+pub(crate) fn random_id() -> Result<Bytes16> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error))?;
+    Ok(Bytes16(bytes))
+}
+
+/// Between half and all of a wait, so that many clients do not come back at once.
+fn jittered(wait: Duration) -> Duration {
+    // Without random bytes they merely come back together.
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    wait / 2 + (wait / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// The attempts at one thing.
+pub(crate) struct Retry {
+    client: Client,
+    wait: Duration,
+    changed: u32,
+}
+
+impl Retry {
+    /// Waits until it may be tried again.
+    ///
+    /// # Errors
+    /// The failure itself, when trying again is of no use or has been of none for too long.
+    pub(crate) async fn after(&mut self, error: Error) -> Result<()> {
+        if !error.kind().is_retryable() || self.client.check_alive().is_err() {
+            return Err(error);
+        }
+        // A new connection is waited for where it is made.
+        if is_of_connection(error.kind()) && !error.is_from_peer() {
+            return Ok(());
+        }
+        self.changed += u32::from(error.kind() == ErrorKind::Changed);
+        if self.changed >= CHANGED_MAX || self.client.is_out_of_time() {
+            return Err(error);
+        }
+        let wait = jittered(self.wait);
+        self.wait = (self.wait * 2).min(RETRY_BACKOFF.1);
+        self.client.inner.events.tell(Event::Retrying { wait, reason: error }).await;
+        sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// One file that is moved, as it is told about.
+pub(crate) struct Item {
+    client: Client,
+    pub(crate) id: ItemId,
+    pub(crate) name: Vec<u8>,
+    /// Bytes that count as done in this attempt.
+    counted: u64,
+    /// The most that counted as done in any attempt: only what gets beyond it is progress.
+    best: u64,
+    /// Progress that there was no room to tell.
+    untold: (i64, u64),
+}
+
+impl Item {
+    /// So many more bytes count as done, and so many of them crossed the wire.
+    pub(crate) fn advance(&mut self, bytes: u64, moved: u64) {
+        self.counted += bytes;
+        if self.counted > self.best {
+            self.best = self.counted;
+            self.client.progressed();
+        }
+        self.tell(i64::try_from(bytes).unwrap_or(i64::MAX), moved);
+    }
+
+    /// The attempt begins anew.
+    pub(crate) fn restart(&mut self) {
+        let counted = i64::try_from(std::mem::take(&mut self.counted)).unwrap_or(i64::MAX);
+        if counted > 0 {
+            self.tell(-counted, 0);
+        }
+    }
+
+    fn tell(&mut self, bytes: i64, moved: u64) {
+        let (bytes, moved) = (self.untold.0 + bytes, self.untold.1 + moved);
+        let told = self.client.inner.events.progress(self.id, bytes, moved);
+        self.untold = if told { (0, 0) } else { (bytes, moved) };
+    }
+
+    /// Tells what there was no room for; to be called before the item's end is told.
+    pub(crate) async fn settle(&mut self) {
+        let (bytes, moved) = std::mem::take(&mut self.untold);
+        if (bytes, moved) != (0, 0) {
+            self.client.inner.events.tell(Event::Progress { item: self.id, bytes, moved }).await;
+        }
+    }
+
+    /// Tells that it is being moved.
+    pub(crate) async fn started(&self, size: Option<u64>) {
+        self.client.inner.events.tell(Event::Started { item: self.id, name: self.name.clone(), size }).await;
+    }
+
+    /// Tells that it failed, unless everything did.
+    pub(crate) async fn failed(&mut self, error: Error) {
+        self.settle().await;
+        if self.client.check_alive().is_ok() || !is_of_connection(error.kind()) {
+            let name = self.name.clone();
+            self.client.inner.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! From a server's name to a greeted connection: addresses, TCP, TLS, hellos, each failure in a sentence.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use crate::client::remote::Endpoint;
+use crate::error::{Error, ErrorKind, Result, kind_of_io};
+use crate::limits::CONNECT_TIMEOUT;
+use crate::net::{Connection, Event, Handler, Socket, SocketBuffers};
+use crate::path::escape_text;
+use crate::protocol::{Breach, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
+use crate::tls::{ClientTls, describe, explain_client_error, server_name};
+
+/// After this long without an answer from one address, the next is tried beside it.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried: more than any real one has.
+const ADDRESSES_MAX: usize = 16;
+/// How long before a name that did not resolve is asked for once more.
+const RESOLVE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// How long sent bytes may be unacknowledged, or a connection silent, before the system gives it up.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Makes connections to one server.
+pub(crate) struct Dialer {
+    endpoint: Endpoint,
+    tls: ClientTls,
+    buffers: SocketBuffers,
+}
+
+/// A connection on which both sides have greeted.
+pub(crate) struct Greeted {
+    pub(crate) connection: Connection,
+    pub(crate) hello: ServerHello,
+    /// What was negotiated, for `--verbose`.
+    pub(crate) description: String,
+    /// What the person should know of the server's certificate.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Dialer {
+    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls) -> Dialer {
+        Dialer { endpoint, tls, buffers: SocketBuffers::new() }
+    }
+
+    /// Connects and greets, all within [`CONNECT_TIMEOUT`].
+    ///
+    /// # Errors
+    /// `Connection` or `Timeout` when the server cannot be reached; `Trust` or `Version` when the two do not go
+    /// together; what the server says in its goodbye.
+    ///
+    /// # Cancel safety
+    /// Safe: an unfinished connection is dropped.
+    pub(crate) async fn connect(&self) -> Result<Greeted> {
+        timeout(CONNECT_TIMEOUT, self.connect_once()).await.unwrap_or_else(|_| {
+            let seconds = CONNECT_TIMEOUT.as_secs();
+            let message = format!("{} did not answer within {seconds} seconds", self.endpoint);
+            Err(Error::new(ErrorKind::Timeout, message))
+        })
+    }
+
+    async fn connect_once(&self) -> Result<Greeted> {
+        let host = self.endpoint.host();
+        let addresses = resolve(&self.endpoint).await?;
+        let tcp = reach(&self.endpoint, addresses).await?;
+        watch_over(&tcp);
+        let socket = Socket::new(tcp, self.buffers.clone());
+        let tls = TlsConnector::from(self.tls.config())
+            .connect(server_name(host)?, socket)
+            .await
+            .map_err(|error| explain_client_error(error, host))?;
+        let warnings = self.tls.accept_server(tls.get_ref().1, host)?;
+        let description = describe(tls.get_ref().1);
+        let mut connection = Connection::new(TlsStream::Client(tls));
+        let hello = greet(&mut connection, host).await?;
+        Ok(Greeted { connection, hello, description, warnings })
+    }
+}
+
+async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>> {
+    let name = (endpoint.host(), endpoint.port());
+    let found = match tokio::net::lookup_host(name).await {
+        Err(_) => {
+            sleep(RESOLVE_AGAIN_AFTER).await;
+            tokio::net::lookup_host(name).await
+        }
+        found => found,
+    };
+    let message = || format!("find the address of {}", endpoint.host());
+    let found = found.map_err(|error| Error::new(ErrorKind::Connection, message()).with_source(error))?;
+    let addresses = interleave(found.collect());
+    if addresses.is_empty() {
+        return Err(Error::new(ErrorKind::Connection, format!("{}: it has none", message())));
+    }
+    Ok(addresses)
+}
+
+/// Puts the two families in turn, the one that the system prefers first (RFC 8305, section 4).
+fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_v6_first = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut first, mut second): (VecDeque<_>, VecDeque<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == is_v6_first);
+    let mut order = Vec::new();
+    while order.len() < ADDRESSES_MAX && !(first.is_empty() && second.is_empty()) {
+        order.extend(first.pop_front());
+        order.extend(second.pop_front());
+    }
+    order
+}
+
+/// Connects to whichever address answers first. Each gets a head start over the next.
+async fn reach(endpoint: &Endpoint, addresses: Vec<SocketAddr>) -> Result<TcpStream> {
+    let mut attempts = JoinSet::new();
+    let mut rest = addresses.into_iter();
+    let mut failure: Option<(SocketAddr, io::Error)> = None;
+    loop {
+        if let Some(address) = rest.next() {
+            attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+        } else if attempts.is_empty() {
+            break;
+        }
+        let is_last = rest.len() == 0;
+        tokio::select! {
+            Some(attempt) = attempts.join_next() => match attempt {
+                Ok((_, Ok(tcp))) => return Ok(tcp),
+                Ok((address, Err(error))) => failure = Some((address, error)),
+                Err(panic) => return Err(Error::new(ErrorKind::Internal, "an attempt to connect failed").with_source(panic)),
+            },
+            () = sleep(NEXT_ADDRESS_AFTER), if !is_last => {}
+        }
+    }
+    let Some((address, error)) = failure else {
+        return Err(Error::new(ErrorKind::Connection, format!("connect to {endpoint}: it has no address")));
+    };
+    let kind = match kind_of_io(&error) {
+        ErrorKind::Timeout => ErrorKind::Timeout,
+        _ => ErrorKind::Connection,
+    };
+    let hint = match error.kind() {
+        io::ErrorKind::ConnectionRefused => " (is the server running, and is this its port?)",
+        _ => "",
+    };
+    Err(Error::new(kind, format!("connect to {endpoint} at {address}{hint}")).with_source(error))
+}
+
+/// Asks the system to notice a network that went away. A system that refuses is merely slower to notice.
+fn watch_over(tcp: &TcpStream) {
+    use rustix::net::sockopt;
+    let seconds = NETWORK_TIMEOUT.as_secs();
+    let _ = sockopt::set_socket_keepalive(tcp, true);
+    let _ = sockopt::set_tcp_keepidle(tcp, Duration::from_secs(seconds / 2));
+    let _ = sockopt::set_tcp_keepintvl(tcp, Duration::from_secs(seconds / 6));
+    let _ = sockopt::set_tcp_keepcnt(tcp, 3);
+    #[cfg(target_os = "linux")]
+    let _ = sockopt::set_tcp_user_timeout(tcp, u32::try_from(NETWORK_TIMEOUT.as_millis()).unwrap_or(30_000));
+}
+
+/// Exchanges hellos. Nothing but our version leaves before the server has accepted us.
+async fn greet(connection: &mut Connection, host: &str) -> Result<ServerHello> {
+    let hello = ClientHello {
+        versions: List(VERSIONS.to_vec()),
+        agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).to_owned(),
+        join: None,
+        redeem: None,
+    };
+    connection.send(0, &hello);
+    let event = connection.next(&mut NoContent).await.map_err(|error| explain_first_read(error, host))?;
+    let hello = match event {
+        Event::Control(Kind::ServerHello, 0, payload) => ServerHello::from_payload(&payload)?,
+        Event::Control(Kind::Goodbye, _, payload) => {
+            return Err(Goodbye::from_payload(&payload)?.to_error().context(format!("{host} refused")));
+        }
+        Event::Control(Kind::Failed, _, payload) => {
+            return Err(Failed::from_payload(&payload)?.to_error().context(format!("{host} refused")));
+        }
+        Event::Control(kind, ..) => {
+            return Err(Breach::Unexpected { kind, why: "a server's hello was due" }.into());
+        }
+        Event::Closed => {
+            let message = format!("{host} closed the connection before it greeted");
+            return Err(Error::new(ErrorKind::Connection, message));
+        }
+    };
+    if !VERSIONS.contains(&hello.version) {
+        let message = format!(
+            "{host} (`{}`) answers in version {} of the protocol, which this client does not speak",
+            escape_text(&hello.agent),
+            hello.version
+        );
+        return Err(Error::new(ErrorKind::Version, message));
+    }
+    connection.greeted();
+    Ok(hello)
+}
+
+/// In TLS 1.3 a server refuses a certificate after the client has finished: the reason comes with the first read.
+fn explain_first_read(error: Error, host: &str) -> Error {
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    let Some(cause) = cause else { return error };
+    let again = match cause.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(tls) => io::Error::new(cause.kind(), tls.clone()),
+        None => io::Error::new(cause.kind(), cause.to_string()),
+    };
+    explain_client_error(again, host)
+}
+
+/// Before the hello no content moves.
+struct NoContent;
+
+impl Handler for NoContent {
+    fn poll_space(&mut self, _: &mut Context<'_>, _: u32, _: u64, _: usize) -> Poll<Result<&mut [u8]>> {
+        Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why: "a server's hello was due" }.into()))
+    }
+
+    fn filled(&mut self, _: u32, _: u64, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn poll_data(&mut self, _: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (a, b, c) = (parse("[::1]:1"), parse("[::2]:1"), parse("127.0.0.1:1"));
+        assert_eq!(interleave(vec![a, b, c]), [a, c, b]);
+        assert_eq!(interleave(vec![c, a, b]), [c, a, b]);
+        assert_eq!(interleave(vec![]), []);
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_tried_when_one_refuses() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let closed = {
+            let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            gone.local_addr().unwrap()
+        };
+        let endpoint = Endpoint::parse(b"localhost:1").unwrap();
+        let tcp = reach(&endpoint, vec![closed, open]).await.unwrap();
+        assert_eq!(tcp.peer_addr().unwrap(), open);
+        let refused = reach(&endpoint, vec![closed]).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Connection);
+        assert!(refused.to_string().contains("is the server running"), "{refused}");
+    }
+}

@@ -1,0 +1,824 @@
+//! One connection and the exchanges that go over it.
+//!
+//! A [`Session`] is a handle that many tasks share; one task, [`drive`], owns the connection. Between them stands a
+//! desk: what is to be sent lies there in order, and who waits for answers is entered there. Nothing on the desk
+//! grows without bound: an [`Exchange`] needs a permit of the server's `open_max`, unasked content one of its
+//! `unasked_max`, and a group of content one of [`ROOM`].
+//!
+//! Invariants: a frame of a transfer leaves after everything that was queued before it; whoever drops an exchange
+//! before its end tells the server so; a session ends once, for one reason, which everybody who waits is given.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::buffer::{Buffer, Pool};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{group_len, group_offset};
+use crate::limits::{
+    DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX, WORKING_INTERVAL,
+};
+use crate::net::{Connection, Event, Handler};
+use crate::protocol::{
+    Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
+    Message, Put, PutAnswer, ServerHello, Stored, StoredBatch, Values, Want, Working,
+};
+
+/// Groups of content that wait to be written: enough to keep TLS busy while the next are read. 4 MiB.
+const ROOM: usize = 4;
+/// Groups that all downloads of a connection may have asked for: what the server allows.
+const WANTED_GROUPS_MAX: usize = WANTED_MAX as usize / GROUP_LEN;
+/// Answers of one exchange that wait to be looked at. Only listings and group values come in numbers; a slot holds
+/// one frame (64 KiB at most). A server that gets further ahead than this breaks the protocol.
+const REPLIES_MAX: usize = 1024;
+/// After this long with an answer due, nothing received and nothing written, the server counts as gone.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long the end of a connection may take once everything is answered: it is a courtesy.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What comes back in an exchange.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// What the server holds of a described file.
+    PutAnswer(PutAnswer),
+    /// Values of what it holds.
+    Values(Values),
+    /// An upload or link is there, durably.
+    Stored(Stored),
+    /// The version that a download opened.
+    GetAnswer(GetAnswer),
+    /// A whole group that was wanted.
+    Group(u64, Buffer),
+    /// All content of a download was sent.
+    Finish(Finish),
+    /// One entry.
+    Entry(Entry),
+    /// Some entries.
+    Entries(Vec<Entry>),
+    /// A request is done.
+    Done(Done),
+    /// The exchange failed.
+    Failed(Error),
+}
+
+impl Reply {
+    /// Whether nothing more comes in this exchange.
+    fn is_last(&self) -> bool {
+        match self {
+            Reply::Stored(_) | Reply::Finish(_) | Reply::Entry(_) | Reply::Done(_) | Reply::Failed(_) => true,
+            Reply::PutAnswer(_) | Reply::Values(_) | Reply::GetAnswer(_) | Reply::Group(..) | Reply::Entries(_) => {
+                false
+            }
+        }
+    }
+}
+
+/// Where the answers of some exchanges go, each with its transfer.
+pub(crate) type Replies = mpsc::Sender<(u32, Reply)>;
+
+/// A greeted connection, shared by all who work over it.
+#[derive(Clone)]
+pub(crate) struct Session(Arc<Shared>);
+
+struct Shared {
+    hello: ServerHello,
+    desk: Mutex<Desk>,
+    open: Arc<Semaphore>,
+    unasked: Arc<Semaphore>,
+    unasked_kib: usize,
+    room: Arc<Semaphore>,
+    wanted: Arc<Semaphore>,
+}
+
+struct Desk {
+    outgoing: VecDeque<Outgoing>,
+    slots: HashMap<u32, Slot>,
+    next_transfer: u32,
+    /// Why the session has ended.
+    ended: Option<Error>,
+    /// Whether the driver shall say goodbye when all is written.
+    closing: bool,
+    waker: Option<Waker>,
+}
+
+enum Outgoing {
+    /// Whole frames, headers included.
+    Frames(Vec<Bytes>),
+    /// What is left of a group.
+    Content { transfer: u32, offset: u64, content: Bytes, _room: OwnedSemaphorePermit },
+}
+
+struct Slot {
+    replies: Replies,
+    /// Whether the server owes an answer.
+    is_due: bool,
+    /// Ranges of content that are to come, in this order: offset and bytes still to come.
+    wanted: VecDeque<(u64, usize)>,
+    /// For a download: at most this much may come unasked.
+    unasked_max: u64,
+    /// The size that the server named.
+    size: u64,
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+}
+
+impl Session {
+    /// A session over a connection whose hellos are exchanged, and the work that drives it until it ends.
+    pub(crate) fn new(connection: Connection, hello: ServerHello, pool: Pool) -> (Session, impl Future<Output = ()>) {
+        let unasked_kib = usize::try_from(hello.unasked_max / KIB as u64).unwrap_or(usize::MAX).min(64 * KIB);
+        let open_max = usize::try_from(hello.open_max).unwrap_or(usize::MAX).clamp(1, 4096);
+        let desk = Desk {
+            outgoing: VecDeque::new(),
+            slots: HashMap::new(),
+            next_transfer: 1,
+            ended: None,
+            closing: false,
+            waker: None,
+        };
+        let session = Session(Arc::new(Shared {
+            hello,
+            desk: Mutex::new(desk),
+            open: Arc::new(Semaphore::new(open_max)),
+            unasked: Arc::new(Semaphore::new(unasked_kib)),
+            unasked_kib,
+            room: Arc::new(Semaphore::new(ROOM)),
+            wanted: Arc::new(Semaphore::new(WANTED_GROUPS_MAX)),
+        }));
+        let work = drive(connection, session.clone(), pool);
+        (session, work)
+    }
+
+    /// What the server said of itself and of us.
+    pub(crate) fn hello(&self) -> &ServerHello {
+        &self.0.hello
+    }
+
+    /// Whether exchanges can still be opened.
+    pub(crate) fn is_open(&self) -> bool {
+        let desk = self.desk();
+        desk.ended.is_none() && !desk.closing
+    }
+
+    /// Whether a file of this size may be sent without being asked for.
+    pub(crate) fn takes_unasked(&self, size: u64) -> bool {
+        size <= UNASKED_FILE_MAX && unasked_cost(size) <= self.0.unasked_kib
+    }
+
+    /// Opens an exchange with a request.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing was sent then.
+    pub(crate) async fn open<M: Message>(&self, request: &M) -> Result<Exchange> {
+        let (replies, receiver) = mpsc::channel(REPLIES_MAX);
+        let permit = self.permit(&self.0.open, 1).await?;
+        let transfer = self.enter(replies, (permit, None), 0, |transfer| vec![request.to_frame(transfer).into()])?;
+        Ok(Exchange { session: self.clone(), transfer, receiver, is_over: false })
+    }
+
+    /// Opens a download. At most `unasked_max` bytes may come without being wanted.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    pub(crate) async fn open_get(&self, get: &Get) -> Result<Exchange> {
+        let (replies, receiver) = mpsc::channel(REPLIES_MAX);
+        let transfer = self.get_into(get, replies).await?;
+        Ok(Exchange { session: self.clone(), transfer, receiver, is_over: false })
+    }
+
+    /// Opens a download whose answers go where those of others go. The caller has room for them there: at most
+    /// three for a download of one group.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    pub(crate) async fn get_into(&self, get: &Get, replies: Replies) -> Result<u32> {
+        let permit = self.permit(&self.0.open, 1).await?;
+        self.enter(replies, (permit, None), get.unasked_max, |transfer| vec![get.to_frame(transfer).into()])
+    }
+
+    /// Sends a request whose answer goes where those of others go.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    pub(crate) async fn request_into<M: Message>(&self, request: &M, replies: Replies) -> Result<u32> {
+        let permit = self.permit(&self.0.open, 1).await?;
+        self.enter(replies, (permit, None), 0, |transfer| vec![request.to_frame(transfer).into()])
+    }
+
+    /// Sends a small file whole: description, content and finish at once. One answer comes.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    ///
+    /// # Cancel safety
+    /// Safe: all was queued, or nothing.
+    pub(crate) async fn put_unasked(
+        &self,
+        put: &Put,
+        content: Bytes,
+        finish: &Finish,
+        replies: Replies,
+    ) -> Result<u32> {
+        let cost = unasked_cost(finish.size);
+        let unasked = self.permit(&self.0.unasked, cost).await?;
+        let open = self.permit(&self.0.open, 1).await?;
+        self.enter(replies, (open, Some(unasked)), 0, |transfer| {
+            let mut frames = vec![put.to_frame(transfer)];
+            if !content.is_empty() {
+                let header = Header::new(Kind::Data, transfer, 8 + content.len()).encode();
+                frames[0].extend_from_slice(&header);
+                frames[0].extend_from_slice(&0_u64.to_be_bytes());
+            }
+            let mut frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
+            if !content.is_empty() {
+                frames.push(content);
+            }
+            frames.push(finish.to_frame(transfer).into());
+            frames
+        })
+    }
+
+    /// Ends the session in order once what is queued is written. Exchanges that are open get an error.
+    pub(crate) fn close(&self) {
+        let mut desk = self.desk();
+        desk.closing = true;
+        desk.wake();
+    }
+
+    /// Ends the session at once, because the server broke the protocol.
+    pub(crate) fn break_off(&self, error: &Error) {
+        self.end(error.duplicate());
+    }
+
+    fn end(&self, error: Error) {
+        let mut desk = self.desk();
+        desk.ended.get_or_insert(error);
+        // Who waits for answers sees the channel closed and asks for the reason.
+        desk.slots.clear();
+        desk.outgoing.clear();
+        desk.wake();
+        drop(desk);
+        // Who waits for a permit is woken by this.
+        self.0.open.close();
+        self.0.unasked.close();
+        self.0.room.close();
+        self.0.wanted.close();
+    }
+
+    /// Why the session has ended.
+    pub(crate) fn reason(&self) -> Error {
+        let desk = self.desk();
+        desk.ended
+            .as_ref()
+            .map_or_else(|| Error::new(ErrorKind::Connection, "the connection was closed"), Error::duplicate)
+    }
+
+    /// Leave to ask for one more group, if there is any now. It is given back when the group has come.
+    pub(crate) fn try_want(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.wanted).try_acquire_owned().ok()
+    }
+
+    /// Leave to ask for one more group.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    pub(crate) async fn want(&self) -> Result<OwnedSemaphorePermit> {
+        self.permit(&self.0.wanted, 1).await
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        // No statement between lock and unlock leaves the desk half changed.
+        self.0.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn permit(&self, semaphore: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        Arc::clone(semaphore).acquire_many_owned(count).await.map_err(|_| self.reason())
+    }
+
+    fn enter(
+        &self,
+        replies: Replies,
+        permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+        unasked_max: u64,
+        frames: impl FnOnce(u32) -> Vec<Bytes>,
+    ) -> Result<u32> {
+        let mut desk = self.desk();
+        if desk.ended.is_some() || desk.closing {
+            drop(desk);
+            return Err(self.reason());
+        }
+        let transfer = desk.next_transfer;
+        let Some(next) = transfer.checked_add(1) else {
+            drop(desk);
+            // The next connection counts anew.
+            self.close();
+            return Err(Error::new(ErrorKind::Session, "this connection has used up its transfer numbers"));
+        };
+        desk.next_transfer = next;
+        let slot = Slot { replies, is_due: true, wanted: VecDeque::new(), unasked_max, size: 0, _permits: permits };
+        desk.slots.insert(transfer, slot);
+        desk.outgoing.push_back(Outgoing::Frames(frames(transfer)));
+        desk.wake();
+        Ok(transfer)
+    }
+
+    /// Queues a frame of an exchange that is open; for one that has ended it is of no use any more.
+    fn queue<M: Message>(&self, transfer: u32, message: &M, change: impl FnOnce(&mut Slot)) {
+        let mut desk = self.desk();
+        if let Some(slot) = desk.slots.get_mut(&transfer) {
+            change(slot);
+            desk.outgoing.push_back(Outgoing::Frames(vec![message.to_frame(transfer).into()]));
+            desk.wake();
+        }
+    }
+
+    /// Ends an exchange from our side, if it has not ended.
+    pub(crate) fn abort(&self, transfer: u32, error: &Error) {
+        let mut desk = self.desk();
+        if desk.slots.remove(&transfer).is_some() {
+            desk.outgoing.push_back(Outgoing::Frames(vec![Failed::from_error(error).to_frame(transfer).into()]));
+            desk.wake();
+        }
+    }
+}
+
+/// What a file costs of the window of unasked content, in KiB: even an empty one takes some memory of the server.
+fn unasked_cost(size: u64) -> usize {
+    usize::try_from(size.div_ceil(KIB as u64)).unwrap_or(usize::MAX).max(1)
+}
+
+impl Desk {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// One transfer or request that is open. Dropped before its end, it is ended on the server too.
+pub(crate) struct Exchange {
+    session: Session,
+    transfer: u32,
+    receiver: mpsc::Receiver<(u32, Reply)>,
+    is_over: bool,
+}
+
+impl Exchange {
+    /// The next answer.
+    ///
+    /// # Errors
+    /// The failure that the server reports, or why the session has ended.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn next(&mut self) -> Result<Reply> {
+        match self.receiver.recv().await {
+            Some((_, Reply::Failed(error))) => {
+                self.is_over = true;
+                Err(error)
+            }
+            Some((_, reply)) => {
+                self.is_over |= reply.is_last();
+                Ok(reply)
+            }
+            None => Err(self.session.reason()),
+        }
+    }
+
+    /// Queues a group, or the part of one that there is.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    ///
+    /// # Cancel safety
+    /// The content is lost when this is dropped; the exchange must be aborted then.
+    pub(crate) async fn send_content(&self, offset: u64, content: Bytes) -> Result<()> {
+        let room = self.session.permit(&self.session.0.room, 1).await?;
+        let mut desk = self.session.desk();
+        if desk.slots.contains_key(&self.transfer) {
+            desk.outgoing.push_back(Outgoing::Content { transfer: self.transfer, offset, content, _room: room });
+            desk.wake();
+        }
+        Ok(())
+    }
+
+    /// Says that all content is sent.
+    pub(crate) fn finish(&self, finish: &Finish) {
+        self.session.queue(self.transfer, finish, |slot| slot.is_due = true);
+    }
+
+    /// Asks for groups of a download: index and length of each.
+    pub(crate) fn want(&self, ranges: &[(u64, u64)]) {
+        for ranges in ranges.chunks(1024) {
+            let want = Want { ranges: List(ranges.to_vec()) };
+            self.session.queue(self.transfer, &want, |slot| {
+                slot.is_due = true;
+                let ranges = ranges.iter().map(|&(offset, len)| (offset, usize::try_from(len).unwrap_or(GROUP_LEN)));
+                slot.wanted.extend(ranges);
+            });
+        }
+    }
+
+    /// Says that a download needs no more content; finish, done or a failure answers.
+    pub(crate) fn end_download(&self) {
+        self.session.queue(self.transfer, &Close {}, |slot| slot.is_due = true);
+    }
+
+    /// Ends the exchange because of a failure on our side.
+    pub(crate) fn abort(mut self, error: &Error) {
+        self.is_over = true;
+        self.session.abort(self.transfer, error);
+    }
+
+    /// An answer that has no place here: the session ends.
+    pub(crate) fn unexpected(&self, reply: &Reply) -> Error {
+        self.session.unexpected(reply)
+    }
+}
+
+impl Session {
+    /// An answer that has no place: the session ends.
+    pub(crate) fn unexpected(&self, reply: &Reply) -> Error {
+        let kind = match reply {
+            Reply::PutAnswer(_) => Kind::PutAnswer,
+            Reply::Values(_) => Kind::Values,
+            Reply::Stored(_) => Kind::Stored,
+            Reply::GetAnswer(_) => Kind::GetAnswer,
+            Reply::Group(..) => Kind::Data,
+            Reply::Finish(_) => Kind::Finish,
+            Reply::Entry(_) => Kind::Entry,
+            Reply::Entries(_) => Kind::Entries,
+            Reply::Done(_) => Kind::Done,
+            Reply::Failed(_) => Kind::Failed,
+        };
+        let error = Error::from(Breach::Unexpected { kind, why: "it does not answer what was asked" });
+        self.break_off(&error);
+        error
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let error = Error::new(ErrorKind::Interrupted, "the client does not need this any more");
+            self.session.abort(self.transfer, &error);
+        }
+    }
+}
+
+/// The connection's side of the content that moves.
+struct Front {
+    session: Session,
+    pool: Pool,
+    /// Frames that the connection shall take next.
+    ready: Vec<Bytes>,
+    /// Groups that are being received, by transfer. One transfer fills one at a time.
+    filling: HashMap<u32, Filling>,
+    /// A buffer that is waited for: for whom, how long, and the wait itself.
+    lease: Option<(u32, usize, std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>)>,
+}
+
+struct Filling {
+    offset: u64,
+    filled: usize,
+    buffer: Buffer,
+}
+
+impl Handler for Front {
+    fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
+        let (group_start, group_size) = {
+            let desk = self.session.desk();
+            if transfer >= desk.next_transfer || transfer == 0 {
+                return Poll::Ready(Err(unexpected(Kind::Data, "nothing was asked for under this number")));
+            }
+            let Some(slot) = desk.slots.get(&transfer) else {
+                // Ended from our side; what was on its way is thrown away.
+                drop(desk);
+                self.filling.remove(&transfer);
+                return Poll::Ready(Ok(&mut []));
+            };
+            let Some(&(wanted, rest)) = slot.wanted.front() else {
+                return Poll::Ready(Err(Breach::Data("content that was not asked for").into()));
+            };
+            if offset != wanted {
+                return Poll::Ready(Err(Breach::Data("content out of order").into()));
+            }
+            if len > rest {
+                return Poll::Ready(Err(Breach::Data("a piece across two groups").into()));
+            }
+            let index = offset / GROUP_LEN as u64;
+            (group_offset(index), group_len(slot.size, index))
+        };
+        if !self.filling.contains_key(&transfer) {
+            let buffer = match self.poll_lease(cx, transfer, group_size) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(buffer) => buffer,
+            };
+            self.filling.insert(transfer, Filling { offset: group_start, filled: 0, buffer });
+        }
+        let Some(filling) = self.filling.get_mut(&transfer) else {
+            return Poll::Ready(Err(Error::new(ErrorKind::Internal, "a buffer that was just leased is missing")));
+        };
+        let start = filling.filled;
+        match filling.buffer.get_mut(start..start + len) {
+            Some(space) if filling.offset + start as u64 == offset => Poll::Ready(Ok(space)),
+            _ => Poll::Ready(Err(Breach::Data("a piece out of order in its group").into())),
+        }
+    }
+
+    fn filled(&mut self, transfer: u32, _: u64, len: usize) -> Result<()> {
+        let mut desk = self.session.desk();
+        let (Some(slot), Some(filling)) = (desk.slots.get_mut(&transfer), self.filling.get_mut(&transfer)) else {
+            return Ok(());
+        };
+        filling.filled += len;
+        if let Some((offset, rest)) = slot.wanted.front_mut() {
+            *offset += len as u64;
+            *rest -= len;
+            if *rest == 0 {
+                slot.wanted.pop_front();
+            }
+        }
+        if filling.filled < filling.buffer.len() {
+            return Ok(());
+        }
+        if slot.wanted.is_empty() {
+            // An unasked download still owes its finish.
+            slot.is_due = slot.unasked_max > 0;
+        }
+        let replies = slot.replies.clone();
+        drop(desk);
+        let Some(Filling { offset, buffer, .. }) = self.filling.remove(&transfer) else { return Ok(()) };
+        give(&replies, transfer, Reply::Group(offset / GROUP_LEN as u64, buffer))
+    }
+
+    fn poll_data(&mut self, _: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
+        let mut desk = self.session.desk();
+        let Desk { outgoing, slots, .. } = &mut *desk;
+        let mut ready_len = 0;
+        loop {
+            match outgoing.front_mut() {
+                None => return Poll::Pending,
+                Some(Outgoing::Frames(frames)) => {
+                    if ready_len >= DATA_QUEUE_MAX {
+                        return Poll::Pending;
+                    }
+                    ready_len += frames.iter().map(Bytes::len).sum::<usize>();
+                    self.ready.append(frames);
+                    outgoing.pop_front();
+                }
+                Some(Outgoing::Content { transfer, offset, content, .. }) => {
+                    if !self.ready.is_empty() {
+                        return Poll::Pending;
+                    }
+                    let (transfer, start) = (*transfer, *offset);
+                    if !slots.contains_key(&transfer) {
+                        outgoing.pop_front();
+                        continue;
+                    }
+                    let piece = content.split_to(content.len().min(DATA_LEN_MAX));
+                    *offset += piece.len() as u64;
+                    if content.is_empty() {
+                        outgoing.pop_front();
+                    }
+                    return Poll::Ready((transfer, start, piece));
+                }
+            }
+        }
+    }
+}
+
+impl Front {
+    fn poll_lease(&mut self, cx: &mut Context<'_>, transfer: u32, len: usize) -> Poll<Buffer> {
+        if let Some(buffer) = self.pool.try_lease(len) {
+            self.lease = None;
+            return Poll::Ready(buffer);
+        }
+        // The wait of another transfer that was given up in the meantime is no use.
+        if self.lease.as_ref().is_none_or(|(owner, wanted, _)| (*owner, *wanted) != (transfer, len)) {
+            let pool = self.pool.clone();
+            self.lease = Some((transfer, len, Box::pin(async move { pool.lease(len).await })));
+        }
+        let Some((_, _, wait)) = &mut self.lease else { return Poll::Pending };
+        let buffer = std::task::ready!(wait.as_mut().poll(cx));
+        self.lease = None;
+        Poll::Ready(buffer)
+    }
+}
+
+fn unexpected(kind: Kind, why: &'static str) -> Error {
+    Breach::Unexpected { kind, why }.into()
+}
+
+/// Hands an answer to whoever waits for it. Nobody there any more is all right: the exchange was dropped.
+fn give(replies: &Replies, transfer: u32, reply: Reply) -> Result<()> {
+    match replies.try_send((transfer, reply)) {
+        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        Err(mpsc::error::TrySendError::Full(_)) => Err(Breach::Excess("answers").into()),
+    }
+}
+
+/// Owns the connection until the session ends.
+async fn drive(mut connection: Connection, session: Session, pool: Pool) {
+    let front_session = session.clone();
+    let mut front = Front { session: front_session, pool, ready: Vec::new(), filling: HashMap::new(), lease: None };
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut life = Life::new();
+    let ended = {
+        let step = std::future::poll_fn(|cx| poll_step(cx, &mut connection, &mut front, &mut ticks, &mut life));
+        pin!(step).await
+    };
+    match ended {
+        Ok(()) => {
+            session.end(Error::new(ErrorKind::Connection, "the connection was closed"));
+            // The server has answered everything that we asked; how the connection goes is a courtesy.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
+        }
+        Err(error) => session.end(error),
+    }
+}
+
+/// What was seen of the other side, and when.
+struct Life {
+    received: u64,
+    sent: u64,
+    /// The last time when bytes moved in either direction.
+    seen: Instant,
+    /// The last time when anything was sent.
+    told: Instant,
+}
+
+impl Life {
+    fn new() -> Life {
+        let now = Instant::now();
+        Life { received: 0, sent: 0, seen: now, told: now }
+    }
+}
+
+/// Drives the connection as far as it goes. Ready when the session is over.
+fn poll_step(
+    cx: &mut Context<'_>,
+    connection: &mut Connection,
+    front: &mut Front,
+    ticks: &mut tokio::time::Interval,
+    life: &mut Life,
+) -> Poll<Result<()>> {
+    let session = front.session.clone();
+    {
+        let mut desk = session.desk();
+        if let Some(error) = &desk.ended {
+            return Poll::Ready(Err(error.duplicate()));
+        }
+        desk.waker = Some(cx.waker().clone());
+    }
+    while ticks.poll_tick(cx).is_ready() {
+        tick(connection, &session, life)?;
+        // What was being received for exchanges that have ended meanwhile.
+        let desk = session.desk();
+        front.filling.retain(|transfer, _| desk.slots.contains_key(transfer));
+    }
+    loop {
+        match connection.poll_next(cx, front) {
+            Poll::Ready(event) => match event? {
+                Event::Control(kind, transfer, payload) => take(&session, kind, transfer, &payload)?,
+                Event::Closed => {
+                    return Poll::Ready(Err(Error::new(ErrorKind::Connection, "the server ended the connection")));
+                }
+            },
+            Poll::Pending if front.ready.is_empty() => break,
+            Poll::Pending => {}
+        }
+        for frame in front.ready.drain(..) {
+            connection.send_frame(frame);
+        }
+    }
+    let desk = session.desk();
+    let is_done = desk.closing && desk.outgoing.is_empty() && connection.is_flushed();
+    if is_done { Poll::Ready(Ok(())) } else { Poll::Pending }
+}
+
+/// Once a second: whether the server is still there, and whether we should say that we are.
+fn tick(connection: &mut Connection, session: &Session, life: &mut Life) -> Result<()> {
+    let now = Instant::now();
+    let traffic = connection.traffic();
+    if traffic.sent != life.sent {
+        (life.sent, life.told) = (traffic.sent, now);
+        life.seen = now;
+    }
+    if traffic.received != life.received {
+        (life.received, life.seen) = (traffic.received, now);
+    }
+    let desk = session.desk();
+    if desk.slots.is_empty() {
+        life.seen = now;
+        return Ok(());
+    }
+    let is_due = desk.slots.values().any(|slot| slot.is_due);
+    drop(desk);
+    if (is_due || !connection.is_flushed()) && now.duration_since(life.seen) >= SILENCE_MAX {
+        let seconds = SILENCE_MAX.as_secs();
+        return Err(Error::new(ErrorKind::Timeout, format!("nothing was heard from the server for {seconds} seconds")));
+    }
+    if now.duration_since(life.told) >= WORKING_INTERVAL && connection.is_flushed() {
+        let working = Working { phase: crate::protocol::Phase::Waiting, done: 0, total: 0 };
+        connection.send(0, &working);
+        life.told = now;
+        // Our own sign of life is none of the server's.
+        life.sent += working.to_frame(0).len() as u64;
+    }
+    Ok(())
+}
+
+/// Takes a control frame.
+fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
+    let reply = match kind {
+        Kind::Working => {
+            Working::from_payload(payload)?;
+            return Ok(());
+        }
+        Kind::Goodbye => {
+            let goodbye = Goodbye::from_payload(payload)?;
+            let error = goodbye.to_error();
+            return Err(error.context("the server ended the connection"));
+        }
+        Kind::StoredBatch => {
+            let batch = StoredBatch::from_payload(payload)?;
+            for item in batch.items.0 {
+                deliver(session, kind, item.transfer, Reply::Stored(item.stored))?;
+            }
+            return Ok(());
+        }
+        Kind::PutAnswer => Reply::PutAnswer(PutAnswer::from_payload(payload)?),
+        Kind::Values => Reply::Values(Values::from_payload(payload)?),
+        Kind::Stored => Reply::Stored(Stored::from_payload(payload)?),
+        Kind::GetAnswer => Reply::GetAnswer(GetAnswer::from_payload(payload)?),
+        Kind::Finish => Reply::Finish(Finish::from_payload(payload)?),
+        Kind::Entry => Reply::Entry(Entry::from_payload(payload)?),
+        Kind::Entries => Reply::Entries(Entries::from_payload(payload)?.entries.0),
+        Kind::Done => Reply::Done(Done::from_payload(payload)?),
+        Kind::Failed => {
+            let failed = Failed::from_payload(payload)?;
+            if transfer == 0 {
+                return Err(failed.to_error());
+            }
+            let error = failed.to_error();
+            // The server knows better than the code whether it may work later.
+            let may_retry = failed.retry == Some(true) && !error.kind().is_retryable();
+            Reply::Failed(if may_retry { error.with_kind(ErrorKind::Busy) } else { error })
+        }
+        _ => return Err(unexpected(kind, "only clients send it")),
+    };
+    deliver(session, kind, transfer, reply)
+}
+
+/// Gives an answer to the exchange that it belongs to.
+fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result<()> {
+    let mut desk = session.desk();
+    if transfer == 0 || transfer >= desk.next_transfer {
+        return Err(unexpected(kind, "no exchange has this number"));
+    }
+    // Ended from our side: the answer was on its way.
+    let Some(slot) = desk.slots.get_mut(&transfer) else { return Ok(()) };
+    match &reply {
+        Reply::PutAnswer(answer) => slot.is_due = answer.held_size > 0 && answer.compare_only,
+        Reply::GetAnswer(answer) => {
+            if answer.size > FILE_SIZE_MAX {
+                return Err(Breach::Excess("bytes of a file").into());
+            }
+            slot.size = answer.size;
+            slot.is_due = answer.unasked;
+            if answer.unasked {
+                if answer.size > slot.unasked_max || !slot.wanted.is_empty() {
+                    return Err(Breach::Excess("unasked content").into());
+                }
+                if answer.size > 0 {
+                    slot.wanted.push_back((0, usize::try_from(answer.size).unwrap_or(GROUP_LEN)));
+                }
+            } else {
+                slot.unasked_max = 0;
+            }
+        }
+        Reply::Finish(_) if !slot.wanted.is_empty() => {
+            return Err(Breach::Data("a finish before all content").into());
+        }
+        _ => {}
+    }
+    let replies = slot.replies.clone();
+    if reply.is_last() {
+        desk.slots.remove(&transfer);
+    }
+    drop(desk);
+    give(&replies, transfer, reply)
+}
+
+const _: () = assert!(UNASKED_FILE_MAX as usize <= DATA_LEN_MAX, "a small file is one data frame");
+const _: () = assert!(FRAME_HEADER_LEN == 12, "the header of unasked content is built here");

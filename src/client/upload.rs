@@ -1,0 +1,1115 @@
+//! Uploads: from the walk of the local sources to the last durable answer.
+//!
+//! The walk feeds a bounded channel while the first files already move. Files that may be sent unasked are read and
+//! hashed in batches, one hop to a blocking thread for each, and answered as the server's batches commit. Larger
+//! ones are read a few groups ahead, hashed while they are hot, and sent as the server's answers want it.
+//!
+//! Invariants: a finish is sent only after the file was found to be the same as before its first byte was read, so
+//! no mixture is ever committed; a source is removed only after its durable answer; memory does not grow with the
+//! number of files, only with the directories that are being filled.
+
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::buffer::Buffer;
+use crate::client::api::{Client, Item, random_id};
+use crate::client::event::{Event, ItemKind, Outcome};
+use crate::client::plan::{Kind, PutItem, PutSource, check_target};
+use crate::client::session::{Exchange, Reply};
+use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::hash::{GroupHash, Root, Tree, group_len, group_offset};
+use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
+use crate::path::{Escaped, RemotePath};
+use crate::protocol::{
+    self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
+};
+use crate::transfer::{Decision, Sender};
+
+/// What was found and waits for its turn: about 300 bytes each.
+const FOUND_MAX: usize = 512;
+/// Small files of one batch: one hop to a blocking thread, one round of answers.
+const BATCH_FILES: usize = 64;
+/// Bytes of content in one batch, held until they are answered.
+const BATCH_LEN: u64 = 2 * MIB as u64;
+/// Batches at once: enough that the window of unasked content never runs dry while others are answered.
+const BATCHES_MAX: usize = 8;
+/// Larger files at once: their commits overlap, and so do the waits for answers.
+const LARGE_MAX: usize = 8;
+/// Links and directories at once.
+const SMALL_REQUESTS_MAX: usize = 64;
+/// Groups of one file that are read and hashed ahead of the connection.
+const READ_AHEAD: usize = 4;
+
+/// How a `put` treats what it finds.
+#[derive(Debug)]
+pub struct PutOptions {
+    /// What to do when something of that name is there.
+    pub if_exists: IfExists,
+    /// Whether the destination was written as a directory, for what is said when it is none.
+    pub into_directory: bool,
+    /// Remove each file after its durable answer, unless it changed.
+    pub remove_source: bool,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// The size that the only file or stream must have.
+    pub expect_size: Option<u64>,
+    /// The hash that the only file or stream must have.
+    pub expect_root: Option<Root>,
+    /// Where the content of a stream comes from.
+    pub stream: Option<StreamSource>,
+}
+
+impl Default for PutOptions {
+    fn default() -> PutOptions {
+        PutOptions {
+            if_exists: IfExists::Overwrite,
+            into_directory: false,
+            remove_source: false,
+            dry_run: false,
+            expect_size: None,
+            expect_root: None,
+            stream: None,
+        }
+    }
+}
+
+/// Content without a file: standard input, or what a command prints.
+pub struct StreamSource {
+    /// What the person calls it.
+    pub name: String,
+    /// Where it is read from, on a thread of its own.
+    pub reader: Box<dyn Read + Send>,
+    /// Asked after the end: whether it was the real one (a command must have succeeded).
+    pub check: Box<dyn FnOnce() -> Result<()> + Send>,
+}
+
+impl std::fmt::Debug for StreamSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamSource").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What all tasks of one `put` share.
+struct Job {
+    client: Client,
+    if_exists: IfExists,
+    into_directory: bool,
+    remove_source: bool,
+    expect_size: Option<u64>,
+    expect_root: Option<Root>,
+}
+
+/// A directory that is being filled. Whoever lets go of it last sets its mode and time.
+struct Directory {
+    parent: Option<Arc<Directory>>,
+    target: RemotePath,
+    attributes: Attributes,
+    name: Vec<u8>,
+}
+
+/// A file on its way.
+struct FileJob {
+    item: Item,
+    target: RemotePath,
+    source: Source,
+    upload_id: Bytes16,
+    directory: Option<Arc<Directory>>,
+}
+
+impl Client {
+    /// Uploads everything that these items name. What becomes of each is told in events; one that fails does not
+    /// keep the others from being stored.
+    ///
+    /// # Errors
+    /// What ended the whole: no connection any more, or a breach of the protocol.
+    ///
+    /// # Cancel safety
+    /// What was answered is stored; what was on its way is not, and leaves nothing on the server that anybody sees.
+    pub async fn put(&self, items: Vec<PutItem>, mut options: PutOptions) -> Result<()> {
+        let job = Arc::new(Job {
+            client: self.clone(),
+            if_exists: options.if_exists,
+            into_directory: options.into_directory,
+            remove_source: options.remove_source,
+            expect_size: options.expect_size,
+            expect_root: options.expect_root,
+        });
+        let mut walked = Vec::with_capacity(items.len());
+        for item in items {
+            if job.check_directory(&item).await? {
+                walked.push(item);
+            }
+        }
+        let (found_sender, mut found) = mpsc::channel(FOUND_MAX);
+        let mut walk = JoinSet::new();
+        walk.spawn_blocking(move || {
+            for found in Walk::new(walked) {
+                if found_sender.blocking_send(found).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut run = Run {
+            job,
+            dry_run: options.dry_run,
+            stream: options.stream.take(),
+            tasks: JoinSet::new(),
+            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
+            large: Arc::new(Semaphore::new(LARGE_MAX)),
+            requests: Arc::new(Semaphore::new(SMALL_REQUESTS_MAX)),
+            directories: Vec::new(),
+            batch: Vec::new(),
+            batch_len: 0,
+        };
+        let mut some = Vec::new();
+        while self.check_alive().is_ok() && found.recv_many(&mut some, BATCH_FILES).await > 0 {
+            for found in some.drain(..) {
+                run.take(found).await?;
+            }
+            // Nothing more just now: what there is does not wait for company.
+            if found.is_empty() {
+                run.send_batch().await?;
+            }
+            run.reap()?;
+        }
+        drop(found);
+        run.send_batch().await?;
+        run.directories.clear();
+        self.events().tell(Event::FoundAll).await;
+        run.drain().await?;
+        while let Some(walked) = walk.join_next().await {
+            walked.map_err(panicked)?;
+        }
+        self.check_alive()
+    }
+}
+
+fn panicked(error: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Internal, "a task of the upload failed").with_source(error)
+}
+
+/// One `put` as it goes.
+struct Run {
+    job: Arc<Job>,
+    dry_run: bool,
+    stream: Option<StreamSource>,
+    tasks: JoinSet<()>,
+    batches: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    /// The directories that the walk is in, outermost first, each with whether anything was found in it.
+    directories: Vec<(Arc<Directory>, bool)>,
+    batch: Vec<FileJob>,
+    batch_len: u64,
+}
+
+impl Run {
+    async fn take(&mut self, found: Found) -> Result<()> {
+        let events = self.job.client.events().clone();
+        match found {
+            Found::Directory { target, attributes } => {
+                self.leave_until(&target);
+                let parent = self.parent();
+                let name = target.to_bytes();
+                self.directories.push((Arc::new(Directory { parent, target, attributes, name }), false));
+            }
+            Found::DirectoryEnd { target, .. } => {
+                self.leave_until(&target);
+                self.end_directory(&target).await?;
+            }
+            Found::File { target, source, version, .. } => {
+                self.leave_until(&target);
+                let directory = self.parent();
+                let item = self.job.client.item(source.path().into_os_string().as_bytes().to_vec());
+                events.tell(Event::Found { files: 1, bytes: version.size }).await;
+                if self.dry_run {
+                    let name = item.name.clone();
+                    let (kind, outcome) = (ItemKind::File, Outcome::Planned);
+                    let done = Event::Done {
+                        item: item.id,
+                        name,
+                        kind,
+                        size: version.size,
+                        root: None,
+                        outcome,
+                        renamed_to: None,
+                    };
+                    events.tell(done).await;
+                    return Ok(());
+                }
+                let file = FileJob { item, target, source, upload_id: random_id()?, directory };
+                if version.size <= UNASKED_FILE_MAX && self.job.may_be_small() {
+                    self.batch_len += version.size;
+                    self.batch.push(file);
+                    if self.batch.len() >= BATCH_FILES || self.batch_len >= BATCH_LEN {
+                        self.send_batch().await?;
+                    }
+                } else {
+                    let permit = permit(&self.large).await?;
+                    let job = Arc::clone(&self.job);
+                    self.tasks.spawn(async move { job.put_large(file, permit).await });
+                }
+            }
+            Found::Link { target, points_to, attributes } => {
+                self.leave_until(&target);
+                let directory = self.parent();
+                let item = self.job.client.item(target.to_bytes());
+                if self.dry_run {
+                    return Ok(());
+                }
+                let permit = permit(&self.requests).await?;
+                let job = Arc::clone(&self.job);
+                self.tasks
+                    .spawn(async move { job.put_link(item, target, points_to, attributes, directory, permit).await });
+            }
+            Found::Stream { target } => {
+                let Some(stream) = self.stream.take() else {
+                    return Err(Error::new(ErrorKind::Usage, "standard input can be a source only once"));
+                };
+                let item = self.job.client.item(stream.name.clone().into_bytes());
+                events.tell(Event::Found { files: 1, bytes: self.job.expect_size.unwrap_or(0) }).await;
+                if self.dry_run {
+                    return Ok(());
+                }
+                let job = Arc::clone(&self.job);
+                self.tasks.spawn(async move { job.put_stream(item, target, stream).await });
+            }
+            Found::Skipped { path, why } => {
+                events.tell(Event::Skipped { name: path.into_os_string().as_bytes().to_vec(), why }).await;
+            }
+            Found::Failed { path, error } => {
+                self.mark_filled();
+                let name = path.into_os_string().as_bytes().to_vec();
+                events.tell(Event::Failed { item: None, name, error }).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory that the walk is in, which now holds something.
+    fn parent(&mut self) -> Option<Arc<Directory>> {
+        self.mark_filled();
+        self.directories.last().map(|(directory, _)| Arc::clone(directory))
+    }
+
+    fn mark_filled(&mut self) {
+        if let Some((_, is_filled)) = self.directories.last_mut() {
+            *is_filled = true;
+        }
+    }
+
+    /// Leaves the directories that `target` is not in: the walk could not read them to their end.
+    fn leave_until(&mut self, target: &RemotePath) {
+        while self.directories.last().is_some_and(|(directory, _)| !target.starts_with(&directory.target)) {
+            self.directories.pop();
+        }
+    }
+
+    async fn end_directory(&mut self, target: &RemotePath) -> Result<()> {
+        if self.directories.last().is_none_or(|(directory, _)| directory.target != *target) {
+            return Ok(());
+        }
+        let Some((directory, is_filled)) = self.directories.pop() else { return Ok(()) };
+        if self.dry_run {
+            return Ok(());
+        }
+        if is_filled && Arc::strong_count(&directory) > 1 {
+            // Whoever stores the last file in it sets its mode and time.
+            let job = Arc::clone(&self.job);
+            if let Some(directory) = Arc::into_inner(directory) {
+                let permit = permit(&self.requests).await?;
+                self.tasks.spawn(async move { job.settle_directory(directory, false, permit).await });
+            }
+            return Ok(());
+        }
+        let permit = permit(&self.requests).await?;
+        let job = Arc::clone(&self.job);
+        if let Some(directory) = Arc::into_inner(directory) {
+            self.tasks.spawn(async move { job.settle_directory(directory, !is_filled, permit).await });
+        }
+        Ok(())
+    }
+
+    async fn send_batch(&mut self) -> Result<()> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let permit = permit(&self.batches).await?;
+        let files = std::mem::take(&mut self.batch);
+        self.batch_len = 0;
+        let job = Arc::clone(&self.job);
+        self.tasks.spawn(async move { job.put_batch(files, permit).await });
+        Ok(())
+    }
+
+    fn reap(&mut self) -> Result<()> {
+        while let Some(ended) = self.tasks.try_join_next() {
+            ended.map_err(panicked)?;
+        }
+        Ok(())
+    }
+
+    async fn drain(&mut self) -> Result<()> {
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.map_err(panicked)?;
+        }
+        Ok(())
+    }
+}
+
+async fn permit(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+    let permit = Arc::clone(semaphore).acquire_owned().await;
+    permit.map_err(|_| Error::new(ErrorKind::Internal, "a limit of the upload was taken away"))
+}
+
+/// A small file that has been read.
+struct Small {
+    content: Bytes,
+    root: Root,
+    version: SourceVersion,
+    attributes: Attributes,
+}
+
+/// How reading a small file went.
+enum ReadSmall {
+    Read(Small),
+    /// It is large by now.
+    Grown,
+    Failed(Error),
+}
+
+fn read_small(source: &Source) -> ReadSmall {
+    let read = || -> Result<Option<Small>> {
+        let open = source.open()?;
+        if open.version.size > UNASKED_FILE_MAX {
+            return Ok(None);
+        }
+        let size = usize::try_from(open.version.size).unwrap_or(0);
+        let mut content = vec![0; size];
+        read_exact_at(&open, &mut content, 0)?;
+        open.check_unchanged()?;
+        let root = Root::of(&content);
+        let (version, attributes) = (open.version, open.attributes);
+        Ok(Some(Small { content: content.into(), root, version, attributes }))
+    };
+    match read() {
+        Ok(Some(small)) => ReadSmall::Read(small),
+        Ok(None) => ReadSmall::Grown,
+        Err(error) => ReadSmall::Failed(error),
+    }
+}
+
+/// Reads so many bytes; a file that ends before is another one than it was.
+fn read_exact_at(open: &OpenSource, buffer: &mut [u8], offset: u64) -> Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match open.file.read_at(rest, offset + filled as u64) {
+            Ok(0) => {
+                open.check_unchanged()?;
+                let message = format!("a file ended at {} bytes, before its size", offset + filled as u64);
+                return Err(Error::new(ErrorKind::Changed, message));
+            }
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io(format!("read at {offset}"), error)),
+        }
+    }
+    Ok(())
+}
+
+impl Job {
+    /// Files whose content is checked beforehand take the way of the larger ones, where the check is.
+    fn may_be_small(&self) -> bool {
+        self.expect_size.is_none() && self.expect_root.is_none()
+    }
+
+    /// Whether a tree can go where it shall: something else there is told as its failure.
+    async fn check_directory(&self, item: &PutItem) -> Result<bool> {
+        let PutSource::Local(path) = &item.source else { return Ok(true) };
+        let looked_at: PathBuf = path.clone();
+        let is_directory = spawn_blocking(move || looked_at.is_dir()).await.map_err(panicked)?;
+        if !is_directory || item.target.is_root() {
+            return Ok(true);
+        }
+        let existing = match self.client.request(&Stat { path: item.target.clone() }).await {
+            Ok((Reply::Entry(entry), _)) => match entry.kind {
+                EntryKind::Directory => Some(Kind::Directory),
+                _ => Some(Kind::File),
+            },
+            Ok((other, session)) => return Err(session.unexpected(&other)),
+            // Who may not look is told when the first file is refused.
+            Err(_) => None,
+        };
+        self.client.check_alive()?;
+        match check_target(Kind::Directory, existing, &item.target, self.into_directory) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                let name = path.as_os_str().as_bytes().to_vec();
+                self.client.events().tell(Event::Failed { item: None, name, error }).await;
+                Ok(false)
+            }
+        }
+    }
+
+    fn put_message(&self, target: &RemotePath, upload_id: Bytes16) -> Put {
+        Put {
+            path: target.clone(),
+            size: None,
+            mtime: None,
+            mode: None,
+            upload_id,
+            if_exists: self.if_exists,
+            unasked: false,
+            no_base: false,
+        }
+    }
+
+    /// Uploads small files: reads them all, sends them all, and takes the answers as they come.
+    async fn put_batch(self: Arc<Job>, files: Vec<FileJob>, permit: OwnedSemaphorePermit) {
+        let mut rest = files;
+        let mut retry = self.client.retry();
+        while !rest.is_empty() {
+            let (again, error) = self.put_batch_once(rest).await;
+            rest = again;
+            let Some(error) = error else { continue };
+            if let Err(error) = retry.after(error).await {
+                for mut file in rest.drain(..) {
+                    file.item.failed(error.duplicate()).await;
+                    self.let_go(file.directory).await;
+                }
+            }
+        }
+        drop(permit);
+    }
+
+    /// One attempt at a batch. Returns what is to be tried again, and why.
+    async fn put_batch_once(self: &Arc<Job>, files: Vec<FileJob>) -> (Vec<FileJob>, Option<Error>) {
+        let session = match self.client.session().await {
+            Ok(session) => session,
+            Err(error) => return (files, Some(error)),
+        };
+        let sources: Vec<Source> = files.iter().map(|file| file.source.clone()).collect();
+        let read = spawn_blocking(move || sources.iter().map(read_small).collect::<Vec<_>>()).await;
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => return (files, Some(panicked(error))),
+        };
+        let mut again = Vec::new();
+        let mut reason = None;
+        let mut waiting: std::collections::HashMap<u32, (FileJob, Small)> = std::collections::HashMap::new();
+        // Each file has one answer, so there is always room for it.
+        let (replies, mut answers) = mpsc::channel(files.len().max(1));
+        for (mut file, read) in files.into_iter().zip(read) {
+            let small = match read {
+                ReadSmall::Read(small) if session.takes_unasked(small.version.size) => small,
+                ReadSmall::Read(_) | ReadSmall::Grown => {
+                    self.put_file(file).await;
+                    continue;
+                }
+                ReadSmall::Failed(error) if error.kind() == ErrorKind::Changed => {
+                    reason = Some(error);
+                    again.push(file);
+                    continue;
+                }
+                ReadSmall::Failed(error) => {
+                    file.item.failed(error).await;
+                    self.let_go(file.directory).await;
+                    continue;
+                }
+            };
+            file.item.started(Some(small.version.size)).await;
+            let put = Put {
+                size: Some(small.version.size),
+                mtime: Some(small.attributes.mtime),
+                mode: Some(small.attributes.mode),
+                unasked: true,
+                ..self.put_message(&file.target, file.upload_id)
+            };
+            let finish = Finish { size: small.version.size, root: small.root };
+            match session.put_unasked(&put, small.content.clone(), &finish, replies.clone()).await {
+                Ok(transfer) => {
+                    waiting.insert(transfer, (file, small));
+                }
+                Err(error) => {
+                    reason = Some(error);
+                    again.push(file);
+                }
+            }
+        }
+        drop(replies);
+        while let Some((transfer, reply)) = answers.recv().await {
+            let Some((mut file, small)) = waiting.remove(&transfer) else { continue };
+            let size = small.version.size;
+            match reply {
+                Reply::Stored(stored) => {
+                    file.item.advance(size, size);
+                    self.stored(file, &stored, size, small.root, &small.version).await;
+                }
+                Reply::Failed(error) if error.kind().is_retryable() => {
+                    reason = Some(error);
+                    again.push(file);
+                }
+                Reply::Failed(error) => self.refused(file, error).await,
+                other => {
+                    reason = Some(session.unexpected(&other));
+                    again.push(file);
+                }
+            }
+        }
+        // The session has ended without an answer for these.
+        if !waiting.is_empty() {
+            reason = Some(session.reason());
+            again.extend(waiting.into_values().map(|(file, _)| file));
+        }
+        (again, reason)
+    }
+
+    async fn put_large(self: Arc<Job>, file: FileJob, permit: OwnedSemaphorePermit) {
+        self.put_file(file).await;
+        drop(permit);
+    }
+
+    /// Uploads one file with asking.
+    async fn put_file(self: &Arc<Job>, mut file: FileJob) {
+        let mut retry = self.client.retry();
+        let mut no_base = false;
+        let mut is_started = false;
+        loop {
+            let source = file.source.clone();
+            let opened = match spawn_blocking(move || source.open()).await {
+                Ok(opened) => opened,
+                Err(error) => Err(panicked(error)),
+            };
+            let error = match opened {
+                Err(error) => error,
+                Ok(open) => {
+                    if !is_started {
+                        file.item.started(Some(open.version.size)).await;
+                        is_started = true;
+                    }
+                    let (version, attributes) = (open.version, open.attributes);
+                    let put = Put {
+                        size: Some(version.size),
+                        mtime: Some(attributes.mtime),
+                        mode: Some(attributes.mode),
+                        no_base,
+                        ..self.put_message(&file.target, file.upload_id)
+                    };
+                    match self.send_known(&put, &Content::File(Arc::new(open)), &mut file.item).await {
+                        Ok((stored, root)) => {
+                            self.stored(file, &stored, version.size, root, &version).await;
+                            return;
+                        }
+                        Err(error) => error,
+                    }
+                }
+            };
+            file.item.restart();
+            no_base |= matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Changed) && error.is_from_peer();
+            if let Err(error) = retry.after(error).await {
+                self.refused(file, error).await;
+                return;
+            }
+        }
+    }
+
+    /// One attempt at sending content of known size. Returns the answer and the root of what was read.
+    async fn send_known(&self, put: &Put, content: &Content, item: &mut Item) -> Result<(Stored, Root)> {
+        let size = put.size.unwrap_or(0);
+        if let Some(expected) = self.expect_size.filter(|&expected| expected != size) {
+            return Err(expectation_failed(format!("it has {size} bytes, not the {expected} expected")));
+        }
+        let session = self.client.session().await?;
+        let mut exchange = session.open(put).await?;
+        let mut sender = Sender::new(size);
+        match exchange.next().await? {
+            Reply::Stored(stored) => {
+                item.advance(size, 0);
+                let root = stored.root.unwrap_or(Root([0; 32]));
+                return Ok((stored, root));
+            }
+            Reply::PutAnswer(answer) => match answer.holding {
+                Holding::Fresh => {}
+                Holding::Base | Holding::Held => sender.set_base(answer.held_size, answer.compare_only),
+            },
+            other => return Err(exchange.unexpected(&other)),
+        }
+        let finish = match self.send_groups(&mut exchange, &mut sender, content, item).await? {
+            Sent::Finished(finish) => finish,
+            Sent::Stored(stored) => {
+                let root = stored.root.unwrap_or(Root([0; 32]));
+                return Ok((stored, root));
+            }
+            Sent::Differs => {
+                let error = Error::new(ErrorKind::Exists, format!("{} is there with other content", put.path));
+                exchange.abort(&error);
+                return match self.if_exists {
+                    IfExists::Skip => {
+                        let stored = Stored { outcome: protocol::Outcome::Skipped, root: None, size, path: None };
+                        Ok((stored, Root([0; 32])))
+                    }
+                    _ => Err(error),
+                };
+            }
+        };
+        content.check_unchanged().await?;
+        if let Some(expected) = self.expect_root.filter(|&expected| expected != finish.root) {
+            let error = expectation_failed(format!("it has the hash {}, not {expected} as expected", finish.root));
+            exchange.abort(&error);
+            return Err(error);
+        }
+        exchange.finish(&finish);
+        loop {
+            match exchange.next().await? {
+                Reply::Stored(stored) => {
+                    check_root(&stored, finish.root)?;
+                    return Ok((stored, finish.root));
+                }
+                // Values of groups that were not needed any more.
+                Reply::Values(_) => {}
+                other => return Err(exchange.unexpected(&other)),
+            }
+        }
+    }
+
+    /// Reads, hashes and sends the groups that the other side has not.
+    async fn send_groups(
+        &self,
+        exchange: &mut Exchange,
+        sender: &mut Sender,
+        content: &Content,
+        item: &mut Item,
+    ) -> Result<Sent> {
+        let mut reads: JoinSet<Result<(u64, Bytes, GroupHash)>> = JoinSet::new();
+        loop {
+            while reads.len() < READ_AHEAD {
+                // Who holds buffers does not wait for more: several files that did would wait for one another.
+                let buffer = match self.client.pool().try_lease(GROUP_LEN) {
+                    Some(buffer) => buffer,
+                    None if reads.is_empty() => self.client.pool().lease(GROUP_LEN).await,
+                    None => break,
+                };
+                let Some(group) = sender.take() else { break };
+                let content = content.clone();
+                reads.spawn_blocking(move || content.read(group, buffer));
+            }
+            if reads.is_empty()
+                && let Some(finish) = sender.finish()
+            {
+                return Ok(Sent::Finished(finish));
+            }
+            tokio::select! {
+                Some(read) = reads.join_next() => {
+                    let (group, bytes, hash) = read.map_err(panicked)??;
+                    let len = bytes.len() as u64;
+                    match sender.judge(group, hash) {
+                        Decision::Keep => item.advance(len, 0),
+                        Decision::Differs => return Ok(Sent::Differs),
+                        Decision::Send => {
+                            exchange.send_content(group_offset(group), bytes).await?;
+                            sender.sent(group);
+                            item.advance(len, len);
+                        }
+                    }
+                }
+                reply = exchange.next() => match reply? {
+                    Reply::Values(values) => sender.add_values(values.first, &values.values.0)?,
+                    Reply::Stored(stored) => return Ok(Sent::Stored(stored)),
+                    other => return Err(exchange.unexpected(&other)),
+                },
+            }
+        }
+    }
+
+    /// Uploads a stream. One that ends within its first group has a known size, and is sent like a file.
+    async fn put_stream(self: Arc<Job>, mut item: Item, target: RemotePath, stream: StreamSource) {
+        item.started(self.expect_size).await;
+        match self.send_stream(&target, stream, &mut item).await {
+            Ok((stored, root, size)) => self.told_stored(item, &stored, size, root).await,
+            Err(error) => item.failed(self.explain(error, &target)).await,
+        }
+    }
+
+    async fn send_stream(
+        &self,
+        target: &RemotePath,
+        stream: StreamSource,
+        item: &mut Item,
+    ) -> Result<(Stored, Root, u64)> {
+        let upload_id = random_id()?;
+        let (mut blocks, check) = read_stream(stream)?;
+        let first = next_block(&mut blocks).await?;
+        let put = self.put_message(target, upload_id);
+        if first.is_last {
+            self.check_stream_end(check).await?;
+            let size = first.content.len() as u64;
+            let put = Put { size: Some(size), ..put };
+            let content = Content::Memory(first.content);
+            let mut retry = self.client.retry();
+            loop {
+                match self.send_known(&put, &content, item).await {
+                    Ok((stored, root)) => return Ok((stored, root, size)),
+                    Err(error) => {
+                        item.restart();
+                        retry.after(error).await?;
+                    }
+                }
+            }
+        }
+        // Until the first byte has left it can be tried again; then it cannot, as nobody can read it once more.
+        let mut retry = self.client.retry();
+        let mut exchange = loop {
+            match self.open_stream(&put).await {
+                Ok(Opened::Exchange(exchange)) => break exchange,
+                Ok(Opened::Stored(stored)) => {
+                    let (root, size) = (stored.root.unwrap_or(Root([0; 32])), stored.size);
+                    return Ok((stored, root, size));
+                }
+                Err(error) => retry.after(error).await?,
+            }
+        };
+        let (mut tree, mut size, mut block) = (Tree::new(), 0_u64, first);
+        loop {
+            let (index, content) = (size / GROUP_LEN as u64, block.content);
+            size += content.len() as u64;
+            if let Some(expected) = self.expect_size.filter(|&expected| size > expected) {
+                let error = expectation_failed(format!("it has more than the {expected} bytes expected"));
+                exchange.abort(&error);
+                return Err(error);
+            }
+            if !content.is_empty() {
+                tree.insert(index, block.hash);
+                let len = content.len() as u64;
+                exchange.send_content(group_offset(index), content).await?;
+                item.advance(len, len);
+            }
+            if block.is_last {
+                break;
+            }
+            tokio::select! {
+                next = next_block(&mut blocks) => block = next?,
+                reply = exchange.next() => {
+                    let reply = reply?;
+                    return Err(exchange.unexpected(&reply));
+                }
+            }
+        }
+        let root =
+            tree.root(size).ok_or_else(|| Error::new(ErrorKind::Internal, "a group of the stream was not hashed"))?;
+        let fit = self.check_stream_end(check).await.and_then(|()| self.check_expected(size, root));
+        if let Err(error) = fit {
+            exchange.abort(&error);
+            return Err(error);
+        }
+        exchange.finish(&Finish { size, root });
+        match exchange.next().await? {
+            Reply::Stored(stored) => {
+                check_root(&stored, root)?;
+                Ok((stored, root, size))
+            }
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    async fn open_stream(&self, put: &Put) -> Result<Opened> {
+        let session = self.client.session().await?;
+        let mut exchange = session.open(put).await?;
+        match exchange.next().await? {
+            Reply::PutAnswer(answer) if answer.holding == Holding::Fresh => Ok(Opened::Exchange(exchange)),
+            Reply::Stored(stored) => Ok(Opened::Stored(stored)),
+            other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    async fn check_stream_end(&self, check: StreamCheck) -> Result<()> {
+        spawn_blocking(check).await.map_err(panicked)?
+    }
+
+    fn check_expected(&self, size: u64, root: Root) -> Result<()> {
+        if let Some(expected) = self.expect_size.filter(|&expected| expected != size) {
+            return Err(expectation_failed(format!("it has {size} bytes, not the {expected} expected")));
+        }
+        if let Some(expected) = self.expect_root.filter(|&expected| expected != root) {
+            return Err(expectation_failed(format!("it has the hash {root}, not {expected} as expected")));
+        }
+        Ok(())
+    }
+
+    async fn put_link(
+        self: Arc<Job>,
+        mut item: Item,
+        target: RemotePath,
+        points_to: Vec<u8>,
+        attributes: Attributes,
+        directory: Option<Arc<Directory>>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let request = MakeLink {
+            path: target.clone(),
+            target: points_to,
+            mtime: Some(attributes.mtime),
+            if_exists: self.if_exists,
+        };
+        match self.client.request(&request).await {
+            Ok((Reply::Stored(stored), _)) => {
+                let event = done_event(&item, ItemKind::Link, &stored, 0, None);
+                self.client.events().tell(event).await;
+            }
+            Ok((other, session)) => item.failed(session.unexpected(&other)).await,
+            Err(error) => item.failed(error).await,
+        }
+        drop(permit);
+        self.let_go(directory).await;
+    }
+
+    /// Sets the mode and time of a directory that is filled, then lets go of the one that it is in.
+    async fn settle_directory(self: Arc<Job>, directory: Directory, is_empty: bool, permit: OwnedSemaphorePermit) {
+        self.settle(directory, is_empty).await;
+        drop(permit);
+    }
+
+    async fn settle(&self, directory: Directory, is_empty: bool) {
+        let mut next = Some((directory, is_empty));
+        while let Some((directory, is_empty)) = next.take() {
+            let event = match self.set_directory(&directory, is_empty).await {
+                Ok(()) => Event::Done {
+                    item: 0,
+                    name: directory.name.clone(),
+                    kind: ItemKind::Directory,
+                    size: 0,
+                    root: None,
+                    outcome: Outcome::Stored,
+                    renamed_to: None,
+                },
+                Err(error) => Event::Failed { item: None, name: directory.name.clone(), error },
+            };
+            if self.client.check_alive().is_ok() {
+                self.client.events().tell(event).await;
+            }
+            next = directory.parent.and_then(Arc::into_inner).map(|parent| (parent, false));
+        }
+    }
+
+    async fn set_directory(&self, directory: &Directory, is_empty: bool) -> Result<()> {
+        if directory.target.is_root() {
+            return Ok(());
+        }
+        let make = MakeDirectory { path: directory.target.clone() };
+        let set = SetDirectory {
+            path: directory.target.clone(),
+            mode: Some(directory.attributes.mode),
+            mtime: Some(directory.attributes.mtime),
+        };
+        if is_empty {
+            self.done(&make).await?;
+        }
+        match self.done(&set).await {
+            // None of its files could be stored, so nothing has made it.
+            Err(error) if error.kind() == ErrorKind::NotFound && !is_empty => {
+                self.done(&make).await?;
+                self.done(&set).await
+            }
+            result => result,
+        }
+    }
+
+    async fn done<M: protocol::Message>(&self, request: &M) -> Result<()> {
+        match self.client.request(request).await? {
+            (Reply::Done(_), _) => Ok(()),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// A file's task is over: the last one in a directory settles it.
+    async fn let_go(&self, directory: Option<Arc<Directory>>) {
+        if let Some(directory) = directory.and_then(Arc::into_inner) {
+            self.settle(directory, false).await;
+        }
+    }
+
+    /// A file is there, durably.
+    async fn stored(&self, file: FileJob, stored: &Stored, size: u64, root: Root, version: &SourceVersion) {
+        let FileJob { item, source, directory, .. } = file;
+        let name = item.name.clone();
+        self.told_stored(item, stored, size, root).await;
+        if self.remove_source && stored.outcome != protocol::Outcome::Skipped {
+            let version = *version;
+            let removed = spawn_blocking(move || source.remove(&version)).await;
+            if let Err(error) = removed.map_err(panicked).and_then(|removed| removed) {
+                let error = error.context("it is stored, and was not removed here");
+                self.client.events().tell(Event::Failed { item: None, name, error }).await;
+            }
+        }
+        self.let_go(directory).await;
+    }
+
+    async fn told_stored(&self, mut item: Item, stored: &Stored, size: u64, root: Root) {
+        item.settle().await;
+        let root = (stored.outcome != protocol::Outcome::Skipped).then_some(stored.root.unwrap_or(root));
+        self.client.progressed();
+        self.client.events().tell(done_event(&item, ItemKind::File, stored, size, root)).await;
+    }
+
+    /// A file failed for good.
+    async fn refused(&self, mut file: FileJob, error: Error) {
+        let error = self.explain(error, &file.target);
+        file.item.failed(error).await;
+        self.let_go(file.directory).await;
+    }
+
+    /// Says what to write instead, where a file met a directory.
+    fn explain(&self, error: Error, target: &RemotePath) -> Error {
+        if error.kind() != ErrorKind::IsDirectory {
+            return error;
+        }
+        check_target(Kind::File, Some(Kind::Directory), target, self.into_directory).err().unwrap_or(error)
+    }
+}
+
+fn expectation_failed(message: String) -> Error {
+    Error::new(ErrorKind::Mismatch, message)
+}
+
+/// The server's answer carries the hash of what it wrote.
+fn check_root(stored: &Stored, root: Root) -> Result<()> {
+    match stored.root {
+        Some(theirs) if theirs != root => Err(Error::new(
+            ErrorKind::Mismatch,
+            format!("the server stored content with the hash {theirs}, and {root} was sent"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn done_event(item: &Item, kind: ItemKind, stored: &Stored, size: u64, root: Option<Root>) -> Event {
+    let outcome = match stored.outcome {
+        protocol::Outcome::Stored if stored.path.is_some() => Outcome::Renamed,
+        protocol::Outcome::Stored => Outcome::Stored,
+        protocol::Outcome::Unchanged => Outcome::Unchanged,
+        protocol::Outcome::Skipped => Outcome::Kept,
+    };
+    let renamed_to = stored.path.as_ref().map(RemotePath::to_bytes);
+    Event::Done { item: item.id, name: item.name.clone(), kind, size, root, outcome, renamed_to }
+}
+
+/// How the sending of groups ended.
+enum Sent {
+    /// All is sent or there.
+    Finished(Finish),
+    /// The server knows already how it ends.
+    Stored(Stored),
+    /// What is there is something else, and must stay.
+    Differs,
+}
+
+enum Opened {
+    Exchange(Exchange),
+    Stored(Stored),
+}
+
+/// Where groups are read from.
+#[derive(Clone)]
+enum Content {
+    File(Arc<OpenSource>),
+    Memory(Bytes),
+}
+
+impl Content {
+    /// Reads and hashes a group while it is hot.
+    fn read(&self, group: u64, mut buffer: Buffer) -> Result<(u64, Bytes, GroupHash)> {
+        let bytes = match self {
+            Content::File(open) => {
+                let len = group_len(open.version.size, group);
+                let space = buffer.get_mut(..len).ok_or_else(|| Error::new(ErrorKind::Internal, "a group too long"))?;
+                read_exact_at(open, space, group_offset(group))?;
+                Bytes::from_owner(buffer).slice(..len)
+            }
+            Content::Memory(bytes) => bytes.clone(),
+        };
+        let hash = GroupHash::of(group, &bytes);
+        Ok((group, bytes, hash))
+    }
+
+    async fn check_unchanged(&self) -> Result<()> {
+        match self {
+            Content::Memory(_) => Ok(()),
+            Content::File(open) => {
+                let open = Arc::clone(open);
+                spawn_blocking(move || open.check_unchanged()).await.map_err(panicked)?
+            }
+        }
+    }
+}
+
+type StreamCheck = Box<dyn FnOnce() -> Result<()> + Send>;
+
+/// A group of a stream.
+struct Block {
+    content: Bytes,
+    hash: GroupHash,
+    is_last: bool,
+}
+
+/// Reads a stream on a thread of its own, two groups ahead. The thread is not waited for: a read that nobody
+/// answers (a terminal, a silent pipe) cannot be called off, and ends with the process.
+fn read_stream(stream: StreamSource) -> Result<(mpsc::Receiver<Result<Block>>, StreamCheck)> {
+    let StreamSource { name, mut reader, check } = stream;
+    let (sender, receiver) = mpsc::channel(2);
+    std::thread::Builder::new()
+        .name("stream".to_owned())
+        .spawn(move || {
+            // A group is known to be the last only when nothing follows it.
+            let mut held = match read_block(&mut reader, 0, &name) {
+                Ok(block) => block,
+                Err(error) => return drop(sender.blocking_send(Err(error))),
+            };
+            let mut index = 0;
+            loop {
+                if held.is_last {
+                    return drop(sender.blocking_send(Ok(held)));
+                }
+                index += 1;
+                let next = read_block(&mut reader, index, &name);
+                match next {
+                    Ok(next) if next.content.is_empty() => held.is_last = true,
+                    Ok(next) => {
+                        if sender.blocking_send(Ok(std::mem::replace(&mut held, next))).is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => return drop(sender.blocking_send(Err(error))),
+                }
+            }
+        })
+        .while_doing(|| "start a thread for the stream".to_owned())?;
+    Ok((receiver, check))
+}
+
+fn read_block(reader: &mut impl Read, index: u64, name: &str) -> Result<Block> {
+    let mut content = vec![0; GROUP_LEN];
+    let mut filled = 0;
+    while let Some(rest) = content.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match reader.read(rest) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io(format!("read {}", Escaped(name.as_bytes())), error)),
+        }
+    }
+    content.truncate(filled);
+    let hash = if filled == 0 { GroupHash::of(index, &[0]) } else { GroupHash::of(index, &content) };
+    Ok(Block { content: content.into(), hash, is_last: filled < GROUP_LEN })
+}
+
+async fn next_block(blocks: &mut mpsc::Receiver<Result<Block>>) -> Result<Block> {
+    let gone = || Error::new(ErrorKind::Internal, "the thread that reads the stream has ended");
+    blocks.recv().await.ok_or_else(gone)?
+}
