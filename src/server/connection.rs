@@ -192,6 +192,8 @@ impl Handler for BeforeHello {
 enum Step {
     Event(Event),
     Job(Job),
+    /// The peer has read enough that what waited for it can go on.
+    Room,
 }
 
 struct Driver {
@@ -268,7 +270,15 @@ impl Driver {
                 if let Poll::Ready(job) = self.flow.poll_job(cx) {
                     return Poll::Ready(job.map(Step::Job));
                 }
-                self.connection.poll_next(cx, &mut self.flow).map(|event| event.map(Step::Event))
+                let event = self.connection.poll_next(cx, &mut self.flow);
+                let has_room = self.connection.control_queued() <= limits::CONTROL_QUEUE_MAX / 2;
+                if event.is_pending()
+                    && has_room
+                    && (self.flow.has_gets() || !self.listings.is_empty() || !self.hash_runs.is_empty())
+                {
+                    return Poll::Ready(Ok(Step::Room));
+                }
+                event.map(|event| event.map(Step::Event))
             });
             let step = tokio::select! {
                 biased;
@@ -299,6 +309,7 @@ impl Driver {
                     self.control(kind, transfer, &payload)?;
                 }
                 Step::Job(job) => self.job(job)?,
+                Step::Room => {}
             }
             self.go_on();
         }

@@ -436,6 +436,11 @@ impl Flow {
         self.gets.push_back((transfer, get));
     }
 
+    /// Whether files wait to be opened and no job opens some.
+    pub(super) fn has_gets(&self) -> bool {
+        !self.getting && !self.gets.is_empty()
+    }
+
     /// Opens the next files that were asked for, many in one job.
     pub(super) fn get_more(&mut self) {
         const BATCH_MAX: usize = 64;
