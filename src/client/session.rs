@@ -474,6 +474,8 @@ impl Drop for Exchange {
     }
 }
 
+type Leasing = std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>;
+
 /// The connection's side of the content that moves.
 struct Front {
     session: Session,
@@ -483,7 +485,7 @@ struct Front {
     /// Groups that are being received, by transfer. One transfer fills one at a time.
     filling: HashMap<u32, Filling>,
     /// A buffer that is waited for: for whom, how long, and the wait itself.
-    lease: Option<(u32, usize, std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>)>,
+    lease: Option<(u32, usize, Leasing)>,
 }
 
 struct Filling {
