@@ -1,5 +1,10 @@
 //! All end-to-end tests, in one binary.
 
 mod certs;
+mod codec;
 mod help;
+#[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
+#[path = "../../fuzz/src/lib.rs"]
+mod targets;
 mod tls;
+mod vectors;
