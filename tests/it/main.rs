@@ -3,6 +3,7 @@
 mod certs;
 mod codec;
 mod help;
+mod hostile;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
