@@ -197,6 +197,9 @@ struct Driver {
     shared: Arc<Shared>,
     connection: Connection,
     flow: Flow,
+    /// The highest number that a transfer or request has had. None is used twice, so what a job finds for one that
+    /// was given up is never taken for another's.
+    last_transfer: u32,
     /// Requests that are being answered.
     requests: HashSet<u32>,
     /// Listings whose next page waits until the peer has read the pages before it.
@@ -214,6 +217,7 @@ async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started
         flow: Flow::new(Arc::clone(&shared), who),
         shared: Arc::clone(&shared),
         connection,
+        last_transfer: 0,
         requests: HashSet::new(),
         listings: Vec::new(),
         hash_runs: Vec::new(),
@@ -312,15 +316,16 @@ impl Driver {
     }
 
     fn control(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
+        if kind.opens_transfer() && !self.admit(kind, transfer)? {
+            return Ok(());
+        }
         match kind {
             Kind::Put => {
-                self.admit(kind, transfer)?;
                 let put = Put::from_payload(payload)?;
                 self.flow.put(transfer, put)?;
             }
             Kind::Finish => self.flow.finish(transfer, Finish::from_payload(payload)?)?,
             Kind::Get => {
-                self.admit(kind, transfer)?;
                 let get = Get::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.get(transfer, get);
@@ -340,6 +345,8 @@ impl Driver {
                     debug!("transfer {transfer} given up by the client: {}", failed.to_error());
                     self.flow.end(transfer);
                 }
+                // Its answer, when it comes, is for nobody.
+                self.requests.remove(&transfer);
                 self.flow.forget_ended(transfer);
             }
             Kind::Goodbye => {
@@ -379,7 +386,6 @@ impl Driver {
                 })?;
             }
             Kind::List => {
-                self.admit(kind, transfer)?;
                 let request = ListDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
@@ -387,7 +393,6 @@ impl Driver {
                 });
             }
             Kind::Hash => {
-                self.admit(kind, transfer)?;
                 let request = Hash::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
@@ -416,21 +421,24 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether a new transfer or request of this number may begin.
-    fn admit(&self, kind: Kind, transfer: u32) -> Result<()> {
-        if transfer == 0 {
-            return Err(Breach::Unexpected { kind, why: "a transfer has a number above 0" }.into());
+    /// Whether a new transfer or request of this number begins; if not, it has been told so.
+    fn admit(&mut self, kind: Kind, transfer: u32) -> Result<bool> {
+        if transfer <= self.last_transfer {
+            return Err(Breach::Unexpected { kind, why: "numbers of transfers ascend from 1 on" }.into());
         }
-        if self.flow.is_open(transfer) || self.requests.contains(&transfer) {
-            return Err(Breach::Unexpected { kind, why: "a transfer of this number is open" }.into());
-        }
+        self.last_transfer = transfer;
         if self.flow.open_count() + self.requests.len() > 2 * limits::OPEN_TRANSFERS_MAX {
             return Err(Breach::Excess("open transfers").into());
         }
         if self.shared.draining.is_cancelled() {
-            return Err(Error::new(ErrorKind::Stopping, "the server is stopping"));
+            // What runs on this connection goes on.
+            if kind == Kind::Put {
+                self.flow.throw_away(transfer);
+            }
+            self.fail(transfer, &Error::new(ErrorKind::Stopping, "the server is stopping"));
+            return Ok(false);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Answers a request by one call on a disk thread.
@@ -440,7 +448,6 @@ impl Driver {
         payload: &[u8],
         answer: impl FnOnce(&Shared, &Who, u32, &M) -> Result<Vec<Bytes>> + Send + 'static,
     ) -> Result<()> {
-        self.admit(M::KIND, transfer)?;
         let message = M::from_payload(payload)?;
         self.requests.insert(transfer);
         self.flow.spawn(move |shared, who| Job::Answered(transfer, answer(shared, who, transfer, &message)));
@@ -449,6 +456,9 @@ impl Driver {
 
     fn want_values(&mut self, transfer: u32, request: &WantValues) -> Result<()> {
         let Some(download) = self.flow.downloads.get(&transfer) else {
+            if self.flow.has_ended(transfer) {
+                return Ok(());
+            }
             return Err(Breach::Unexpected { kind: Kind::WantValues, why: "no such download is open" }.into());
         };
         let end = request.first.checked_add(request.count);
@@ -523,7 +533,11 @@ impl Driver {
                     self.failed(transfer, &error);
                 }
             }
-            Job::Committed(transfer, Ok(stored)) => self.stored(transfer, &stored),
+            Job::Committed(transfer, Ok(stored)) => {
+                if self.flow.is_open(transfer) {
+                    self.stored(transfer, &stored);
+                }
+            }
             Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
             Job::CommittedSmall(answers) => self.stored_small(answers),
             Job::Read(slot, result) => {
@@ -534,12 +548,14 @@ impl Driver {
             Job::Hashed(transfer, Ok(run)) => self.hashed(transfer, run),
             Job::Hashed(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Answered(transfer, result) => {
-                self.requests.remove(&transfer);
-                match result {
-                    Ok(frames) => frames.into_iter().for_each(|frame| self.connection.send_frame(frame)),
-                    Err(error) => self.fail(transfer, &error),
+                if self.requests.remove(&transfer) {
+                    match result {
+                        Ok(frames) => frames.into_iter().for_each(|frame| self.connection.send_frame(frame)),
+                        Err(error) => self.fail(transfer, &error),
+                    }
                 }
             }
+            Job::Listed(transfer, step) if !self.requests.contains(&transfer) => drop_elsewhere(&self.shared, step),
             Job::Listed(transfer, Ok(ListStep { frames, rest })) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match rest {
@@ -559,7 +575,10 @@ impl Driver {
     }
 
     fn got(&mut self, transfer: u32, result: Result<Got>) {
-        self.requests.remove(&transfer);
+        if !self.requests.remove(&transfer) {
+            drop_elsewhere(&self.shared, result);
+            return;
+        }
         match result {
             Ok(Got { frames, file }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
@@ -595,6 +614,14 @@ impl Driver {
             Purpose::Values(end) => end,
             Purpose::Base | Purpose::Root => group_count(size),
         };
+        let is_wanted = match run.purpose {
+            Purpose::Root => self.requests.contains(&transfer),
+            Purpose::Base | Purpose::Values(_) => self.flow.is_open(transfer),
+        };
+        if !is_wanted {
+            drop_elsewhere(&self.shared, run.file);
+            return;
+        }
         if run.purpose == Purpose::Root {
             if let Some(root) = run.file.recorded_root().or_else(|| run.tree.root(size)) {
                 self.requests.remove(&transfer);
@@ -609,10 +636,6 @@ impl Driver {
             } else {
                 self.hash_runs.push((transfer, run));
             }
-            return;
-        }
-        if !self.flow.is_open(transfer) {
-            drop_elsewhere(&self.shared, run.file);
             return;
         }
         let values: Vec<_> = (run.from..run.next.min(end)).filter_map(|group| run.tree.value(group)).collect();

@@ -498,7 +498,17 @@ impl Flow {
         (wants + slots) as u64
     }
 
+    /// An upload that was refused before it began: content that comes for it is thrown away.
+    pub(super) fn throw_away(&mut self, transfer: u32) {
+        self.ended.insert(transfer);
+    }
+
     /// Whether the client may still be sending for a transfer that the server has ended.
+    pub(super) fn has_ended(&self, transfer: u32) -> bool {
+        self.ended.contains(transfer)
+    }
+
+    /// As [`Flow::has_ended`], for the last time.
     pub(super) fn forget_ended(&mut self, transfer: u32) -> bool {
         self.ended.forget(transfer)
     }

@@ -7,4 +7,5 @@
 mod bytes;
 mod names;
 mod peer;
+mod states;
 mod waiting;
