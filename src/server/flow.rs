@@ -102,6 +102,8 @@ struct Slot {
     id: u64,
     transfer: u32,
     offset: u64,
+    /// Bytes that are still to be sent.
+    rest: usize,
     content: Option<Bytes>,
     /// The hash, when the range is a whole group.
     hash: Option<(u64, GroupHash)>,
@@ -421,7 +423,7 @@ impl Flow {
             let Some(download) = self.downloads.get(&transfer) else { continue };
             let (file, pool, id) = (Arc::clone(&download.file), self.shared.pool.clone(), self.next_slot);
             self.next_slot += 1;
-            self.slots.push_back(Slot { id, transfer, offset, content: None, hash: None });
+            self.slots.push_back(Slot { id, transfer, offset, rest: len, content: None, hash: None });
             let tasks = self.shared.tasks.clone();
             self.jobs.spawn(async move {
                 let mut buffer = pool.lease(len).await;
@@ -488,13 +490,14 @@ impl Flow {
             self.wants.retain(|want| want.0 != transfer);
             self.ended.insert(transfer);
             drop_elsewhere(&self.shared, download);
+            // Others may have waited for its turns.
+            self.read_ahead();
         }
     }
 
     fn slots_and_wants(&self, transfer: u32) -> u64 {
         let wants: usize = self.wants.iter().filter(|want| want.0 == transfer).map(|want| want.2).sum();
-        let ready = self.slots.iter().filter(|slot| slot.transfer == transfer);
-        let slots: usize = ready.map(|slot| slot.content.as_ref().map_or(0, Bytes::len)).sum();
+        let slots: usize = self.slots.iter().filter(|slot| slot.transfer == transfer).map(|slot| slot.rest).sum();
         (wants + slots) as u64
     }
 
@@ -598,6 +601,7 @@ impl Handler for Flow {
         let piece = content.split_to(content.len().min(DATA_LEN_MAX));
         let (transfer, offset) = (slot.transfer, slot.offset);
         slot.offset += piece.len() as u64;
+        slot.rest -= piece.len();
         self.wanted = self.wanted.saturating_sub(piece.len() as u64);
         if content.is_empty() {
             if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get_mut(&transfer)) {

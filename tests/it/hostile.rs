@@ -5,6 +5,7 @@
 //! or descriptor is left behind ([`peer::World::check`]).
 
 mod bytes;
+mod content;
 mod names;
 mod peer;
 mod states;
