@@ -545,7 +545,7 @@ impl Driver {
                     self.failed(transfer, &error);
                 }
             }
-            Job::Hashed(transfer, Ok(run)) => self.hashed(transfer, run),
+            Job::Hashed(transfer, Ok(run)) => self.hashed(transfer, run)?,
             Job::Hashed(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Answered(transfer, result) => {
                 if self.requests.remove(&transfer) {
@@ -608,7 +608,7 @@ impl Driver {
     }
 
     /// A step of a hash run is done.
-    fn hashed(&mut self, transfer: u32, run: HashRun) {
+    fn hashed(&mut self, transfer: u32, run: HashRun) -> Result<()> {
         let size = run.file.size();
         let end = match run.purpose {
             Purpose::Values(end) => end,
@@ -620,7 +620,7 @@ impl Driver {
         };
         if !is_wanted {
             drop_elsewhere(&self.shared, run.file);
-            return;
+            return Ok(());
         }
         if run.purpose == Purpose::Root {
             if let Some(root) = run.file.recorded_root().or_else(|| run.tree.root(size)) {
@@ -636,7 +636,7 @@ impl Driver {
             } else {
                 self.hash_runs.push((transfer, run));
             }
-            return;
+            return Ok(());
         }
         let values: Vec<_> = (run.from..run.next.min(end)).filter_map(|group| run.tree.value(group)).collect();
         let mut first = run.from;
@@ -646,7 +646,10 @@ impl Driver {
         }
         if run.next < end {
             self.hash_runs.push((transfer, run));
+        } else if run.purpose == Purpose::Base {
+            self.flow.base_hashed(transfer, run.tree.root(size))?;
         }
+        Ok(())
     }
 
     fn stored(&mut self, transfer: u32, stored: &Stored) {

@@ -18,7 +18,7 @@ use super::requests;
 use super::shared::{Shared, Who};
 use crate::buffer::Buffer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{GroupHash, Tree, group_count, group_len, group_offset};
+use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
 use crate::protocol::{Breach, Finish, Get, Kind, Put, Stored};
@@ -290,6 +290,14 @@ impl Flow {
         }
     }
 
+    /// The base of an upload is hashed to its end: a comparison can be decided now.
+    pub(super) fn base_hashed(&mut self, transfer: u32, root: Option<Root>) -> Result<()> {
+        if let Some(Upload { phase: Phase::Receiving(incoming), .. }) = self.uploads.get_mut(&transfer) {
+            incoming.base_root = root;
+        }
+        self.commit_if_ready(transfer)
+    }
+
     /// The file of an upload with a base is made: the groups that waited can be written.
     pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>) {
         let Some(upload) = self.uploads.get_mut(&transfer) else {
@@ -338,6 +346,10 @@ impl Flow {
     fn commit_if_ready(&mut self, transfer: u32) -> Result<()> {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
         if upload.writing > 0 || !matches!(upload.phase, Phase::Receiving(_)) || upload.receiver.finish().is_none() {
+            return Ok(());
+        }
+        if let Phase::Receiving(Incoming { file: None, base: Some(_), base_root: None, .. }) = &upload.phase {
+            // The client was faster with its copy than we are with ours.
             return Ok(());
         }
         if !upload.receiver.is_ready() {

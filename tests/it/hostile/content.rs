@@ -134,6 +134,41 @@ async fn a_stream_has_the_size_that_came() {
     world.check(&[("stream", b"12345")]).await;
 }
 
+/// A comparison without content: the root is the server's own, and a claim that differs is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unchanged_is_compared_by_the_server_too() {
+    let world = World::new().await;
+    let whole = content(2 * G as usize + 3);
+    std::fs::write(world.root().join("there"), &whole).unwrap();
+    let size = whole.len() as u64;
+    for if_exists in [IfExists::Overwrite, IfExists::Skip, IfExists::Fail] {
+        for right in [true, false] {
+            for patient in [true, false] {
+                let mut peer = world.greeted().await;
+                let (transfer, answer) = peer.begin(&Put { if_exists, ..put("there", size) }).await;
+                assert_eq!(answer.holding, Holding::Base);
+                if patient {
+                    assert_eq!(peer.answer(transfer).await.unwrap().0, Kind::Values);
+                }
+                let root = if right { Root::of(&whole) } else { Root([9; 32]) };
+                peer.send(transfer, &Finish { size, root }).await;
+                let what = format!("{if_exists:?}, right {right}, patient {patient}");
+                let answer = peer.outcome(transfer).await;
+                match answer {
+                    Ok((Kind::Stored, payload)) if right => {
+                        let stored = Stored::from_payload(&payload).unwrap();
+                        assert_eq!((stored.outcome, stored.root), (Outcome::Unchanged, Some(root)), "{what}");
+                    }
+                    Err(ErrorKind::Mismatch) if !right => {}
+                    other => panic!("{what}: {other:?}"),
+                }
+                assert!(peer.is_alive().await);
+            }
+        }
+    }
+    world.check(&[("there", &whole)]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_base_is_filled_only_with_what_fits() {
     let world = World::new().await;
