@@ -365,18 +365,11 @@ impl Driver {
             })?,
             Kind::MakeDirectory => {
                 let request = MakeDirectory::from_payload(payload)?;
-                if !self.flow.who.rights.contains(protocol::Rights::OVERWRITE)
-                    && self.made.len() < MADE_DIRECTORIES_MAX
-                    && self
-                        .flow
-                        .shared
-                        .access
-                        .decide(&self.flow.who.principal, crate::access::Verb::Create, &request.path)
-                        .is_ok()
-                {
-                    self.made.insert(request.path.clone());
-                }
-                self.request(transfer, payload, requests::make_directory)?;
+                self.requests.insert(transfer);
+                self.flow.spawn(move |shared, who| {
+                    let made = requests::make_directory(shared, who, &request);
+                    Job::MadeDirectory(transfer, request.path, made)
+                });
             }
             Kind::SetDirectory => {
                 let request = SetDirectory::from_payload(payload)?;
@@ -551,6 +544,20 @@ impl Driver {
                 if self.requests.remove(&transfer) {
                     match result {
                         Ok(frames) => frames.into_iter().for_each(|frame| self.connection.send_frame(frame)),
+                        Err(error) => self.fail(transfer, &error),
+                    }
+                }
+            }
+            Job::MadeDirectory(transfer, path, made) => {
+                if made.as_ref().is_ok_and(|&made| made)
+                    && !self.flow.who.rights.contains(protocol::Rights::OVERWRITE)
+                    && self.made.len() < MADE_DIRECTORIES_MAX
+                {
+                    self.made.insert(path);
+                }
+                if self.requests.remove(&transfer) {
+                    match made {
+                        Ok(made) => self.connection.send(transfer, &requests::done(u64::from(made))),
                         Err(error) => self.fail(transfer, &error),
                     }
                 }

@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
+use crate::path::RemotePath;
 use crate::protocol::{Breach, Finish, Get, Kind, Put, Stored};
 use crate::storage::{self, StoredFile};
 use crate::transfer::Receiver;
@@ -35,6 +36,8 @@ pub(super) enum Job {
     Read(u64, Result<(Bytes, GroupHash)>),
     Hashed(u32, Result<HashRun>),
     Answered(u32, Result<Vec<Bytes>>),
+    /// Whether a directory was made, or there already.
+    MadeDirectory(u32, RemotePath, Result<bool>),
     Listed(u32, Result<requests::ListStep>),
     /// Files that were opened, and requests that there was no room for.
     Got(Vec<(u32, Result<requests::Got>)>, Vec<(u32, Get)>),

@@ -8,5 +8,6 @@ mod bytes;
 mod content;
 mod names;
 mod peer;
+mod rights;
 mod states;
 mod waiting;
