@@ -3,7 +3,7 @@
 //! The task that [`serve`] runs in owns the connection and all its state; disk threads report to it through
 //! [`Flow::poll_job`]. It ends when the peer does, when a deadline passes, or when the server stops.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,6 +33,10 @@ use crate::protocol::{
     Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
 };
 use crate::tls;
+
+/// Listings of a connection that are open at once; the others wait. Each holds a directory and 32 KiB, and adds up to
+/// 64 KiB to what the peer has to read.
+const LISTINGS_MAX: usize = 4;
 
 /// Directories that a principal who may not replace has made in this session and may still give their final mode
 /// and time. A slot holds a path; at the bound the rest keep what they were made with.
@@ -191,6 +195,8 @@ impl Handler for BeforeHello {
 enum Step {
     Event(Event),
     Job(Job),
+    /// The peer has read enough for what waits for that.
+    Room,
 }
 
 struct Driver {
@@ -202,13 +208,27 @@ struct Driver {
     last_transfer: u32,
     /// Requests that are being answered.
     requests: HashSet<u32>,
-    /// Listings whose next page waits until the peer has read the pages before it.
-    listings: Vec<(u32, requests::Rest, u64)>,
+    /// Listings that wait until the peer has read the pages before; those that are begun come first.
+    listings: VecDeque<(u32, ListStage)>,
+    /// Pages that are being read.
+    listing: usize,
     /// Hash runs that wait likewise.
     hash_runs: Vec<(u32, HashRun)>,
     made: HashSet<RemotePath>,
     stored_count: u64,
     sent_count: u64,
+}
+
+/// Whether more answers may be made: the peer has read most of those before.
+fn has_room(connection: &Connection) -> bool {
+    connection.control_queued() <= limits::CONTROL_QUEUE_MAX / 2
+}
+
+/// How far a listing is.
+enum ListStage {
+    Asked(RemotePath),
+    /// What is still to come, and how many entries have.
+    Begun(requests::Rest, u64),
 }
 
 async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started: Instant) {
@@ -219,7 +239,8 @@ async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started
         connection,
         last_transfer: 0,
         requests: HashSet::new(),
-        listings: Vec::new(),
+        listings: VecDeque::new(),
+        listing: 0,
         hash_runs: Vec::new(),
         made: HashSet::new(),
         stored_count: 0,
@@ -268,7 +289,14 @@ impl Driver {
                 if let Poll::Ready(job) = self.flow.poll_job(cx) {
                     return Poll::Ready(job.map(Step::Job));
                 }
-                self.connection.poll_next(cx, &mut self.flow).map(|event| event.map(Step::Event))
+                if let Poll::Ready(event) = self.connection.poll_next(cx, &mut self.flow) {
+                    return Poll::Ready(event.map(Step::Event));
+                }
+                // It may have written what others waited for, and nothing else would tell.
+                let waits = self.listing < LISTINGS_MAX && !self.listings.is_empty()
+                    || !self.hash_runs.is_empty()
+                    || self.flow.has_gets();
+                if waits && has_room(&self.connection) { Poll::Ready(Ok(Step::Room)) } else { Poll::Pending }
             });
             let step = tokio::select! {
                 biased;
@@ -295,6 +323,7 @@ impl Driver {
                     self.control(kind, transfer, &payload)?;
                 }
                 Step::Job(job) => self.job(job)?,
+                Step::Room => {}
             }
             self.go_on();
         }
@@ -381,9 +410,7 @@ impl Driver {
             Kind::List => {
                 let request = ListDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
-                self.flow.spawn(move |shared, who| {
-                    Job::Listed(transfer, requests::list(shared, who, transfer, &request.path))
-                });
+                self.listings.push_back((transfer, ListStage::Asked(request.path)));
             }
             Kind::Hash => {
                 let request = Hash::from_payload(payload)?;
@@ -448,7 +475,7 @@ impl Driver {
     }
 
     fn want_values(&mut self, transfer: u32, request: &WantValues) -> Result<()> {
-        let Some(download) = self.flow.downloads.get(&transfer) else {
+        let Some(download) = self.flow.downloads.get_mut(&transfer) else {
             if self.flow.has_ended(transfer) {
                 return Ok(());
             }
@@ -457,6 +484,9 @@ impl Driver {
         let end = request.first.checked_add(request.count);
         let end = end.filter(|&end| request.count > 0 && end <= group_count(download.file.size()));
         let end = end.ok_or(Breach::Data("group values past the end of a file"))?;
+        if std::mem::replace(&mut download.is_hashing, true) {
+            return Err(Breach::Excess("group values at once").into());
+        }
         let run = HashRun {
             file: Arc::clone(&download.file),
             tree: crate::hash::Tree::new(),
@@ -469,7 +499,7 @@ impl Driver {
     }
 
     fn close_download(&mut self, transfer: u32) -> Result<()> {
-        let Some(Download { file, tree }) = self.flow.downloads.get(&transfer) else {
+        let Some(Download { file, tree, .. }) = self.flow.downloads.get(&transfer) else {
             if self.flow.forget_ended(transfer) {
                 return Ok(());
             }
@@ -562,15 +592,10 @@ impl Driver {
                     }
                 }
             }
-            Job::Listed(transfer, step) if !self.requests.contains(&transfer) => drop_elsewhere(&self.shared, step),
-            Job::Listed(transfer, Ok(ListStep { frames, rest })) => {
-                frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
-                match rest {
-                    Some((rest, count)) => self.listings.push((transfer, rest, count)),
-                    None => drop(self.requests.remove(&transfer)),
-                }
+            Job::Listed(transfer, step) => {
+                self.listing -= 1;
+                self.listed(transfer, step);
             }
-            Job::Listed(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Got(answers, left) => {
                 for (transfer, result) in answers {
                     self.got(transfer, result);
@@ -579,6 +604,23 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    fn listed(&mut self, transfer: u32, step: Result<ListStep>) {
+        if !self.requests.contains(&transfer) {
+            drop_elsewhere(&self.shared, step);
+            return;
+        }
+        match step {
+            Ok(ListStep { frames, rest }) => {
+                frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
+                match rest {
+                    Some((rest, count)) => self.listings.push_front((transfer, ListStage::Begun(rest, count))),
+                    None => drop(self.requests.remove(&transfer)),
+                }
+            }
+            Err(error) => self.failed(transfer, &error),
+        }
     }
 
     fn got(&mut self, transfer: u32, result: Result<Got>) {
@@ -591,7 +633,8 @@ impl Driver {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match file {
                     Some(file) => {
-                        self.flow.downloads.insert(transfer, Download { file, tree: crate::hash::Tree::new() });
+                        let download = Download { file, tree: crate::hash::Tree::new(), is_hashing: false };
+                        self.flow.downloads.insert(transfer, download);
                     }
                     None => self.sent_count += 1,
                 }
@@ -602,11 +645,20 @@ impl Driver {
 
     /// Goes on with what waited for the peer to read.
     fn go_on(&mut self) {
-        if self.connection.control_queued() > limits::CONTROL_QUEUE_MAX / 2 {
+        if !has_room(&self.connection) {
             return;
         }
-        for (transfer, rest, count) in std::mem::take(&mut self.listings) {
-            self.flow.spawn(move |_, _| Job::Listed(transfer, requests::list_step(transfer, rest, count)));
+        while self.listing < LISTINGS_MAX
+            && let Some((transfer, stage)) = self.listings.pop_front()
+        {
+            self.listing += 1;
+            self.flow.spawn(move |shared, who| {
+                let step = match stage {
+                    ListStage::Asked(path) => requests::list(shared, who, transfer, &path),
+                    ListStage::Begun(rest, count) => requests::list_step(transfer, rest, count),
+                };
+                Job::Listed(transfer, step)
+            });
         }
         for (transfer, run) in std::mem::take(&mut self.hash_runs) {
             self.flow.hash(transfer, run);
@@ -616,11 +668,7 @@ impl Driver {
 
     /// A step of a hash run is done.
     fn hashed(&mut self, transfer: u32, run: HashRun) -> Result<()> {
-        let size = run.file.size();
-        let end = match run.purpose {
-            Purpose::Values(end) => end,
-            Purpose::Base | Purpose::Root => group_count(size),
-        };
+        let (size, end) = (run.file.size(), run.end());
         let is_wanted = match run.purpose {
             Purpose::Root => self.requests.contains(&transfer),
             Purpose::Base | Purpose::Values(_) => self.flow.is_open(transfer),
@@ -655,6 +703,8 @@ impl Driver {
             self.hash_runs.push((transfer, run));
         } else if run.purpose == Purpose::Base {
             self.flow.base_hashed(transfer, run.tree.root(size))?;
+        } else if let Some(download) = self.flow.downloads.get_mut(&transfer) {
+            download.is_hashing = false;
         }
         Ok(())
     }

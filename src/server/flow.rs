@@ -77,6 +77,8 @@ pub(super) struct Download {
     pub(super) file: Arc<StoredFile>,
     /// Groups that were sent whole.
     pub(super) tree: Tree,
+    /// Group values are due.
+    pub(super) is_hashing: bool,
 }
 
 /// The hashing of a stored file in steps, so that a disk thread is not held for minutes.
@@ -88,6 +90,16 @@ pub(super) struct HashRun {
     /// The first group that is not hashed.
     pub(super) next: u64,
     pub(super) purpose: Purpose,
+}
+
+impl HashRun {
+    /// The group behind the last one to hash.
+    pub(super) fn end(&self) -> u64 {
+        match self.purpose {
+            Purpose::Values(end) => end,
+            Purpose::Base | Purpose::Root => group_count(self.file.size()),
+        }
+    }
 }
 
 /// Why a stored file is hashed.
@@ -130,6 +142,8 @@ pub(super) struct Flow {
     ended: Ended,
     jobs: JoinSet<Job>,
     lease: Option<(usize, Lease)>,
+    /// Groups that are begun and not whole, those of unasked uploads not counted.
+    begun: usize,
     writing: usize,
     unasked: u64,
     small: Vec<SmallUpload>,
@@ -152,6 +166,7 @@ impl Flow {
             ended: Ended::default(),
             jobs: JoinSet::new(),
             lease: None,
+            begun: 0,
             writing: 0,
             unasked: 0,
             small: Vec::new(),
@@ -250,6 +265,7 @@ impl Flow {
         if upload.receiver.last_open().is_some()
             && let Some(open) = upload.open.take()
         {
+            self.begun -= 1;
             self.write(transfer, open);
         }
         self.commit_if_ready(transfer)
@@ -376,10 +392,15 @@ impl Flow {
         self.gets.push_back((transfer, get));
     }
 
+    /// Whether files that were asked for wait to be opened.
+    pub(super) fn has_gets(&self) -> bool {
+        !self.getting && !self.gets.is_empty()
+    }
+
     /// Opens the next files that were asked for, many in one job.
     pub(super) fn get_more(&mut self) {
         const BATCH_MAX: usize = 64;
-        if self.getting || self.gets.is_empty() {
+        if !self.has_gets() {
             return;
         }
         self.getting = true;
@@ -473,7 +494,7 @@ impl Flow {
                 let size = run.file.size();
                 run.from = run.next;
                 let mut buffer = vec![0; GROUP_LEN];
-                while run.next < group_count(size) && run.next < run.from + 64 {
+                while run.next < run.end() && run.next < run.from + 64 {
                     let content = &mut buffer[..group_len(size, run.next)];
                     run.file.read_at(group_offset(run.next), content)?;
                     run.tree.insert(run.next, GroupHash::of(run.next, content));
@@ -491,6 +512,7 @@ impl Flow {
     pub(super) fn end(&mut self, transfer: u32) {
         if let Some(upload) = self.uploads.remove(&transfer) {
             self.writing -= upload.held.len();
+            self.begun -= usize::from(upload.open.is_some() && !matches!(upload.phase, Phase::Unasked));
             if matches!(upload.phase, Phase::Unasked) {
                 self.unasked = self.unasked.saturating_sub(upload.put.size.unwrap_or(0));
             }
@@ -560,6 +582,11 @@ impl Handler for Flow {
             return Poll::Ready(Err(Breach::Data("pieces of two groups of one file in turn").into()));
         }
         if upload.open.is_none() {
+            let is_asked = !matches!(upload.phase, Phase::Unasked);
+            if is_asked && self.begun >= limits::OPEN_GROUPS_MAX {
+                // Each holds a buffer that others wait for.
+                return Poll::Ready(Err(Breach::Excess("begun groups").into()));
+            }
             if self.writing >= BUFFERS_PER_CONNECTION {
                 // A job that comes back wakes this task.
                 return Poll::Pending;
@@ -589,6 +616,7 @@ impl Handler for Flow {
                 },
             };
             upload.open = Some(OpenGroup { index: piece.group, buffer, filled: 0 });
+            self.begun += usize::from(is_asked);
         }
         let space = upload.open.as_mut().and_then(|open| open.buffer.get_mut(piece.start..piece.start + len));
         Poll::Ready(space.ok_or_else(|| Error::new(ErrorKind::Internal, "a group buffer that is too small")))
@@ -604,6 +632,7 @@ impl Handler for Flow {
             && matches!(upload.phase, Phase::Receiving(_))
             && let Some(open) = upload.open.take()
         {
+            self.begun -= 1;
             self.write(transfer, open);
         }
         Ok(())
