@@ -109,7 +109,7 @@ impl Socket {
 
     fn poll_refill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if let Poll::Pending = self.tcp.poll_read_ready(cx)? {
+            if self.tcp.poll_read_ready(cx)?.is_pending() {
                 self.release();
                 return Poll::Pending;
             }

@@ -220,7 +220,8 @@ mod tests {
 
     #[test]
     fn lies_are_breaches() {
-        let cases: &[(&str, Option<u64>, &[(u64, usize)])] = &[
+        type Pieces = &'static [(u64, usize)];
+        let cases: &[(&str, Option<u64>, Pieces)] = &[
             ("past the end", Some(10), &[(0, 11)]),
             ("past any file", Some(10), &[(u64::MAX, 2)]),
             ("past the bound of a stream", None, &[(FILE_SIZE_MAX, 1)]),

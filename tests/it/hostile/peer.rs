@@ -375,7 +375,7 @@ impl Peer {
                     }
                 }
             }
-            let mut more = [0; 16 * 1024];
+            let mut more = vec![0; 16 * 1024];
             match self.stream.read(&mut more).await {
                 Ok(0) | Err(_) => return None,
                 Ok(count) => self.buffer.extend_from_slice(&more[..count]),
