@@ -1,6 +1,12 @@
 //! All end-to-end tests, in one binary.
 
 mod certs;
+mod codec;
 mod help;
+mod hostile;
 mod layers;
+#[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
+#[path = "../../fuzz/src/lib.rs"]
+mod targets;
 mod tls;
+mod vectors;
