@@ -483,8 +483,11 @@ struct Front {
     /// Groups that are being received, by transfer. One transfer fills one at a time.
     filling: HashMap<u32, Filling>,
     /// A buffer that is waited for: for whom, how long, and the wait itself.
-    lease: Option<(u32, usize, std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>)>,
+    lease: Option<(u32, usize, Lease)>,
 }
+
+/// A wait for a buffer.
+type Lease = std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>;
 
 struct Filling {
     offset: u64,
