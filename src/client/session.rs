@@ -474,8 +474,6 @@ impl Drop for Exchange {
     }
 }
 
-type Leasing = std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>;
-
 /// The connection's side of the content that moves.
 struct Front {
     session: Session,
@@ -485,8 +483,11 @@ struct Front {
     /// Groups that are being received, by transfer. One transfer fills one at a time.
     filling: HashMap<u32, Filling>,
     /// A buffer that is waited for: for whom, how long, and the wait itself.
-    lease: Option<(u32, usize, Leasing)>,
+    lease: Option<(u32, usize, Lease)>,
 }
+
+/// A wait for a buffer.
+type Lease = std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>;
 
 struct Filling {
     offset: u64,

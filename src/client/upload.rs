@@ -604,8 +604,12 @@ impl Job {
                         ..self.put_message(&file.target, file.upload_id)
                     };
                     match self.send_known(&put, &Content::File(Arc::new(open)), &mut file.item).await {
-                        Ok((stored, root)) => {
+                        Ok(Known::Stored(stored, root)) => {
                             self.stored(file, &stored, version.size, root, &version).await;
+                            return;
+                        }
+                        Ok(Known::Unexpected(error)) => {
+                            self.refused(file, error).await;
                             return;
                         }
                         Err(error) => error,
@@ -621,11 +625,14 @@ impl Job {
         }
     }
 
-    /// One attempt at sending content of known size. Returns the answer and the root of what was read.
-    async fn send_known(&self, put: &Put, content: &Content, item: &mut Item) -> Result<(Stored, Root)> {
+    /// One attempt at sending content of known size. What was read is judged before it
+    /// is finished.
+    async fn send_known(&self, put: &Put, content: &Content, item: &mut Item) -> Result<Known> {
         let size = put.size.unwrap_or(0);
         if let Some(expected) = self.expect_size.filter(|&expected| expected != size) {
-            return Err(expectation_failed(format!("it has {size} bytes, not the {expected} expected")));
+            return Ok(Known::Unexpected(expectation_failed(format!(
+                "it has {size} bytes, not the {expected} expected"
+            ))));
         }
         let session = self.client.session().await?;
         let mut exchange = session.open(put).await?;
@@ -634,7 +641,7 @@ impl Job {
             Reply::Stored(stored) => {
                 item.advance(size, 0);
                 let root = stored.root.unwrap_or(Root([0; 32]));
-                return Ok((stored, root));
+                return Ok(Known::Stored(stored, root));
             }
             Reply::PutAnswer(answer) => match answer.holding {
                 Holding::Fresh => {}
@@ -646,7 +653,7 @@ impl Job {
             Sent::Finished(finish) => finish,
             Sent::Stored(stored) => {
                 let root = stored.root.unwrap_or(Root([0; 32]));
-                return Ok((stored, root));
+                return Ok(Known::Stored(stored, root));
             }
             Sent::Differs => {
                 let error = Error::new(ErrorKind::Exists, format!("{} is there with other content", put.path));
@@ -654,7 +661,7 @@ impl Job {
                 return match self.if_exists {
                     IfExists::Skip => {
                         let stored = Stored { outcome: protocol::Outcome::Skipped, root: None, size, path: None };
-                        Ok((stored, Root([0; 32])))
+                        Ok(Known::Stored(stored, Root([0; 32])))
                     }
                     _ => Err(error),
                 };
@@ -664,14 +671,14 @@ impl Job {
         if let Some(expected) = self.expect_root.filter(|&expected| expected != finish.root) {
             let error = expectation_failed(format!("it has the hash {}, not {expected} as expected", finish.root));
             exchange.abort(&error);
-            return Err(error);
+            return Ok(Known::Unexpected(error));
         }
         exchange.finish(&finish);
         loop {
             match exchange.next().await? {
                 Reply::Stored(stored) => {
                     check_root(&stored, finish.root)?;
-                    return Ok((stored, finish.root));
+                    return Ok(Known::Stored(stored, finish.root));
                 }
                 // Values of groups that were not needed any more.
                 Reply::Values(_) => {}
@@ -756,7 +763,8 @@ impl Job {
             let mut retry = self.client.retry();
             loop {
                 match self.send_known(&put, &content, item).await {
-                    Ok((stored, root)) => return Ok((stored, root, size)),
+                    Ok(Known::Stored(stored, root)) => return Ok((stored, root, size)),
+                    Ok(Known::Unexpected(error)) => return Err(error),
                     Err(error) => {
                         item.restart();
                         retry.after(error).await?;
@@ -998,6 +1006,14 @@ fn done_event(item: &Item, kind: ItemKind, stored: &Stored, size: u64, root: Opt
     };
     let renamed_to = stored.path.as_ref().map(RemotePath::to_bytes);
     Event::Done { item: item.id, name: item.name.clone(), kind, size, root, outcome, renamed_to }
+}
+
+/// How sending content of known size ended.
+enum Known {
+    /// It is there; this is the root of what was read.
+    Stored(Stored, Root),
+    /// It is not what was expected, and reading it again would not change that.
+    Unexpected(Error),
 }
 
 /// How the sending of groups ended.
