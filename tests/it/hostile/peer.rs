@@ -243,6 +243,7 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
     let address = server.addresses().unwrap()[0];
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
     let both = (drain.clone(), stop.clone());
+    #[expect(clippy::disallowed_methods, reason = "the test waits for it by its handle")]
     let running = tokio::task::spawn(async move {
         let (drain, stop) = both;
         // Stopping is draining without patience.
