@@ -34,6 +34,9 @@ pub const UNASKED_FILE_MAX: u64 = 256 * KIB as u64;
 pub const UNASKED_CONNECTION_MAX: u64 = 4 * MIB as u64;
 /// Files described and not yet ended, of one session. A slot is about 1 KiB of server memory.
 pub const OPEN_TRANSFERS_MAX: usize = 1024;
+/// Groups of one connection that are begun and not whole, those of unasked files not counted: each holds a buffer
+/// of up to 1 MiB until it is. More: protocol error.
+pub const OPEN_GROUPS_MAX: usize = 8;
 /// Bytes of a file: what file systems and signed offsets can express, and a group index fits 32 bits
 /// (4 PiB). More: refused before data.
 pub const FILE_SIZE_MAX: u64 = 1 << 52;

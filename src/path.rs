@@ -302,20 +302,14 @@ pub struct Escaped<'a>(pub &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use fmt::Write as _;
         for chunk in self.0.utf8_chunks() {
             let mut chars = chunk.valid().chars().peekable();
             while let Some(c) = chars.next() {
                 match c {
-                    '\n' => f.write_str("\\n")?,
-                    '\r' => f.write_str("\\r")?,
-                    '\t' => f.write_str("\\t")?,
                     '\\' if matches!(chars.peek(), Some('n' | 'r' | 't' | 'x' | 'u' | '\\')) => {
                         f.write_str("\\\\")?;
                     }
-                    c if c.is_ascii_control() => write!(f, "\\x{:02x}", u32::from(c))?,
-                    c if is_control(c) || is_deceptive(c) => write!(f, "\\u{{{:x}}}", u32::from(c))?,
-                    c => f.write_char(c)?,
+                    c => write_visibly(f, c)?,
                 }
             }
             for byte in chunk.invalid() {
@@ -326,14 +320,31 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// Text from a peer (messages, agent names), cut to a bound and escaped.
+/// Writes a character so that it is seen and does nothing.
+fn write_visibly(f: &mut impl fmt::Write, c: char) -> fmt::Result {
+    match c {
+        '\n' => f.write_str("\\n"),
+        '\r' => f.write_str("\\r"),
+        '\t' => f.write_str("\\t"),
+        c if c.is_ascii_control() => write!(f, "\\x{:02x}", u32::from(c)),
+        c if is_control(c) || is_deceptive(c) => write!(f, "\\u{{{:x}}}", u32::from(c)),
+        c => f.write_char(c),
+    }
+}
+
+/// Text from a peer (messages, agent names), cut to a bound and made harmless. Backslashes stay as they are: names in
+/// it are escaped already.
 #[must_use]
 pub fn escape_text(text: &str) -> String {
     let mut end = text.len().min(limits::PEER_TEXT_LEN_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    Escaped(&text.as_bytes()[..end]).to_string()
+    let mut shown = String::with_capacity(end);
+    for c in text[..end].chars() {
+        write_visibly(&mut shown, c).expect("writing to memory cannot fail");
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -388,6 +399,12 @@ mod tests {
         assert_eq!(check("a\u{85}b".as_bytes()), Err(NameError::Control));
         assert_eq!(check(b"\xff"), Err(NameError::NotUtf8));
         assert_eq!(check("naïve \\ name".as_bytes()), Ok(()));
+    }
+
+    #[test]
+    fn a_peers_text_is_escaped_once() {
+        assert_eq!(escape_text("a\\nb \u{1b}[2J"), "a\\nb \\x1b[2J");
+        assert_eq!(escape_text(&"é".repeat(5000)).len(), limits::PEER_TEXT_LEN_MAX);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::values;
@@ -77,6 +78,9 @@ Examples:
     Mv(Box<MvArgs>),
     /// Make directories
     Mkdir(Box<MkdirArgs>),
+    /// Measure what this machine can do
+    #[command(hide = true)]
+    Bench(Box<BenchArgs>),
 }
 
 /// What to do when something of a name is there.

@@ -5,6 +5,7 @@
 //! entries and hashes, [`signals`] listens.
 
 pub mod args;
+pub mod bench;
 pub mod certs;
 pub mod format;
 mod get;
@@ -60,6 +61,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Rm(args) => ops::rm(&args),
         Command::Mv(args) => ops::mv(&args),
         Command::Mkdir(args) => ops::mkdir(&args),
+        Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }
 

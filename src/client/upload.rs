@@ -983,7 +983,7 @@ impl Job {
 }
 
 fn expectation_failed(message: String) -> Error {
-    Error::new(ErrorKind::Mismatch, message)
+    Error::new(ErrorKind::Expectation, message)
 }
 
 /// The server's answer carries the hash of what it wrote.

@@ -95,6 +95,41 @@ kinds! {
 }
 
 impl Kind {
+    /// Whether a frame of this kind begins a transfer or request, under a number of its own.
+    #[must_use]
+    pub fn opens_transfer(self) -> bool {
+        match self {
+            Kind::Put
+            | Kind::Get
+            | Kind::Stat
+            | Kind::List
+            | Kind::Hash
+            | Kind::MakeDirectory
+            | Kind::MakeLink
+            | Kind::SetDirectory
+            | Kind::Remove
+            | Kind::Rename => true,
+            Kind::ClientHello
+            | Kind::ServerHello
+            | Kind::Goodbye
+            | Kind::Working
+            | Kind::Failed
+            | Kind::PutAnswer
+            | Kind::Values
+            | Kind::Data
+            | Kind::Finish
+            | Kind::Stored
+            | Kind::StoredBatch
+            | Kind::GetAnswer
+            | Kind::Want
+            | Kind::WantValues
+            | Kind::Close
+            | Kind::Entry
+            | Kind::Entries
+            | Kind::Done => false,
+        }
+    }
+
     /// The payload lengths that a frame of this kind may have.
     #[must_use]
     pub fn len_range(self) -> (usize, usize) {

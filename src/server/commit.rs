@@ -31,6 +31,8 @@ pub(super) struct Incoming {
     pub(super) file: Option<Arc<storage::Upload>>,
     /// The version that is there, whose groups need not come.
     pub(super) base: Option<Arc<StoredFile>>,
+    /// The root of that version, once it has been hashed to its end.
+    pub(super) base_root: Option<Root>,
     /// Content may not come: the question is only whether it is the same.
     pub(super) compare_only: bool,
 }
@@ -100,7 +102,8 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         Begin::Known(stored) => return Ok(Opened::Ended(stored)),
         Begin::Go(attempt) => attempt,
     };
-    let upload = |file, base, compare_only| Ok(Opened::Upload(Incoming { attempt, file, base, compare_only }));
+    let upload =
+        |file, base, compare_only| Ok(Opened::Upload(Incoming { attempt, file, base, base_root: None, compare_only }));
     if if_exists != IfExists::Rename
         && may_read(shared, who, put)
         && let Some(file) = existing_file(shared, put)?
@@ -159,12 +162,16 @@ pub(super) fn commit(
     incoming: Incoming,
     mut receiver: Receiver,
 ) -> Result<Stored> {
-    let Incoming { attempt, file, base, .. } = incoming;
+    let Incoming { attempt, file, base, base_root, .. } = incoming;
     attempt.enter_commit(&put.path)?;
     let finish = receiver.finish().cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a commit unasked"))?;
     if let (None, Some(base)) = (&file, &base) {
-        // Nothing came: the client found every group equal. Equal groups and sizes are equal files, but what was
-        // there when they were compared need not be there now.
+        // Nothing came: the client found every group equal, and says which root that makes. What was there when they
+        // were compared need not be there now.
+        let root = base_root.ok_or_else(|| Error::new(ErrorKind::Internal, "a comparison that has not ended"))?;
+        if root != finish.root {
+            return Err(mismatch(put, root, finish.root));
+        }
         let stored = confirm_unchanged(shared, who, put, base, &finish)?;
         attempt.ended(&stored);
         return Ok(stored);
@@ -199,6 +206,13 @@ fn copy_missing(file: &storage::Upload, base: &StoredFile, receiver: &mut Receiv
         receiver.insert(group, hasher.finish());
     }
     Ok(())
+}
+
+fn mismatch(put: &Put, found: Root, claimed: Root) -> Error {
+    Error::new(
+        ErrorKind::Mismatch,
+        format!("{}: the content has the hash {found}, the sender says {claimed}", put.path),
+    )
 }
 
 fn confirm_unchanged(shared: &Shared, who: &Who, put: &Put, base: &StoredFile, finish: &Finish) -> Result<Stored> {
@@ -321,10 +335,7 @@ fn stage_small(shared: &Shared, who: &Who, put: &Put, content: &[u8], finish: &F
     attempt.enter_commit(&put.path)?;
     let root = Root::of(content);
     if root != finish.root {
-        return Err(Error::new(
-            ErrorKind::Mismatch,
-            format!("{}: the content that arrived has the hash {root}, the sender says {}", put.path, finish.root),
-        ));
+        return Err(mismatch(put, root, finish.root));
     }
     if if_exists != IfExists::Rename
         && may_read(shared, who, put)

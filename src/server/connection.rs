@@ -3,7 +3,7 @@
 //! The task that [`serve`] runs in owns the connection and all its state; disk threads report to it through
 //! [`Flow::poll_job`]. It ends when the peer does, when a deadline passes, or when the server stops.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,6 +33,10 @@ use crate::protocol::{
     Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
 };
 use crate::tls;
+
+/// Listings of a connection that are open at once; the others wait. Each holds a directory and 32 KiB, and adds up to
+/// 64 KiB to what the peer has to read.
+const LISTINGS_MAX: usize = 4;
 
 /// Directories that a principal who may not replace has made in this session and may still give their final mode
 /// and time. A slot holds a path; at the bound the rest keep what they were made with.
@@ -192,7 +196,7 @@ impl Handler for BeforeHello {
 enum Step {
     Event(Event),
     Job(Job),
-    /// The peer has read enough that what waited for it can go on.
+    /// The peer has read enough for what waits for that.
     Room,
 }
 
@@ -200,15 +204,32 @@ struct Driver {
     shared: Arc<Shared>,
     connection: Connection,
     flow: Flow,
+    /// The highest number that a transfer or request has had. None is used twice, so what a job finds for one that
+    /// was given up is never taken for another's.
+    last_transfer: u32,
     /// Requests that are being answered.
     requests: HashSet<u32>,
-    /// Listings whose next page waits until the peer has read the pages before it.
-    listings: Vec<(u32, requests::Rest, u64)>,
+    /// Listings that wait until the peer has read the pages before; those that are begun come first.
+    listings: VecDeque<(u32, ListStage)>,
+    /// Pages that are being read.
+    listing: usize,
     /// Hash runs that wait likewise.
     hash_runs: Vec<(u32, HashRun)>,
     made: HashSet<RemotePath>,
     stored_count: u64,
     sent_count: u64,
+}
+
+/// Whether more answers may be made: the peer has read most of those before.
+fn has_room(connection: &Connection) -> bool {
+    connection.control_queued() <= limits::CONTROL_QUEUE_MAX / 2
+}
+
+/// How far a listing is.
+enum ListStage {
+    Asked(RemotePath),
+    /// What is still to come, and how many entries have.
+    Begun(requests::Rest, u64),
 }
 
 async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started: Instant) {
@@ -217,8 +238,10 @@ async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started
         flow: Flow::new(Arc::clone(&shared), who),
         shared: Arc::clone(&shared),
         connection,
+        last_transfer: 0,
         requests: HashSet::new(),
-        listings: Vec::new(),
+        listings: VecDeque::new(),
+        listing: 0,
         hash_runs: Vec::new(),
         made: HashSet::new(),
         stored_count: 0,
@@ -270,15 +293,14 @@ impl Driver {
                 if let Poll::Ready(job) = self.flow.poll_job(cx) {
                     return Poll::Ready(job.map(Step::Job));
                 }
-                let event = self.connection.poll_next(cx, &mut self.flow);
-                let has_room = self.connection.control_queued() <= limits::CONTROL_QUEUE_MAX / 2;
-                if event.is_pending()
-                    && has_room
-                    && (self.flow.has_gets() || !self.listings.is_empty() || !self.hash_runs.is_empty())
-                {
-                    return Poll::Ready(Ok(Step::Room));
+                if let Poll::Ready(event) = self.connection.poll_next(cx, &mut self.flow) {
+                    return Poll::Ready(event.map(Step::Event));
                 }
-                event.map(|event| event.map(Step::Event))
+                // It may have written what others waited for, and nothing else would tell.
+                let waits = self.listing < LISTINGS_MAX && !self.listings.is_empty()
+                    || !self.hash_runs.is_empty()
+                    || self.flow.has_gets();
+                if waits && has_room(&self.connection) { Poll::Ready(Ok(Step::Room)) } else { Poll::Pending }
             });
             let step = tokio::select! {
                 biased;
@@ -331,15 +353,16 @@ impl Driver {
     }
 
     fn control(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
+        if kind.opens_transfer() && !self.admit(kind, transfer)? {
+            return Ok(());
+        }
         match kind {
             Kind::Put => {
-                self.admit(kind, transfer)?;
                 let put = Put::from_payload(payload)?;
                 self.flow.put(transfer, put)?;
             }
             Kind::Finish => self.flow.finish(transfer, Finish::from_payload(payload)?)?,
             Kind::Get => {
-                self.admit(kind, transfer)?;
                 let get = Get::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.get(transfer, get);
@@ -359,6 +382,8 @@ impl Driver {
                     debug!("transfer {transfer} given up by the client: {}", failed.to_error());
                     self.flow.end(transfer);
                 }
+                // Its answer, when it comes, is for nobody.
+                self.requests.remove(&transfer);
                 self.flow.forget_ended(transfer);
             }
             Kind::Goodbye => {
@@ -377,18 +402,11 @@ impl Driver {
             })?,
             Kind::MakeDirectory => {
                 let request = MakeDirectory::from_payload(payload)?;
-                if !self.flow.who.rights.contains(protocol::Rights::OVERWRITE)
-                    && self.made.len() < MADE_DIRECTORIES_MAX
-                    && self
-                        .flow
-                        .shared
-                        .access
-                        .decide(&self.flow.who.principal, crate::access::Verb::Create, &request.path)
-                        .is_ok()
-                {
-                    self.made.insert(request.path.clone());
-                }
-                self.request(transfer, payload, requests::make_directory)?;
+                self.requests.insert(transfer);
+                self.flow.spawn(move |shared, who| {
+                    let made = requests::make_directory(shared, who, &request);
+                    Job::MadeDirectory(transfer, request.path, made)
+                });
             }
             Kind::SetDirectory => {
                 let request = SetDirectory::from_payload(payload)?;
@@ -398,15 +416,11 @@ impl Driver {
                 })?;
             }
             Kind::List => {
-                self.admit(kind, transfer)?;
                 let request = ListDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
-                self.flow.spawn(move |shared, who| {
-                    Job::Listed(transfer, requests::list(shared, who, transfer, &request.path))
-                });
+                self.listings.push_back((transfer, ListStage::Asked(request.path)));
             }
             Kind::Hash => {
-                self.admit(kind, transfer)?;
                 let request = Hash::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
@@ -435,21 +449,24 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether a new transfer or request of this number may begin.
-    fn admit(&self, kind: Kind, transfer: u32) -> Result<()> {
-        if transfer == 0 {
-            return Err(Breach::Unexpected { kind, why: "a transfer has a number above 0" }.into());
+    /// Whether a new transfer or request of this number begins; if not, it has been told so.
+    fn admit(&mut self, kind: Kind, transfer: u32) -> Result<bool> {
+        if transfer <= self.last_transfer {
+            return Err(Breach::Unexpected { kind, why: "numbers of transfers ascend from 1 on" }.into());
         }
-        if self.flow.is_open(transfer) || self.requests.contains(&transfer) {
-            return Err(Breach::Unexpected { kind, why: "a transfer of this number is open" }.into());
-        }
+        self.last_transfer = transfer;
         if self.flow.open_count() + self.requests.len() > 2 * limits::OPEN_TRANSFERS_MAX {
             return Err(Breach::Excess("open transfers").into());
         }
         if self.shared.draining.is_cancelled() {
-            return Err(Error::new(ErrorKind::Stopping, "the server is stopping"));
+            // What runs on this connection goes on.
+            if kind == Kind::Put {
+                self.flow.throw_away(transfer);
+            }
+            self.fail(transfer, &Error::new(ErrorKind::Stopping, "the server is stopping"));
+            return Ok(false);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Answers a request by one call on a disk thread.
@@ -459,7 +476,6 @@ impl Driver {
         payload: &[u8],
         answer: impl FnOnce(&Shared, &Who, u32, &M) -> Result<Vec<Bytes>> + Send + 'static,
     ) -> Result<()> {
-        self.admit(M::KIND, transfer)?;
         let message = M::from_payload(payload)?;
         self.requests.insert(transfer);
         self.flow.spawn(move |shared, who| Job::Answered(transfer, answer(shared, who, transfer, &message)));
@@ -467,12 +483,18 @@ impl Driver {
     }
 
     fn want_values(&mut self, transfer: u32, request: &WantValues) -> Result<()> {
-        let Some(download) = self.flow.downloads.get(&transfer) else {
+        let Some(download) = self.flow.downloads.get_mut(&transfer) else {
+            if self.flow.has_ended(transfer) {
+                return Ok(());
+            }
             return Err(Breach::Unexpected { kind: Kind::WantValues, why: "no such download is open" }.into());
         };
         let end = request.first.checked_add(request.count);
         let end = end.filter(|&end| request.count > 0 && end <= group_count(download.file.size()));
         let end = end.ok_or(Breach::Data("group values past the end of a file"))?;
+        if std::mem::replace(&mut download.is_hashing, true) {
+            return Err(Breach::Excess("group values at once").into());
+        }
         let run = HashRun {
             file: Arc::clone(&download.file),
             tree: crate::hash::Tree::new(),
@@ -485,7 +507,7 @@ impl Driver {
     }
 
     fn close_download(&mut self, transfer: u32) -> Result<()> {
-        let Some(Download { file, tree }) = self.flow.downloads.get(&transfer) else {
+        let Some(Download { file, tree, .. }) = self.flow.downloads.get(&transfer) else {
             if self.flow.forget_ended(transfer) {
                 return Ok(());
             }
@@ -542,7 +564,11 @@ impl Driver {
                     self.failed(transfer, &error);
                 }
             }
-            Job::Committed(transfer, Ok(stored)) => self.stored(transfer, &stored),
+            Job::Committed(transfer, Ok(stored)) => {
+                if self.flow.is_open(transfer) {
+                    self.stored(transfer, &stored);
+                }
+            }
             Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Spilled(transfer, result) => {
                 if let Err((transfer, error)) = self.flow.spilled(transfer, result) {
@@ -555,23 +581,34 @@ impl Driver {
                     self.failed(transfer, &error);
                 }
             }
-            Job::Hashed(transfer, Ok(run)) => self.hashed(transfer, run),
+            Job::Hashed(transfer, Ok(run)) => self.hashed(transfer, run)?,
             Job::Hashed(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Answered(transfer, result) => {
-                self.requests.remove(&transfer);
-                match result {
-                    Ok(frames) => frames.into_iter().for_each(|frame| self.connection.send_frame(frame)),
-                    Err(error) => self.fail(transfer, &error),
+                if self.requests.remove(&transfer) {
+                    match result {
+                        Ok(frames) => frames.into_iter().for_each(|frame| self.connection.send_frame(frame)),
+                        Err(error) => self.fail(transfer, &error),
+                    }
                 }
             }
-            Job::Listed(transfer, Ok(ListStep { frames, rest })) => {
-                frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
-                match rest {
-                    Some((rest, count)) => self.listings.push((transfer, rest, count)),
-                    None => drop(self.requests.remove(&transfer)),
+            Job::MadeDirectory(transfer, path, made) => {
+                if made.as_ref().is_ok_and(|&made| made)
+                    && !self.flow.who.rights.contains(protocol::Rights::OVERWRITE)
+                    && self.made.len() < MADE_DIRECTORIES_MAX
+                {
+                    self.made.insert(path);
+                }
+                if self.requests.remove(&transfer) {
+                    match made {
+                        Ok(made) => self.connection.send(transfer, &requests::done(u64::from(made))),
+                        Err(error) => self.fail(transfer, &error),
+                    }
                 }
             }
-            Job::Listed(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Listed(transfer, step) => {
+                self.listing -= 1;
+                self.listed(transfer, step);
+            }
             Job::Got(answers, left) => {
                 for (transfer, result) in answers {
                     self.got(transfer, result);
@@ -582,14 +619,35 @@ impl Driver {
         Ok(())
     }
 
+    fn listed(&mut self, transfer: u32, step: Result<ListStep>) {
+        if !self.requests.contains(&transfer) {
+            drop_elsewhere(&self.shared, step);
+            return;
+        }
+        match step {
+            Ok(ListStep { frames, rest }) => {
+                frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
+                match rest {
+                    Some((rest, count)) => self.listings.push_front((transfer, ListStage::Begun(rest, count))),
+                    None => drop(self.requests.remove(&transfer)),
+                }
+            }
+            Err(error) => self.failed(transfer, &error),
+        }
+    }
+
     fn got(&mut self, transfer: u32, result: Result<Got>) {
-        self.requests.remove(&transfer);
+        if !self.requests.remove(&transfer) {
+            drop_elsewhere(&self.shared, result);
+            return;
+        }
         match result {
             Ok(Got { frames, file }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match file {
                     Some(file) => {
-                        self.flow.downloads.insert(transfer, Download { file, tree: crate::hash::Tree::new() });
+                        let download = Download { file, tree: crate::hash::Tree::new(), is_hashing: false };
+                        self.flow.downloads.insert(transfer, download);
                     }
                     None => self.sent_count += 1,
                 }
@@ -600,11 +658,20 @@ impl Driver {
 
     /// Goes on with what waited for the peer to read.
     fn go_on(&mut self) {
-        if self.connection.control_queued() > limits::CONTROL_QUEUE_MAX / 2 {
+        if !has_room(&self.connection) {
             return;
         }
-        for (transfer, rest, count) in std::mem::take(&mut self.listings) {
-            self.flow.spawn(move |_, _| Job::Listed(transfer, requests::list_step(transfer, rest, count)));
+        while self.listing < LISTINGS_MAX
+            && let Some((transfer, stage)) = self.listings.pop_front()
+        {
+            self.listing += 1;
+            self.flow.spawn(move |shared, who| {
+                let step = match stage {
+                    ListStage::Asked(path) => requests::list(shared, who, transfer, &path),
+                    ListStage::Begun(rest, count) => requests::list_step(transfer, rest, count),
+                };
+                Job::Listed(transfer, step)
+            });
         }
         for (transfer, run) in std::mem::take(&mut self.hash_runs) {
             self.flow.hash(transfer, run);
@@ -613,12 +680,16 @@ impl Driver {
     }
 
     /// A step of a hash run is done.
-    fn hashed(&mut self, transfer: u32, run: HashRun) {
-        let size = run.file.size();
-        let end = match run.purpose {
-            Purpose::Values(end) => end,
-            Purpose::Base | Purpose::Root => group_count(size),
+    fn hashed(&mut self, transfer: u32, run: HashRun) -> Result<()> {
+        let (size, end) = (run.file.size(), run.end());
+        let is_wanted = match run.purpose {
+            Purpose::Root => self.requests.contains(&transfer),
+            Purpose::Base | Purpose::Values(_) => self.flow.is_open(transfer),
         };
+        if !is_wanted {
+            drop_elsewhere(&self.shared, run.file);
+            return Ok(());
+        }
         if run.purpose == Purpose::Root {
             if let Some(root) = run.file.recorded_root().or_else(|| run.tree.root(size)) {
                 self.requests.remove(&transfer);
@@ -633,11 +704,7 @@ impl Driver {
             } else {
                 self.hash_runs.push((transfer, run));
             }
-            return;
-        }
-        if !self.flow.is_open(transfer) {
-            drop_elsewhere(&self.shared, run.file);
-            return;
+            return Ok(());
         }
         let values: Vec<_> = (run.from..run.next.min(end)).filter_map(|group| run.tree.value(group)).collect();
         let mut first = run.from;
@@ -647,7 +714,12 @@ impl Driver {
         }
         if run.next < end {
             self.hash_runs.push((transfer, run));
+        } else if run.purpose == Purpose::Base {
+            self.flow.base_hashed(transfer, run.tree.root(size))?;
+        } else if let Some(download) = self.flow.downloads.get_mut(&transfer) {
+            download.is_hashing = false;
         }
+        Ok(())
     }
 
     fn stored(&mut self, transfer: u32, stored: &Stored) {

@@ -19,9 +19,10 @@ use super::requests;
 use super::share::Lease;
 use super::shared::{Shared, Who};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{GroupHash, GroupHasher, Tree, group_count, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
+use crate::path::RemotePath;
 use crate::protocol::{Breach, Finish, Get, Kind, Put, Stored};
 use crate::storage::{self, StoredFile};
 use crate::transfer::Receiver;
@@ -38,6 +39,8 @@ pub(super) enum Job {
     Read(u64, Result<(Bytes, GroupHash)>),
     Hashed(u32, Result<HashRun>),
     Answered(u32, Result<Vec<Bytes>>),
+    /// Whether a directory was made, or there already.
+    MadeDirectory(u32, RemotePath, Result<bool>),
     Listed(u32, Result<requests::ListStep>),
     /// Files that were opened, and requests that there was no room for.
     Got(Vec<(u32, Result<requests::Got>)>, Vec<(u32, Get)>),
@@ -85,6 +88,8 @@ pub(super) struct Download {
     pub(super) file: Arc<StoredFile>,
     /// Groups that were sent whole.
     pub(super) tree: Tree,
+    /// Group values are due.
+    pub(super) is_hashing: bool,
 }
 
 /// The hashing of a stored file in steps, so that a disk thread is not held for minutes.
@@ -96,6 +101,16 @@ pub(super) struct HashRun {
     /// The first group that is not hashed.
     pub(super) next: u64,
     pub(super) purpose: Purpose,
+}
+
+impl HashRun {
+    /// The group behind the last one to hash.
+    pub(super) fn end(&self) -> u64 {
+        match self.purpose {
+            Purpose::Values(end) => end,
+            Purpose::Base | Purpose::Root => group_count(self.file.size()),
+        }
+    }
 }
 
 /// Why a stored file is hashed.
@@ -113,6 +128,8 @@ struct Slot {
     id: u64,
     transfer: u32,
     offset: u64,
+    /// Bytes that are still to be sent.
+    rest: usize,
     content: Option<Bytes>,
     /// The hash, when the range is a whole group.
     hash: Option<(u64, GroupHash)>,
@@ -145,6 +162,8 @@ pub(super) struct Flow {
     lease_len: usize,
     /// Some group may hold a buffer.
     holds_buffers: bool,
+    /// Groups that are begun and not whole, those of unasked uploads not counted.
+    begun: usize,
     writing: usize,
     unasked: u64,
     small: Vec<SmallUpload>,
@@ -169,6 +188,7 @@ impl Flow {
             leasing: None,
             lease_len: LEASE_LEN_FIRST,
             holds_buffers: false,
+            begun: 0,
             writing: 0,
             unasked: 0,
             small: Vec::new(),
@@ -273,6 +293,7 @@ impl Flow {
         if upload.receiver.last_open().is_some()
             && let Some(open) = upload.open.take_if(|open| open.hasher.is_some())
         {
+            self.begun -= 1;
             self.write(transfer, open);
         }
         self.commit_if_ready(transfer)
@@ -314,6 +335,14 @@ impl Flow {
             // The client gave up meanwhile: dropping it removes what was staged.
             drop_elsewhere(&self.shared, incoming);
         }
+    }
+
+    /// The base of an upload is hashed to its end: a comparison can be decided now.
+    pub(super) fn base_hashed(&mut self, transfer: u32, root: Option<Root>) -> Result<()> {
+        if let Some(Upload { phase: Phase::Receiving(incoming), .. }) = self.uploads.get_mut(&transfer) {
+            incoming.base_root = root;
+        }
+        self.commit_if_ready(transfer)
     }
 
     /// Has the file of an upload with a base made, once its first content comes.
@@ -383,6 +412,7 @@ impl Flow {
         if upload.receiver.last_open().is_some()
             && let Some(open) = upload.open.take()
         {
+            self.begun -= 1;
             self.write(transfer, open);
         }
         Ok(())
@@ -415,6 +445,10 @@ impl Flow {
         if upload.writing > 0 || !matches!(upload.phase, Phase::Receiving(_)) || upload.receiver.finish().is_none() {
             return Ok(());
         }
+        if let Phase::Receiving(Incoming { file: None, base: Some(_), base_root: None, .. }) = &upload.phase {
+            // The client was faster with its copy than we are with ours.
+            return Ok(());
+        }
         if !upload.receiver.is_ready() {
             return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
         }
@@ -444,7 +478,7 @@ impl Flow {
     /// Opens the next files that were asked for, many in one job.
     pub(super) fn get_more(&mut self) {
         const BATCH_MAX: usize = 64;
-        if self.getting || self.gets.is_empty() {
+        if !self.has_gets() {
             return;
         }
         self.getting = true;
@@ -503,7 +537,7 @@ impl Flow {
             let Some(download) = self.downloads.get(&transfer) else { continue };
             let (file, share, id) = (Arc::clone(&download.file), Arc::clone(&self.who.share), self.next_slot);
             self.next_slot += 1;
-            self.slots.push_back(Slot { id, transfer, offset, content: None, hash: None });
+            self.slots.push_back(Slot { id, transfer, offset, rest: len, content: None, hash: None });
             let tasks = self.shared.tasks.clone();
             self.jobs.spawn(async move {
                 let mut buffer = share.lease(len).await;
@@ -538,7 +572,7 @@ impl Flow {
                 let size = run.file.size();
                 run.from = run.next;
                 let mut buffer = vec![0; GROUP_LEN];
-                while run.next < group_count(size) && run.next < run.from + 64 {
+                while run.next < run.end() && run.next < run.from + 64 {
                     let content = &mut buffer[..group_len(size, run.next)];
                     run.file.read_at(group_offset(run.next), content)?;
                     run.tree.insert(run.next, GroupHash::of(run.next, content));
@@ -555,6 +589,7 @@ impl Flow {
     /// Forgets a transfer, whatever it is. Content that still comes for it is thrown away.
     pub(super) fn end(&mut self, transfer: u32) {
         if let Some(upload) = self.uploads.remove(&transfer) {
+            self.begun -= usize::from(upload.open.is_some());
             if matches!(upload.phase, Phase::Unasked) {
                 self.unasked = self.unasked.saturating_sub(upload.put.size.unwrap_or(0));
             }
@@ -569,17 +604,28 @@ impl Flow {
             self.wants.retain(|want| want.0 != transfer);
             self.ended.insert(transfer);
             drop_elsewhere(&self.shared, download);
+            // Others may have waited for its turns.
+            self.read_ahead();
         }
     }
 
     fn slots_and_wants(&self, transfer: u32) -> u64 {
         let wants: usize = self.wants.iter().filter(|want| want.0 == transfer).map(|want| want.2).sum();
-        let ready = self.slots.iter().filter(|slot| slot.transfer == transfer);
-        let slots: usize = ready.map(|slot| slot.content.as_ref().map_or(0, Bytes::len)).sum();
+        let slots: usize = self.slots.iter().filter(|slot| slot.transfer == transfer).map(|slot| slot.rest).sum();
         (wants + slots) as u64
     }
 
+    /// An upload that was refused before it began: content that comes for it is thrown away.
+    pub(super) fn throw_away(&mut self, transfer: u32) {
+        self.ended.insert(transfer);
+    }
+
     /// Whether the client may still be sending for a transfer that the server has ended.
+    pub(super) fn has_ended(&self, transfer: u32) -> bool {
+        self.ended.contains(transfer)
+    }
+
+    /// As [`Flow::has_ended`], for the last time.
     pub(super) fn forget_ended(&mut self, transfer: u32) -> bool {
         self.ended.forget(transfer)
     }
@@ -622,6 +668,13 @@ impl Handler for Flow {
         }
         if upload.open.as_ref().is_some_and(|open| open.index != piece.group) {
             return Poll::Ready(Err(Breach::Data("pieces of two groups of one file in turn").into()));
+        }
+        if upload.open.is_none() {
+            if self.begun >= limits::OPEN_GROUPS_MAX {
+                // Each has content that nobody else can use.
+                return Poll::Ready(Err(Breach::Excess("begun groups").into()));
+            }
+            self.begun += 1;
         }
         let open = upload.open.get_or_insert_with(|| OpenGroup {
             index: piece.group,
@@ -682,6 +735,7 @@ impl Handler for Flow {
         }
         if piece.completes {
             if let Some(open) = upload.open.take() {
+                self.begun -= 1;
                 self.write(transfer, open);
             }
         } else if is_full {
@@ -697,6 +751,7 @@ impl Handler for Flow {
         let piece = content.split_to(content.len().min(DATA_LEN_MAX));
         let (transfer, offset) = (slot.transfer, slot.offset);
         slot.offset += piece.len() as u64;
+        slot.rest -= piece.len();
         self.wanted = self.wanted.saturating_sub(piece.len() as u64);
         if content.is_empty() {
             if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get_mut(&transfer)) {

@@ -125,11 +125,10 @@ pub(super) fn list_step(transfer: u32, mut listing: Rest, mut count: u64) -> Res
     Ok(ListStep { frames: vec![page, frame(transfer, &done(count))], rest: None })
 }
 
-/// A directory and its parents.
-pub(super) fn make_directory(shared: &Shared, who: &Who, transfer: u32, request: &MakeDirectory) -> Result<Vec<Bytes>> {
+/// A directory and its parents; tells whether it was made.
+pub(super) fn make_directory(shared: &Shared, who: &Who, request: &MakeDirectory) -> Result<bool> {
     shared.access.decide(&who.principal, Verb::Create, &request.path)?;
-    let made = shared.store.make_directory(&request.path, None, true)?;
-    Ok(vec![frame(transfer, &done(u64::from(made)))])
+    shared.store.make_directory(&request.path, None, true)
 }
 
 /// The final mode and time of a directory. Who may not replace may not change what was there before either; for

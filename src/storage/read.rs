@@ -2,17 +2,21 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
 use super::change::sweep_one;
 use super::recorded::Recorded;
 use super::sys::{self, Name, Status};
+use super::upload::{DIRECT_LEN_MIN, DIRECT_SIZE_MIN};
 use super::walk::{Directory, is_hidden, not_found};
 use super::{Inner, Kind, Mtime, Store, Version};
+use crate::buffer::BUFFER_ALIGN;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::hash::Root;
 use crate::path::{Component, Escaped, RemotePath};
@@ -79,7 +83,12 @@ impl Store {
         if status.kind != Kind::File {
             return Err(not_a_file(path, status.kind));
         }
-        Ok(StoredFile { store: Arc::clone(inner), file, status, shown: path.to_string() })
+        let direct = inner.direct_reader(&directory, name.as_bytes(), &status);
+        if direct.is_some() {
+            // The kernel shall not read ahead what is read past its cache. Without the advice it merely would.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
+        }
+        Ok(StoredFile { store: Arc::clone(inner), file, direct, status, shown: path.to_string() })
     }
 
     /// The names in a directory, in the order of the file system, which is stable as long as none is added or
@@ -260,8 +269,70 @@ impl fmt::Debug for Listing {
 pub struct StoredFile {
     store: Arc<Inner>,
     file: OwnedFd,
+    direct: Option<DirectReader>,
     status: Status,
     shown: String,
+}
+
+/// The handle that reads a large file past the page cache, where it is not in there already: filling the cache with
+/// a file that is read once costs more processor time than all the rest of sending it.
+struct DirectReader {
+    file: OwnedFd,
+    /// Offsets and lengths are multiples of this.
+    unit: usize,
+    memory_align: usize,
+    /// Which page of a range is asked for to know whether it is in the cache.
+    probe: usize,
+    /// The system refused once: through the page cache for good.
+    refused: AtomicBool,
+}
+
+impl Inner {
+    fn direct_reader(&self, directory: &Directory, name: &[u8], status: &Status) -> Option<DirectReader> {
+        if !self.options.direct || status.size < DIRECT_SIZE_MIN {
+            return None;
+        }
+        let file = sys::open_at(directory, name, OFlags::RDONLY | OFlags::DIRECT, 0).ok()?;
+        if sys::status(&file).ok()?.version() != status.version() {
+            return None;
+        }
+        let (offset_align, memory_align) = sys::direct_alignment(&file)?;
+        let unit = usize::try_from(offset_align).ok()?.max(BUFFER_ALIGN);
+        let memory_align = usize::try_from(memory_align).ok()?;
+        let mut probe = [0; 8];
+        getrandom::fill(&mut probe).ok()?;
+        let probe = usize::from_ne_bytes(probe);
+        Some(DirectReader { file, unit, memory_align, probe, refused: AtomicBool::new(false) })
+    }
+}
+
+impl DirectReader {
+    /// Fills the buffer from the disk, past the page cache. False: the range is in the cache, or it could not be done
+    /// this way; then it is read the ordinary way.
+    fn read(&self, cached: &OwnedFd, offset: u64, buffer: &mut [u8]) -> bool {
+        let fits = offset.is_multiple_of(self.unit as u64)
+            && buffer.len().is_multiple_of(self.unit)
+            && buffer.len() >= DIRECT_LEN_MIN
+            && buffer.as_ptr().align_offset(self.memory_align) == 0;
+        if !fits || self.refused.load(Ordering::Relaxed) {
+            return false;
+        }
+        // One page tells whether the range is in the cache. It is another one in each opened file, because asking for
+        // a page that is not there brings it in.
+        let page = self.probe % (buffer.len() / BUFFER_ALIGN) * BUFFER_ALIGN;
+        let mut slices = [IoSliceMut::new(&mut buffer[..BUFFER_ALIGN])];
+        if rustix::io::preadv2(cached, &mut slices, offset + page as u64, ReadWriteFlags::NOWAIT).is_ok() {
+            return false;
+        }
+        match rustix::io::pread(&self.file, &mut *buffer, offset) {
+            Ok(count) => count == buffer.len(),
+            Err(Errno::INTR) => false,
+            Err(_) => {
+                self.refused.store(true, Ordering::Relaxed);
+                false
+            }
+        }
+    }
 }
 
 impl StoredFile {
@@ -294,6 +365,11 @@ impl StoredFile {
     /// # Errors
     /// `Changed` when the file ends before the buffer is full; `Io` when the disk cannot read it.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        if let Some(direct) = &self.direct
+            && direct.read(&self.file, offset, buffer)
+        {
+            return Ok(());
+        }
         match read_full(&self.file, offset, buffer) {
             Ok(true) => Ok(()),
             Ok(false) => Err(changed(&self.shown)),

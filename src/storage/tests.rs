@@ -692,6 +692,36 @@ fn bases_are_copied_by_ranges() {
 }
 
 #[test]
+fn large_files_read_the_same_past_the_page_cache() {
+    let dir = disk();
+    let (store, root) = served(&dir);
+    let size = (9 << 20) + 511;
+    let expected = bytes(size, 5);
+    std::fs::write(root.join("f"), &expected).unwrap();
+    let pool = crate::buffer::Pool::new(1 << 20);
+    let mut buffer = pool.try_lease(1 << 20).unwrap();
+    for round in ["cached", "dropped from the cache"] {
+        let on_disk = std::fs::File::open(root.join("f")).unwrap();
+        on_disk.sync_all().unwrap();
+        if round != "cached" {
+            rustix::fs::fadvise(&on_disk, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+        let file = store.open_file(&path("f")).unwrap();
+        for (index, group) in expected.chunks(1 << 20).enumerate() {
+            let content = &mut buffer[..group.len()];
+            content.fill(0);
+            file.read_at((index as u64) << 20, content).unwrap();
+            assert!(content == group, "{round}: group {index}");
+        }
+        // Odd ranges go the ordinary way.
+        file.read_at(12_345, &mut buffer[1..700_000]).unwrap();
+        assert!(buffer[1..700_000] == expected[12_345..12_345 + 699_999], "{round}");
+        check_kind(file.read_at(size as u64 - 10, &mut buffer[..300_000]), ErrorKind::Changed, round);
+        file.check_unchanged().unwrap();
+    }
+}
+
+#[test]
 fn directories_are_made_listed_and_removed() {
     let dir = disk();
     let (store, root) = served(&dir);

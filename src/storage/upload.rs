@@ -30,9 +30,9 @@ const NAMELESS_SIZE_MAX: u64 = GROUP_LEN as u64;
 /// Bytes of a file from which on its space is allocated beforehand.
 const PREALLOCATE_SIZE_MIN: u64 = 8 * MIB as u64;
 /// Bytes of a file from which on it is written past the page cache: below, a second handle costs more.
-const DIRECT_SIZE_MIN: u64 = 4 * MIB as u64;
+pub(super) const DIRECT_SIZE_MIN: u64 = 4 * MIB as u64;
 /// Bytes of a write that goes past the page cache; a smaller one is better gathered by it.
-const DIRECT_LEN_MIN: usize = 256 * 1024;
+pub(super) const DIRECT_LEN_MIN: usize = 256 * 1024;
 /// The `statfs` type of tmpfs, which takes direct writes and means nothing by it.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Target directories whose staging place is remembered. Full, the memory is emptied.

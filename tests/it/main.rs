@@ -1,8 +1,14 @@
 //! All end-to-end tests, in one binary.
 
 mod certs;
+mod codec;
 mod help;
+mod hostile;
 mod kit;
 mod layers;
+#[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
+#[path = "../../fuzz/src/lib.rs"]
+mod targets;
 mod tls;
 mod transfer;
+mod vectors;

@@ -1,0 +1,14 @@
+//! Peers that break the protocol, lie, stall or reach for what is not theirs, against a real server on loopback.
+//!
+//! After each of them the server must still serve a good client, and nothing else may have happened: no task
+//! panicked, nothing outside the served root changed, no part of a file stands under a final name, no staging file
+//! or descriptor is left behind ([`peer::World::check`]).
+
+mod bytes;
+mod content;
+mod limits;
+mod names;
+mod peer;
+mod rights;
+mod states;
+mod waiting;

@@ -1,0 +1,369 @@
+//! Lies about content: its order, place, size, root and amount (P06, P07, R12).
+
+use sealift::ErrorKind;
+use sealift::hash::Root;
+use sealift::protocol::*;
+
+use super::peer::{Peer, World, data, finish, path, put, put_small};
+
+const G: u64 = 1 << 20;
+
+/// The content of tests.
+fn content(size: usize) -> Vec<u8> {
+    (0..size).map(|index| (index % 251) as u8).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_that_do_not_fit_end_the_connection() {
+    let world = World::new().await;
+    let size = Some(3 * G + 10);
+    const MAX: usize = 256 << 10;
+    type Pieces = &'static [(u64, usize)];
+    let cases: &[(&str, Option<u64>, Pieces)] = &[
+        ("past the end", size, &[(3 * G, 11)]),
+        ("at the end", size, &[(3 * G + 10, 1)]),
+        ("past any offset", size, &[(u64::MAX, 1)]),
+        ("to the last offset", size, &[(u64::MAX - 1, 1)]),
+        ("past any file", size, &[(1 << 52, 1)]),
+        ("from a sign bit on", size, &[(1 << 63, 1)]),
+        ("across two groups", size, &[(G - 1, 2)]),
+        ("a gap", size, &[(0, 10), (11, 10)]),
+        ("an overlap", size, &[(0, 10), (9, 10)]),
+        ("the same again", size, &[(0, 10), (0, 10)]),
+        ("not from the start of a group", size, &[(G + 1, 10)]),
+        ("two groups in turn", size, &[(0, 10), (G, 10)]),
+        ("a whole group twice", size, &[(3 * G, 10), (3 * G, 10)]),
+        ("an empty file with content", Some(0), &[(0, 1)]),
+        ("a stream that begins later", None, &[(G, 10)]),
+        ("a stream with a gap", None, &[(0, 10), (20, 10)]),
+        ("a stream that goes back", None, &[(0, MAX), (0, 1)]),
+        ("a stream past any file", None, &[((1 << 52) - 1, 2)]),
+    ];
+    for (what, size, pieces) in cases {
+        let mut peer = world.greeted().await;
+        let (transfer, _) = peer.begin(&Put { size: *size, ..put("x", 0) }).await;
+        for &(offset, len) in *pieces {
+            peer.data(transfer, offset, &vec![1; len]).await;
+        }
+        peer.refused(what).await;
+    }
+    world.check(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_in_any_order_make_the_file_and_only_with_its_root() {
+    let world = World::new().await;
+    let whole = content(3 * G as usize + 10);
+    let size = whole.len() as u64;
+    let groups = || whole.chunks(G as usize).enumerate().rev();
+    for right in [true, false] {
+        let mut peer = world.greeted().await;
+        let (transfer, _) = peer.begin(&put("x", size)).await;
+        for (index, group) in groups() {
+            for (piece, bytes) in group.chunks(256 << 10).enumerate() {
+                peer.data(transfer, index as u64 * G + ((piece as u64) << 18), bytes).await;
+            }
+        }
+        let root = if right { Root::of(&whole) } else { Root([0; 32]) };
+        peer.send(transfer, &Finish { size, root }).await;
+        match peer.answer(transfer).await {
+            Ok((Kind::Stored, payload)) if right => {
+                assert_eq!(Stored::from_payload(&payload).unwrap().root, Some(root));
+                std::fs::remove_file(world.root().join("x")).unwrap();
+            }
+            Err(ErrorKind::Mismatch) if !right => {}
+            other => panic!("right {right}: {other:?}"),
+        }
+        assert!(peer.is_alive().await);
+        peer.data(transfer, 0, &[1]).await;
+        peer.refused("content after the end").await;
+    }
+    world.check(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_finish_stores_nothing() {
+    let world = World::new().await;
+    let right = b"right";
+    for unasked in [true, false] {
+        for (what, sent, claimed, expected) in [
+            ("another root", &right[..], Finish { size: 5, root: Root([1; 32]) }, ErrorKind::Mismatch),
+            ("right root of wrong bytes", b"wrong", finish(right), ErrorKind::Mismatch),
+            ("the root of nothing", right, Finish { size: 5, root: Root::of(b"") }, ErrorKind::Mismatch),
+            ("a smaller size", right, finish(b"righ"), ErrorKind::Protocol),
+            ("a larger size", right, finish(b"right!"), ErrorKind::Protocol),
+            ("the largest size", right, Finish { size: u64::MAX, ..finish(right) }, ErrorKind::Protocol),
+            ("missing content", b"rig", finish(right), ErrorKind::Protocol),
+            ("no content", b"", finish(right), ErrorKind::Protocol),
+        ] {
+            let mut peer = world.greeted().await;
+            let transfer = if unasked {
+                let transfer = peer.number();
+                peer.send(transfer, &put_small("x", right)).await;
+                transfer
+            } else {
+                peer.begin(&put("x", 5)).await.0
+            };
+            if !sent.is_empty() {
+                peer.data(transfer, 0, sent).await;
+            }
+            peer.send(transfer, &claimed).await;
+            assert_eq!(peer.answer(transfer).await.map(|answer| answer.0), Err(expected), "{what}, unasked {unasked}");
+            if expected == ErrorKind::Mismatch {
+                assert!(peer.is_alive().await);
+                peer.send(transfer, &claimed).await;
+                peer.refused("a second finish").await;
+            }
+        }
+    }
+    world.check(&[]).await;
+}
+
+#[tokio::test]
+async fn a_stream_has_the_size_that_came() {
+    let world = World::new().await;
+    for (claimed, expected) in [(5, None), (4, Some(ErrorKind::Protocol)), (6, Some(ErrorKind::Protocol))] {
+        let mut peer = world.greeted().await;
+        let (transfer, _) = peer.begin(&Put { size: None, ..put("stream", 0) }).await;
+        peer.data(transfer, 0, b"12").await;
+        peer.data(transfer, 2, b"345").await;
+        peer.send(transfer, &Finish { size: claimed, ..finish(b"12345") }).await;
+        let answer = peer.answer(transfer).await;
+        assert_eq!(answer.err(), expected, "{claimed}");
+    }
+    world.check(&[("stream", b"12345")]).await;
+}
+
+/// A comparison without content: the root is the server's own, and a claim that differs is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unchanged_is_compared_by_the_server_too() {
+    let world = World::new().await;
+    let whole = content(2 * G as usize + 3);
+    std::fs::write(world.root().join("there"), &whole).unwrap();
+    let size = whole.len() as u64;
+    for if_exists in [IfExists::Overwrite, IfExists::Skip, IfExists::Fail] {
+        for right in [true, false] {
+            for patient in [true, false] {
+                let mut peer = world.greeted().await;
+                let (transfer, answer) = peer.begin(&Put { if_exists, ..put("there", size) }).await;
+                assert_eq!(answer.holding, Holding::Base);
+                if patient {
+                    assert_eq!(peer.answer(transfer).await.unwrap().0, Kind::Values);
+                }
+                let root = if right { Root::of(&whole) } else { Root([9; 32]) };
+                peer.send(transfer, &Finish { size, root }).await;
+                let what = format!("{if_exists:?}, right {right}, patient {patient}");
+                let answer = peer.outcome(transfer).await;
+                match answer {
+                    Ok((Kind::Stored, payload)) if right => {
+                        let stored = Stored::from_payload(&payload).unwrap();
+                        assert_eq!((stored.outcome, stored.root), (Outcome::Unchanged, Some(root)), "{what}");
+                    }
+                    Err(ErrorKind::Mismatch) if !right => {}
+                    other => panic!("{what}: {other:?}"),
+                }
+                assert!(peer.is_alive().await);
+            }
+        }
+    }
+    world.check(&[("there", &whole)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_base_is_filled_only_with_what_fits() {
+    let world = World::new().await;
+    let before = content(2 * G as usize + 3);
+    std::fs::write(world.root().join("there"), &before).unwrap();
+    let mut after = before.clone();
+    after[G as usize..2 * G as usize].fill(9);
+    for (what, root, size, expected) in [
+        ("the wrong root", Root([0; 32]), after.len() as u64, Err(ErrorKind::Mismatch)),
+        ("missing groups", Root([0; 32]), after.len() as u64 + G, Err(ErrorKind::Protocol)),
+        ("the right root", Root::of(&after), after.len() as u64, Ok(())),
+    ] {
+        let mut peer = world.greeted().await;
+        let (transfer, answer) = peer.begin(&put("there", size)).await;
+        assert_eq!((answer.holding, answer.held_size), (Holding::Base, before.len() as u64));
+        for piece in 0..4_u64 {
+            peer.data(transfer, G + (piece << 18), &[9; 256 << 10]).await;
+        }
+        peer.send(transfer, &Finish { size, root }).await;
+        let answer = peer.outcome(transfer).await.map(|_| ());
+        assert_eq!(answer, expected, "{what}");
+        drop(peer);
+    }
+    world.check(&[("there", &after)]).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_is_found_again_and_the_newest_attempt_wins() {
+    let world = World::new().await;
+    let small = put_small("small", b"abc");
+    let first = world.greeted().await.store(small.clone(), b"abc").await.unwrap();
+    assert_eq!(world.greeted().await.store(small.clone(), b"abc").await.unwrap(), first);
+    let (mut old, mut new) = (world.greeted().await, world.greeted().await);
+    let put = put("asked", 3);
+    let (old_transfer, older) = old.begin(&put).await;
+    let (new_transfer, newer) = new.begin(&put).await;
+    assert!(newer.generation > older.generation);
+    let finish_it = async |peer: &mut Peer, transfer| {
+        peer.data(transfer, 0, b"abc").await;
+        peer.send(transfer, &finish(b"abc")).await;
+        peer.answer(transfer).await.map(|answer| answer.0)
+    };
+    assert_eq!(finish_it(&mut old, old_transfer).await, Err(ErrorKind::Superseded));
+    assert_eq!(finish_it(&mut new, new_transfer).await, Ok(Kind::Stored));
+    let transfer = old.number();
+    old.send(transfer, &put).await;
+    assert_eq!(old.answer(transfer).await.unwrap().0, Kind::Stored);
+    drop((old, new));
+    world.check(&[("small", b"abc"), ("asked", b"abc")]).await;
+}
+
+#[tokio::test]
+async fn sizes_beyond_reason_are_refused_before_content() {
+    let world = World::new().await;
+    for (size, expected) in [
+        (1 << 50, ErrorKind::NoSpace),
+        ((1 << 52) + 1, ErrorKind::Limit),
+        (1 << 63, ErrorKind::Limit),
+        (u64::MAX, ErrorKind::Limit),
+    ] {
+        let mut peer = world.greeted().await;
+        assert_eq!(peer.ask(&put("x", size)).await, Err(expected), "{size}");
+        let mut anonymous = world.anonymous().await;
+        assert_eq!(anonymous.ask(&put("x", size)).await, Err(expected), "{size}, anonymous");
+        assert!(peer.is_alive().await);
+    }
+    world.check(&[]).await;
+}
+
+#[tokio::test]
+async fn ranges_that_a_file_does_not_have_end_the_connection() {
+    let world = World::new().await;
+    let whole = content(G as usize + 10);
+    std::fs::write(world.root().join("there"), &whole).unwrap();
+    let size = whole.len() as u64;
+    for ranges in [
+        vec![(0, 0)],
+        vec![(0, size)],
+        vec![(G - 1, 2)],
+        vec![(size, 1)],
+        vec![(size - 1, 2)],
+        vec![(u64::MAX, 1)],
+        vec![(1, u64::MAX)],
+        vec![(u64::MAX, u64::MAX)],
+        vec![(1 << 63, 1 << 63)],
+        vec![(0, 1), (0, 0)],
+        vec![(0, G); 1024],
+    ] {
+        let mut peer = world.greeted().await;
+        peer.ask(&Get { path: path("there"), unasked_max: 0 }).await.unwrap();
+        peer.send(1, &Want { ranges: List(ranges.clone()) }).await;
+        peer.refused(format_args!("{:?}", ranges[0])).await;
+    }
+    for (first, count) in [(0, 0), (0, 3), (2, 1), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
+        let mut peer = world.greeted().await;
+        peer.ask(&Get { path: path("there"), unasked_max: 0 }).await.unwrap();
+        peer.send(1, &WantValues { first, count }).await;
+        peer.refused(format_args!("values from {first}, {count}")).await;
+    }
+    world.check(&[("there", &whole)]).await;
+}
+
+/// Reads content of some downloads until the one asked for is answered; gives its bytes.
+async fn read_all(peer: &mut Peer, transfer: u32) -> (Vec<u8>, Kind) {
+    let mut bytes = Vec::new();
+    loop {
+        let (kind, payload) = peer.answer(transfer).await.unwrap();
+        match kind {
+            Kind::Data => bytes.extend_from_slice(&payload[OFFSET_LEN..]),
+            kind => return (bytes, kind),
+        }
+    }
+}
+
+/// Giving up downloads in the middle costs the others nothing: neither credit nor turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn downloads_that_are_given_up_hold_no_credit() {
+    let world = World::new().await;
+    let whole = content(8 * G as usize);
+    std::fs::write(world.root().join("there"), &whole).unwrap();
+    let mut peer = world.greeted().await;
+    let ranges = List((0..8).map(|group| (group * G, G)).collect());
+    // Far more in all than may be wanted at once.
+    for _ in 0..40 {
+        let transfer = peer.number();
+        peer.send(transfer, &Get { path: path("there"), unasked_max: 0 }).await;
+        peer.answer(transfer).await.unwrap();
+        let mut frames = Want { ranges: ranges.clone() }.to_frame(transfer);
+        frames.extend(Failed { code: 26, text: String::new(), retry: None }.to_frame(transfer));
+        peer.bytes(&frames).await;
+    }
+    // Two at once, the first given up while the second waits for its turn.
+    let (first, second) = (peer.number(), peer.number());
+    for transfer in [first, second] {
+        peer.send(transfer, &Get { path: path("there"), unasked_max: 0 }).await;
+        peer.answer(transfer).await.unwrap();
+    }
+    let mut frames = Want { ranges: ranges.clone() }.to_frame(first);
+    frames.extend(Want { ranges: ranges.clone() }.to_frame(second));
+    frames.extend(Failed { code: 26, text: String::new(), retry: None }.to_frame(first));
+    frames.extend(Close {}.to_frame(second));
+    peer.bytes(&frames[..frames.len() - FRAME_HEADER_LEN - 1]).await;
+    let mut bytes = Vec::new();
+    while bytes.len() < whole.len() {
+        let (kind, payload) = peer.answer(second).await.unwrap();
+        assert_eq!(kind, Kind::Data);
+        bytes.extend_from_slice(&payload[OFFSET_LEN..]);
+    }
+    assert!(bytes == whole);
+    peer.send(second, &Close {}).await;
+    assert_eq!(read_all(&mut peer, second).await, (Vec::new(), Kind::Finish));
+    drop(peer);
+    world.check(&[("there", &whole)]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_changes_while_it_is_read_is_noticed() {
+    let world = World::new().await;
+    let file = world.root().join("there");
+    std::fs::write(&file, content(100)).unwrap();
+    let mut peer = world.greeted().await;
+    peer.ask(&Get { path: path("there"), unasked_max: 0 }).await.unwrap();
+    peer.send(1, &Want { ranges: List(vec![(0, 100)]) }).await;
+    assert_eq!(peer.answer(1).await.unwrap().0, Kind::Data);
+    std::fs::write(&file, content(50)).unwrap();
+    peer.send(1, &Close {}).await;
+    assert_eq!(peer.answer(1).await, Err(ErrorKind::Changed));
+    drop(peer);
+    world.check(&[("there", &content(50))]).await;
+}
+
+/// Content of an upload that the server has failed is thrown away; others on the connection go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_after_a_failure_is_thrown_away() {
+    let world = World::new().await;
+    let before = content(300 << 10);
+    std::fs::write(world.root().join("there"), &before).unwrap();
+    let mut peer = world.greeted().await;
+    let (transfer, _) = peer.begin(&put("there", 1 << 50)).await;
+    let mut frames = Vec::new();
+    for group in 0..12 {
+        for piece in 0..4_u64 {
+            frames.extend(data(transfer, group * G + (piece << 18), &[1; 256 << 10]));
+        }
+    }
+    let second = peer.number();
+    frames.extend(put_small("small", b"abc").to_frame(second));
+    frames.extend(data(second, 0, b"abc"));
+    frames.extend(finish(b"abc").to_frame(second));
+    // More of the first between and after, and its finish.
+    frames.extend(data(transfer, 99 * G, &[1; 100]));
+    frames.extend(Finish { size: 1 << 50, root: Root([0; 32]) }.to_frame(transfer));
+    peer.bytes(&frames).await;
+    assert_eq!(peer.answer(second).await.unwrap().0, Kind::Stored);
+    assert!(peer.is_alive().await);
+    drop(peer);
+    world.check(&[("there", &before), ("small", b"abc")]).await;
+}

@@ -1,0 +1,245 @@
+//! Every set of rights against every verb, beside a model that fits one page (A01 to A03, N10).
+
+use std::os::unix::fs::MetadataExt as _;
+
+use sealift::ErrorKind;
+use sealift::protocol::*;
+
+use super::peer::{Peer, World, path, put, put_small};
+
+const LIST: u32 = 1;
+const READ: u32 = 2;
+const CREATE: u32 = 4;
+const OVERWRITE: u32 = 8;
+const RENAME: u32 = 16;
+const DELETE: u32 = 32;
+
+/// One thing to try on a tree that has `file` (content `old`) and `dir` with `inside` in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Try {
+    Stat,
+    List,
+    Get,
+    Hash,
+    PutNew,
+    /// A file that is there, with other content.
+    PutOver(IfExists),
+    /// The same, asked for.
+    PutOverAsked(IfExists),
+    MakeDirectory,
+    MakeLinkNew,
+    MakeLinkOver(IfExists),
+    SetDirectory,
+    /// A directory that is there, after asking for it to be made.
+    SetDirectoryOnceMore,
+    /// A directory that this connection made.
+    SetDirectoryMade,
+    Remove,
+    RemoveTree,
+    RenameNew,
+    RenameOver(IfExists),
+}
+
+const TRIES: [Try; 28] = [
+    Try::Stat,
+    Try::List,
+    Try::Get,
+    Try::Hash,
+    Try::PutNew,
+    Try::PutOver(IfExists::Overwrite),
+    Try::PutOver(IfExists::Skip),
+    Try::PutOver(IfExists::Fail),
+    Try::PutOver(IfExists::Rename),
+    Try::PutOverAsked(IfExists::Overwrite),
+    Try::PutOverAsked(IfExists::Skip),
+    Try::PutOverAsked(IfExists::Fail),
+    Try::PutOverAsked(IfExists::Rename),
+    Try::MakeDirectory,
+    Try::MakeLinkNew,
+    Try::MakeLinkOver(IfExists::Overwrite),
+    Try::MakeLinkOver(IfExists::Skip),
+    Try::MakeLinkOver(IfExists::Fail),
+    Try::MakeLinkOver(IfExists::Rename),
+    Try::SetDirectory,
+    Try::SetDirectoryOnceMore,
+    Try::SetDirectoryMade,
+    Try::Remove,
+    Try::RemoveTree,
+    Try::RenameNew,
+    Try::RenameOver(IfExists::Overwrite),
+    Try::RenameOver(IfExists::Skip),
+    Try::RenameOver(IfExists::Fail),
+];
+
+/// What becomes of the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    /// Nothing changes.
+    None,
+    /// Something new is there; what was there is as it was.
+    New,
+    /// What was there is not as it was.
+    Changed,
+}
+
+/// What the rules say, in their own words.
+fn model(rights: u32, attempt: Try) -> Result<Effect, ErrorKind> {
+    let need = |needed: u32, effect| if rights & needed == needed { Ok(effect) } else { Err(ErrorKind::Rights) };
+    // Who can neither see nor replace learns nothing: it always gets a new name.
+    let blind = rights & (LIST | OVERWRITE) == 0;
+    let over = |policy| match policy {
+        _ if blind => Ok(Effect::New),
+        IfExists::Overwrite if rights & OVERWRITE > 0 => Ok(Effect::Changed),
+        IfExists::Overwrite => Err(ErrorKind::Rights),
+        IfExists::Skip => Ok(Effect::None),
+        IfExists::Fail => Err(ErrorKind::Exists),
+        IfExists::Rename => Ok(Effect::New),
+    };
+    match attempt {
+        Try::Stat | Try::List => need(LIST, Effect::None),
+        Try::Get | Try::Hash => need(READ, Effect::None),
+        Try::PutNew | Try::MakeDirectory | Try::MakeLinkNew => need(CREATE, Effect::New),
+        Try::PutOver(policy) | Try::PutOverAsked(policy) | Try::MakeLinkOver(policy) => {
+            need(CREATE, Effect::None)?;
+            over(policy)
+        }
+        Try::SetDirectory | Try::SetDirectoryOnceMore => {
+            need(CREATE, Effect::None)?;
+            Ok(if rights & OVERWRITE > 0 { Effect::Changed } else { Effect::None })
+        }
+        Try::SetDirectoryMade => need(CREATE, Effect::New),
+        Try::Remove | Try::RemoveTree => need(DELETE, Effect::Changed),
+        Try::RenameNew => need(RENAME | CREATE, Effect::Changed),
+        Try::RenameOver(policy) => {
+            need(RENAME | CREATE, Effect::None)?;
+            // What was renamed is gone from its place, whatever name it got.
+            match over(policy) {
+                Ok(Effect::New) => Ok(Effect::Changed),
+                Err(ErrorKind::Rights) => Err(ErrorKind::Exists),
+                other => other,
+            }
+        }
+    }
+}
+
+fn plant(world: &World) {
+    let root = world.root();
+    for entry in std::fs::read_dir(&root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap() == ".sealift" {
+            continue;
+        }
+        if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }.unwrap();
+    }
+    std::fs::write(root.join("file"), b"old").unwrap();
+    std::fs::write(root.join("other"), b"other").unwrap();
+    std::fs::create_dir(root.join("dir")).unwrap();
+    std::fs::write(root.join("dir/inside"), b"inside").unwrap();
+}
+
+fn content(path: &std::path::Path) -> Vec<u8> {
+    std::fs::read_link(path).map(|target| target.to_str().unwrap().into()).or_else(|_| std::fs::read(path)).unwrap()
+}
+
+/// What was planted, as it is now; and how many entries there are.
+fn look(world: &World) -> (Vec<Option<(u32, u64, Vec<u8>)>>, usize) {
+    let planted = ["file", "other", "dir", "dir/inside"].map(|name| {
+        let path = world.root().join(name);
+        let status = std::fs::symlink_metadata(&path).ok()?;
+        // The time of a directory shows what was staged in it; its mode is what a client can set.
+        let (mtime, content) =
+            if status.is_dir() { (0, Vec::new()) } else { (status.mtime_nsec() as u64, content(&path)) };
+        Some((status.mode(), mtime, content))
+    });
+    (planted.into(), std::fs::read_dir(world.root()).unwrap().count())
+}
+
+async fn attempt(peer: &mut Peer, attempt: Try) -> Result<(), ErrorKind> {
+    let set = SetDirectory { path: path("dir"), mode: Some(0o711), mtime: None };
+    let link = |name, if_exists| MakeLink { path: path(name), target: b"file".to_vec(), mtime: None, if_exists };
+    let rename = |to, if_exists| Rename { from: path("other"), to: path(to), if_exists, id: Bytes16([3; 16]) };
+    let answer = match attempt {
+        Try::Stat => peer.ask(&Stat { path: path("file") }).await,
+        Try::List => peer.ask(&ListDirectory { path: path("dir") }).await,
+        Try::Get => peer.ask(&Get { path: path("file"), unasked_max: 100 }).await,
+        Try::Hash => peer.ask(&Hash { path: path("file") }).await,
+        Try::PutNew => return peer.store(put_small("new", b"new"), b"new").await.map(|_| ()),
+        Try::PutOver(if_exists) => {
+            return peer.store(Put { if_exists, ..put_small("file", b"newer") }, b"newer").await.map(|_| ());
+        }
+        Try::PutOverAsked(if_exists) => {
+            let transfer = peer.number();
+            peer.send(transfer, &Put { if_exists, ..put("file", 5) }).await;
+            let (kind, _) = peer.answer(transfer).await?;
+            if kind == Kind::PutAnswer {
+                peer.data(transfer, 0, b"newer").await;
+                peer.send(transfer, &super::peer::finish(b"newer")).await;
+                peer.answer(transfer).await?;
+            }
+            return Ok(());
+        }
+        Try::MakeDirectory => peer.ask(&MakeDirectory { path: path("new") }).await,
+        Try::MakeLinkNew => peer.ask(&link("new", IfExists::Fail)).await,
+        Try::MakeLinkOver(if_exists) => peer.ask(&link("file", if_exists)).await,
+        Try::SetDirectory => peer.ask(&set).await,
+        Try::SetDirectoryOnceMore => {
+            peer.ask(&MakeDirectory { path: path("dir") }).await?;
+            peer.ask(&set).await
+        }
+        Try::SetDirectoryMade => {
+            peer.ask(&MakeDirectory { path: path("made") }).await?;
+            peer.ask(&SetDirectory { path: path("made"), ..set }).await
+        }
+        Try::Remove => peer.ask(&Remove { path: path("file"), recursive: false }).await,
+        Try::RemoveTree => peer.ask(&Remove { path: path("dir"), recursive: true }).await,
+        Try::RenameNew => peer.ask(&rename("new", IfExists::Fail)).await,
+        Try::RenameOver(if_exists) => peer.ask(&rename("file", if_exists)).await,
+    };
+    answer.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_set_of_rights_gives_exactly_these() {
+    let mut world = World::new().await;
+    let mut cells = 0;
+    for rights in 0..64 {
+        // One principal has these, the other the opposite, so that a mix-up shows.
+        world.serve_with(Rights(rights), Some(Rights(63 - rights))).await;
+        for (who, rights) in [("certified", rights), ("anonymous", 63 - rights)] {
+            let mut peer = if who == "certified" { world.greeted().await } else { world.anonymous().await };
+            for one in TRIES {
+                plant(&world);
+                let (before, count) = look(&world);
+                let answer = attempt(&mut peer, one).await;
+                let (after, count_after) = look(&world);
+                let effect = match (before == after, count == count_after) {
+                    (true, true) => Effect::None,
+                    (true, false) => Effect::New,
+                    (false, _) => Effect::Changed,
+                };
+                let expected = model(rights, one);
+                let what = format!("{one:?} by {who} with {}", Rights(rights));
+                assert_eq!(answer, expected.map(|_| ()), "{what}");
+                assert_eq!(effect, expected.unwrap_or(Effect::None), "{what}");
+                if one == Try::SetDirectoryMade && expected.is_ok() {
+                    let mode = std::fs::metadata(world.root().join("made")).unwrap().mode() & 0o777;
+                    assert_eq!(mode, 0o711, "{what}");
+                }
+                cells += 1;
+            }
+        }
+    }
+    assert_eq!(cells, 64 * 2 * TRIES.len());
+}
+
+#[tokio::test]
+async fn who_may_not_come_in_is_told_so() {
+    let mut world = World::new().await;
+    world.serve_with(Rights::ALL, None).await;
+    // Without a certificate the handshake itself fails, then or at the first read.
+    if let Ok(mut peer) = world.connect_with(world.client(false)).await {
+        peer.bytes(&super::peer::hello().to_frame(0)).await;
+        assert_eq!(peer.frame().await, None);
+    }
+    assert!(world.greeted().await.is_alive().await);
+}
