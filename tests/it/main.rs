@@ -2,5 +2,7 @@
 
 mod certs;
 mod help;
+mod kit;
 mod layers;
+mod order;
 mod tls;
