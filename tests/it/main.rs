@@ -2,7 +2,7 @@
 
 mod certs;
 mod help;
-mod kit;
+mod rig;
 mod layers;
 mod order;
 mod tls;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use crate::kit::{self, World, content, has, until, wrapped};
+use crate::rig::{self, World, content, has, until, wrapped};
 
 /// One system call: where in the log it began and ended.
 #[derive(Clone, Debug)]
@@ -118,7 +118,7 @@ fn calls(log: &Path) -> Vec<Call> {
 }
 
 /// What one command made a server do, from its connection on.
-fn traced(world: &World, prepare: impl FnOnce(&kit::Server), command: &[&str]) -> Vec<Call> {
+fn traced(world: &World, prepare: impl FnOnce(&rig::Server), command: &[&str]) -> Vec<Call> {
     let server = world.serve();
     prepare(&server);
     server.stop();
@@ -322,7 +322,7 @@ fn every_change_is_durable_before_its_answer() {
         world.file("empty", b"");
         world.file("large", &content(1, LARGE));
         world.file("direct", &content(2, DIRECT));
-        let prepare = |server: &kit::Server| {
+        let prepare = |server: &rig::Server| {
             for (name, len) in before {
                 let source = world.file("before", &content(99, *len));
                 server.put(&source, name);
@@ -346,7 +346,7 @@ fn unchanged_is_synced_before_it_is_said() {
         for policy in ["overwrite", "skip", "fail"] {
             let world = World::new();
             let source = world.file(name, &content(7, len));
-            let prepare = |server: &kit::Server| {
+            let prepare = |server: &rig::Server| {
                 server.put(&source, "a/x");
                 // Another time, so that there is something to be made durable.
                 let time = SystemTime::now() - Duration::from_secs(5000);
@@ -376,7 +376,7 @@ fn a_link_that_is_there_already_is_synced_before_it_is_said() {
         let world = World::new();
         fs::create_dir(world.path("t")).unwrap();
         std::os::unix::fs::symlink("nowhere", world.path("t/link")).unwrap();
-        let prepare = |server: &kit::Server| drop(server.put(&world.path("t"), "t"));
+        let prepare = |server: &rig::Server| drop(server.put(&world.path("t"), "t"));
         let calls = traced(&world, prepare, &["put", "--if-exists", policy, "HERE/t", "REMOTEt"]);
         // The directory's own mode and time come after the link and are another request: only what is before counts.
         let directory = world.root().join("t");
@@ -401,7 +401,7 @@ fn many_small_files_share_their_syncs() {
     let directory = world.root().join("many");
     let directory = directory.to_str().unwrap();
     // The answers of one batch go out while the next is stored, so the last is what everything is before.
-    let counts = check(&calls, |calls, after| answer(calls, after));
+    let counts = check(&calls, answer);
     assert_eq!(counts.published, 200, "{}", show(&calls));
     let whole = calls.iter().filter(|call| call.name == "syncfs").count();
     let of_directory = calls.iter().filter(|call| call.is_sync() && call.descriptor() == directory).count();
