@@ -170,6 +170,8 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
         }
         Err(error) if error.kind() == ErrorKind::Exists => {
             if is_same_link(shared, who, request) {
+                // Who made it may not have synced it.
+                shared.store.sync_link(&request.path)?;
                 Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None }
             } else {
                 if request.if_exists == IfExists::Overwrite {

@@ -109,6 +109,18 @@ impl Store {
         self.publish(vec![staged]).pop().expect("one answer for one link")
     }
 
+    /// Makes the name of a link durable that is there already, before it is called stored.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory` or `Link` when there is no way to it; what a sync can fail with.
+    pub fn sync_link(&self, path: &RemotePath) -> Result<()> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let Some((_, parent)) = path.components().split_last() else { return Ok(()) };
+        let directory = inner.directory_of(parent)?;
+        inner.settle(&directory, parent.len()).map_err(|error| error.context(path))
+    }
+
     /// Removes a file, link or directory, and tells how many names went. Links are removed, never followed.
     ///
     /// # Errors
