@@ -52,6 +52,7 @@ fi
 
 say "certificates: an authority, a server, a client"
 run sealift certs --dir "$scratch/certs"
+run sealift certs --dir "$scratch/certs" --export client --to "$scratch/client"
 
 say "a server on a free port"
 # Its own process group, so that a ctrl-C here ends it by the trap and not in the middle.
@@ -69,7 +70,7 @@ address=$(sed -n 's/^listening on //p' "$scratch/server.out")
 [ -n "$address" ] || { echo "quickstart: the server did not start; its log:" >&2; cat "$scratch/server.log" >&2; exit 1; }
 echo "listening on $address"
 remote="sealift://$address"
-export SEALIFT_CERTS="$scratch/certs"
+export SEALIFT_CERTS="$scratch/client"
 
 say "upload: success means hashed on both sides, synced, and under its final name"
 bytes=$(du -scb -- "${sources[@]}" 2>/dev/null | awk 'END { print $1 }')
@@ -105,7 +106,7 @@ if [ "$keep" = yes ]; then
   trap - EXIT
   say "the server is still running"
   cat <<TEXT
-  export SEALIFT_CERTS='$scratch/certs'
+  export SEALIFT_CERTS='$scratch/client'
   $(command -v sealift) put FILE '$remote/'
   $(command -v sealift) ls '$remote/'
 Its log is $scratch/server.log; what it stores is in $scratch/root.

@@ -75,7 +75,7 @@ pub fn print_error(error: &Error) {
 /// listing: nothing is left to do then.
 ///
 /// # Errors
-/// Every other failure, as [`ErrorKind::Io`]: a closed pipe here is no lost connection.
+/// Every other failure, as [`Io`](crate::ErrorKind::Io): a closed pipe here is no lost connection.
 pub fn after_output(written: io::Result<()>) -> Result<std::ops::ControlFlow<()>> {
     match written {
         Ok(()) => Ok(std::ops::ControlFlow::Continue(())),

@@ -305,7 +305,8 @@ impl Reporter {
         part(summary.skipped, "skipped");
         part(summary.failed, "failed");
         if parts.is_empty() {
-            parts.push("nothing to do".to_owned());
+            let whole = matches!(ending, Ending::Finished);
+            parts.push(if whole { "nothing to do" } else { "nothing was finished" }.to_owned());
         }
         let moved = summary.bytes_moved;
         let mut line = format!("{} ({})", parts.join(", "), format::size(summary.bytes));

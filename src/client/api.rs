@@ -171,13 +171,14 @@ impl Client {
                         return Err(Error::new(ErrorKind::Limit, message));
                     }
                     entries.extend(page);
-                    self.progressed();
                 }
                 Reply::Done(_) => break,
                 other => return Err(exchange.unexpected(&other)),
             }
         }
         check_names(path, &entries)?;
+        // Not page by page: a listing that breaks and begins anew gets nowhere.
+        self.progressed();
         Ok(entries)
     }
 
