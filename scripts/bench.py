@@ -918,7 +918,7 @@ def table(work, record):
         disturbed = "*" if any(sample["spoilt"] for sample in found) else ""
         failed = len(record["samples"][name]) - len([s for s in record["samples"][name] if s["ok"] and s["right"]])
         runs = f"{len(found)}{disturbed}" + (f" ({failed} failed)" if failed else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {spread} | {runs} | {ratio} |")
+        lines.append(f"| {name.replace('|', chr(92) + '|')} | " + " | ".join(cells) + f" | {spread} | {runs} | {ratio} |")
     paired = pairs(record)
     return "\n".join(lines + ([""] + paired if paired and work == "W2 image" else []))
 
