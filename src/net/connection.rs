@@ -79,6 +79,8 @@ struct Outgoing {
     header: [u8; FRAME_HEADER_LEN + OFFSET_LEN],
     content: Bytes,
     written: usize,
+    /// The content is a copy of what the handler gave.
+    is_copy: bool,
 }
 
 /// A TLS connection that carries frames.
@@ -155,6 +157,21 @@ impl Connection {
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         self.control.is_empty() && self.data.is_none() && !self.unflushed
+    }
+
+    /// Whether a data frame is being written out of the handler's buffer.
+    #[must_use]
+    pub fn holds_data(&self) -> bool {
+        self.data.as_ref().is_some_and(|outgoing| !outgoing.is_copy)
+    }
+
+    /// Copies the data frame that is being written, so that the handler's buffer is free again though
+    /// the peer does not read.
+    pub fn detach_data(&mut self) {
+        if let Some(outgoing) = self.data.as_mut().filter(|outgoing| !outgoing.is_copy) {
+            outgoing.content = Bytes::copy_from_slice(&outgoing.content);
+            outgoing.is_copy = true;
+        }
     }
 
     /// Drives both directions until a control frame or the end of the stream has come.
@@ -441,7 +458,7 @@ fn data_frame(transfer: u32, offset: u64, content: Bytes) -> Outgoing {
     let mut header = [0; FRAME_HEADER_LEN + OFFSET_LEN];
     header[..FRAME_HEADER_LEN].copy_from_slice(&Header::new(Kind::Data, transfer, OFFSET_LEN + content.len()).encode());
     header[FRAME_HEADER_LEN..].copy_from_slice(&offset.to_be_bytes());
-    Outgoing { header, content, written: 0 }
+    Outgoing { header, content, written: 0, is_copy: false }
 }
 
 fn poll_data_frame(

@@ -285,7 +285,7 @@ impl Driver {
         let mut watch = Watch::new();
         loop {
             let idle = self.is_idle();
-            let holds_buffers = self.flow.holds_buffers();
+            let holds_buffers = self.flow.holds_buffers() || self.connection.holds_data();
             if draining.is_cancelled() && idle {
                 return Err(Error::new(ErrorKind::Stopping, "the server is stopping"));
             }
@@ -314,6 +314,9 @@ impl Driver {
                 }
                 _ = spill.tick(), if holds_buffers => {
                     self.flow.spill_slow();
+                    if self.flow.drop_unread() {
+                        self.connection.detach_data();
+                    }
                     continue;
                 }
                 step = step => step?,

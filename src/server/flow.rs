@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -146,6 +147,8 @@ type Leasing = Pin<Box<dyn Future<Output = Lease> + Send>>;
 
 /// Bytes of a connection's first lease.
 const LEASE_LEN_FIRST: usize = 64 * limits::KIB;
+/// Ranges of a connection that are read and not yet taken, once its peer has shown that it takes them.
+const READ_AHEAD_MAX: usize = BUFFERS_PER_CONNECTION / 2;
 /// Bytes of a lease after one was not filled in time.
 const LEASE_LEN_LEAST: usize = 16 * limits::KIB;
 
@@ -174,6 +177,12 @@ pub(super) struct Flow {
     wanted: u64,
     slots: VecDeque<Slot>,
     next_slot: u64,
+    /// How many slots there may be: more while the peer takes what was read, none after it has not.
+    read_ahead_max: usize,
+    /// When the peer last took something, or could begin to.
+    taken: Instant,
+    /// Told when the latest slot has its buffer.
+    latest_lease: Option<oneshot::Receiver<()>>,
 }
 
 impl Flow {
@@ -199,6 +208,9 @@ impl Flow {
             wanted: 0,
             slots: VecDeque::new(),
             next_slot: 0,
+            read_ahead_max: 1,
+            taken: Instant::now(),
+            latest_lease: None,
         }
     }
 
@@ -212,9 +224,9 @@ impl Flow {
         self.uploads.is_empty() && self.downloads.is_empty() && self.gets.is_empty() && self.jobs.is_empty()
     }
 
-    /// Whether a group is being filled.
+    /// Whether a group is being filled, or one that was read waits to be taken.
     pub(super) fn holds_buffers(&self) -> bool {
-        self.holds_buffers
+        self.holds_buffers || self.slots.iter().any(|slot| slot.content.is_some())
     }
 
     /// The next job that has come back; pending for ever while none runs.
@@ -532,7 +544,7 @@ impl Flow {
 
     /// Starts reading the next wanted ranges.
     fn read_ahead(&mut self) {
-        while self.slots.len() < BUFFERS_PER_CONNECTION / 2
+        while self.slots.len() < self.read_ahead_max
             && let Some((transfer, offset, len)) = self.wants.pop_front()
         {
             let Some(download) = self.downloads.get(&transfer) else { continue };
@@ -540,8 +552,16 @@ impl Flow {
             self.next_slot += 1;
             self.slots.push_back(Slot { id, transfer, offset, rest: len, content: None, hash: None });
             let tasks = self.shared.tasks.clone();
+            let (leased, next) = oneshot::channel();
+            let before = self.latest_lease.replace(next);
             self.jobs.spawn(async move {
+                // One after the other: a later range that had the last buffer would wait for the first to be sent.
+                if let Some(before) = before {
+                    // Its sender is dropped when it has its buffer, or is gone.
+                    let _ = before.await;
+                }
                 let mut buffer = share.lease(len).await;
+                drop(leased);
                 let read = tasks.spawn_blocking(move || {
                     file.read_at(offset, &mut buffer[..len])?;
                     let hash = GroupHash::of(offset / GROUP_LEN as u64, &buffer[..len]);
@@ -554,6 +574,9 @@ impl Flow {
 
     /// A wanted range has been read.
     pub(super) fn read(&mut self, id: u64, result: Result<(Bytes, GroupHash)>) -> Result<(), (u32, Error)> {
+        if self.slots.front().is_some_and(|slot| slot.id == id) {
+            self.taken = Instant::now();
+        }
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else { return Ok(()) };
         let transfer = slot.transfer;
         let (content, hash) = result.map_err(|error| (transfer, error))?;
@@ -564,6 +587,28 @@ impl Flow {
         }
         slot.content = Some(content);
         Ok(())
+    }
+
+    /// Gives back what was read for a peer that has not taken it in time; it is read again when there is room for it.
+    /// Tells whether the connection should let go of its buffer too.
+    pub(super) fn drop_unread(&mut self) -> bool {
+        if self.taken.elapsed() < limits::LEASE_TIMEOUT {
+            return false;
+        }
+        if self.slots.front().is_none_or(|slot| slot.content.is_none()) {
+            return true;
+        }
+        self.read_ahead_max = 0;
+        while let Some(slot) = self.slots.pop_back() {
+            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get_mut(&slot.transfer))
+                && slot.offset > group_offset(group)
+            {
+                // Its beginning is sent; should the rest be another by then, the client finds it by the root.
+                download.tree.insert(group, hash);
+            }
+            self.wants.push_front((slot.transfer, slot.offset, slot.rest));
+        }
+        true
     }
 
     /// Hashes the next groups of a stored file: 64 MiB in one step.
@@ -746,11 +791,17 @@ impl Handler for Flow {
     }
 
     fn poll_data(&mut self, _: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
+        if self.read_ahead_max == 0 {
+            // The peer has taken what was before.
+            self.read_ahead_max = 1;
+            self.read_ahead();
+        }
         // A read that comes back wakes this task.
         let Some(slot) = self.slots.front_mut() else { return Poll::Pending };
         let Some(content) = &mut slot.content else { return Poll::Pending };
         let piece = content.split_to(content.len().min(DATA_LEN_MAX));
         let (transfer, offset) = (slot.transfer, slot.offset);
+        self.taken = Instant::now();
         slot.offset += piece.len() as u64;
         slot.rest -= piece.len();
         self.wanted = self.wanted.saturating_sub(piece.len() as u64);
@@ -759,6 +810,7 @@ impl Handler for Flow {
                 download.tree.insert(group, hash);
             }
             self.slots.pop_front();
+            self.read_ahead_max = (self.read_ahead_max * 2).min(READ_AHEAD_MAX);
             self.read_ahead();
         }
         Poll::Ready((transfer, offset, piece))

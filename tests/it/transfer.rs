@@ -472,6 +472,27 @@ fn a_server_that_dies_is_met_again() {
 }
 
 #[test]
+fn one_group_of_memory_is_enough() {
+    let server = Server::start(&["--memory", "4M"]);
+    let content = noise(9, 40 * GROUP_LEN);
+    fs::write(server.root().join("large"), &content).unwrap();
+    let mut child = server.command(&["get", "@large", "large"]).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                child.kill().unwrap();
+                break child.wait().unwrap();
+            }
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    assert!(status.success(), "{status}");
+    assert!(fs::read(server.local("large")).unwrap() == content);
+}
+
+#[test]
 fn an_interrupted_command_leaves_nothing_and_is_continued() {
     for (signal, exit) in [(rustix::process::Signal::INT, 130), (rustix::process::Signal::TERM, 143)] {
         let server = Server::start(&[]);

@@ -225,6 +225,40 @@ async fn holding_buffers() {
     world.check(&[("good", &vec![9; 3 << 20])]).await;
 }
 
+#[tokio::test]
+async fn downloads_that_are_not_read_leave_buffers_for_others() {
+    let world = World::new().await;
+    std::fs::write(world.root().join("large"), vec![1; 8 << 20]).unwrap();
+    // Their wishes are ten times what all clients of this name may hold.
+    let mut peers = Vec::new();
+    for _ in 0..20 {
+        let mut peer = world.greeted().await;
+        let get = Get { path: path("large"), unasked_max: 0 };
+        peer.ask(&get).await.unwrap();
+        peer.send(1, &Want { ranges: List((0..8).map(|group| (group * G, G)).collect()) }).await;
+        peers.push(peer);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut good = world.good().await;
+    let get = Get { path: path("large"), unasked_max: 0 };
+    good.ask(&get).await.unwrap();
+    good.send(1, &Want { ranges: List((0..8).map(|group| (group * G, G)).collect()) }).await;
+    // Who reads at last gets all of it too.
+    for peer in [&mut good, &mut peers[7]] {
+        let mut received = 0;
+        while received < 8 << 20 {
+            let (kind, _, payload) = peer.frame().await.unwrap();
+            assert_eq!(kind, Kind::Data);
+            received += payload.len() - OFFSET_LEN;
+        }
+        peer.send(1, &Close {}).await;
+        let (_, payload) = peer.answer(1).await.unwrap();
+        assert_eq!(Finish::from_payload(&payload).unwrap(), finish(&vec![1; 8 << 20]));
+    }
+    drop((peers, good));
+    world.check_alive().await;
+}
+
 /// Sends one request after another without reading; gives how many the server read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_of_every_kind_pipeline_without_loss() {
