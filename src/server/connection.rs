@@ -213,8 +213,6 @@ struct Driver {
     listings: VecDeque<(u32, ListStage)>,
     /// Pages that are being read.
     listing: usize,
-    /// Hash runs that wait likewise.
-    hash_runs: Vec<(u32, HashRun)>,
     made: HashSet<RemotePath>,
     stored_count: u64,
     sent_count: u64,
@@ -242,15 +240,14 @@ async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started
         requests: HashSet::new(),
         listings: VecDeque::new(),
         listing: 0,
-        hash_runs: Vec::new(),
         made: HashSet::new(),
         stored_count: 0,
         sent_count: 0,
     };
     let end = driver.drive().await;
-    let Driver { connection, flow, stored_count, sent_count, listings, hash_runs, .. } = driver;
+    let Driver { connection, flow, stored_count, sent_count, listings, .. } = driver;
     // Files are closed and staging removed by a disk thread; commits that run go on.
-    drop_elsewhere(&shared, (flow, listings, hash_runs));
+    drop_elsewhere(&shared, (flow, listings));
     let traffic = connection.traffic();
     let summary = format!(
         "{principal}: {stored_count} stored, {sent_count} sent, {} bytes in, {} out, {:.1} s",
@@ -298,7 +295,7 @@ impl Driver {
                 }
                 // It may have written what others waited for, and nothing else would tell.
                 let waits = self.listing < LISTINGS_MAX && !self.listings.is_empty()
-                    || !self.hash_runs.is_empty()
+                    || self.flow.has_hashes()
                     || self.flow.has_gets();
                 if waits && has_room(&self.connection) { Poll::Ready(Ok(Step::Room)) } else { Poll::Pending }
             });
@@ -387,6 +384,7 @@ impl Driver {
                 }
                 // Its answer, when it comes, is for nobody.
                 self.requests.remove(&transfer);
+                self.flow.end_hash(transfer);
                 self.flow.forget_ended(transfer);
             }
             Kind::Goodbye => {
@@ -434,7 +432,7 @@ impl Driver {
                         next: 0,
                         purpose: Purpose::Root,
                     });
-                    Job::Hashed(transfer, run)
+                    Job::OpenedToHash(transfer, run)
                 });
             }
             Kind::ClientHello
@@ -579,8 +577,15 @@ impl Driver {
                     self.failed(transfer, &error);
                 }
             }
-            Job::Hashed(transfer, Ok(run)) => self.hashed(transfer, run)?,
-            Job::Hashed(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::OpenedToHash(transfer, Ok(run)) => self.hashed(transfer, run)?,
+            Job::OpenedToHash(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Hashed(transfer, result) => {
+                self.flow.step_hashed();
+                match result {
+                    Ok(run) => self.hashed(transfer, run)?,
+                    Err(error) => self.failed(transfer, &error),
+                }
+            }
             Job::Answered(transfer, result) => {
                 if self.requests.remove(&transfer) {
                     match result {
@@ -683,9 +688,7 @@ impl Driver {
                 Job::Listed(transfer, step)
             });
         }
-        for (transfer, run) in std::mem::take(&mut self.hash_runs) {
-            self.flow.hash(transfer, run);
-        }
+        self.flow.hash_more();
         self.flow.get_more();
     }
 
@@ -712,7 +715,7 @@ impl Driver {
                 }
                 drop_elsewhere(&self.shared, run.file);
             } else {
-                self.hash_runs.push((transfer, run));
+                self.flow.hash(transfer, run);
             }
             return Ok(());
         }
@@ -723,7 +726,7 @@ impl Driver {
             first += values.len() as u64;
         }
         if run.next < end {
-            self.hash_runs.push((transfer, run));
+            self.flow.hash(transfer, run);
         } else if run.purpose == Purpose::Base {
             self.flow.base_hashed(transfer, run.tree.root(size))?;
         } else if let Some(download) = self.flow.downloads.get_mut(&transfer) {

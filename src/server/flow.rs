@@ -38,6 +38,8 @@ pub(super) enum Job {
     Committed(u32, Result<Stored>),
     CommittedSmall(Vec<(u32, u64, Result<Stored>)>),
     Read(u64, Result<(Bytes, GroupHash)>),
+    /// A file whose root is asked for is open.
+    OpenedToHash(u32, Result<HashRun>),
     Hashed(u32, Result<HashRun>),
     Answered(u32, Result<Vec<Bytes>>),
     /// Whether a directory was made, or there already.
@@ -145,6 +147,8 @@ struct Ended {
 
 type Leasing = Pin<Box<dyn Future<Output = Lease> + Send>>;
 
+/// Files of a connection that are hashed at once; the others wait, so that they do not hold all disk threads.
+const HASHES_MAX: usize = 4;
 /// Bytes of a connection's first lease.
 const LEASE_LEN_FIRST: usize = 64 * limits::KIB;
 /// Ranges of a connection that are read and not yet taken, once its peer has shown that it takes them.
@@ -173,6 +177,9 @@ pub(super) struct Flow {
     committing_small: bool,
     gets: VecDeque<(u32, Get)>,
     getting: bool,
+    /// Files whose next step of hashing waits for its turn; each belongs to a transfer or request that is open.
+    hash_runs: VecDeque<(u32, HashRun)>,
+    hashing: usize,
     wants: VecDeque<(u32, u64, usize)>,
     wanted: u64,
     slots: VecDeque<Slot>,
@@ -204,6 +211,8 @@ impl Flow {
             committing_small: false,
             gets: VecDeque::new(),
             getting: false,
+            hash_runs: VecDeque::new(),
+            hashing: 0,
             wants: VecDeque::new(),
             wanted: 0,
             slots: VecDeque::new(),
@@ -611,8 +620,38 @@ impl Flow {
         true
     }
 
+    /// Queues the next step of a hash run.
+    pub(super) fn hash(&mut self, transfer: u32, run: HashRun) {
+        self.hash_runs.push_back((transfer, run));
+    }
+
+    /// Whether a step could begin.
+    pub(super) fn has_hashes(&self) -> bool {
+        self.hashing < HASHES_MAX && !self.hash_runs.is_empty()
+    }
+
+    /// Begins the next steps.
+    pub(super) fn hash_more(&mut self) {
+        while self.hashing < HASHES_MAX
+            && let Some((transfer, run)) = self.hash_runs.pop_front()
+        {
+            self.hashing += 1;
+            self.hash_step(transfer, run);
+        }
+    }
+
+    /// A step has come back.
+    pub(super) fn step_hashed(&mut self) {
+        self.hashing -= 1;
+    }
+
+    /// Drops the run of a transfer or request that has ended.
+    pub(super) fn end_hash(&mut self, transfer: u32) {
+        self.hash_runs.retain(|(other, _)| *other != transfer);
+    }
+
     /// Hashes the next groups of a stored file: 64 MiB in one step.
-    pub(super) fn hash(&mut self, transfer: u32, mut run: HashRun) {
+    fn hash_step(&mut self, transfer: u32, mut run: HashRun) {
         self.spawn(move |_, _| {
             let step = || {
                 let size = run.file.size();
@@ -634,6 +673,7 @@ impl Flow {
 
     /// Forgets a transfer, whatever it is. Content that still comes for it is thrown away.
     pub(super) fn end(&mut self, transfer: u32) {
+        self.end_hash(transfer);
         if let Some(upload) = self.uploads.remove(&transfer) {
             self.begun -= usize::from(upload.open.is_some());
             if matches!(upload.phase, Phase::Unasked) {
