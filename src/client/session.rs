@@ -792,7 +792,7 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
     // Ended from our side: the answer was on its way.
     let Some(slot) = desk.slots.get_mut(&transfer) else { return Ok(()) };
     match &reply {
-        Reply::PutAnswer(answer) => slot.is_due = answer.held_size > 0 && answer.compare_only,
+        Reply::PutAnswer(answer) => slot.is_due = answer.held_size > 0,
         Reply::GetAnswer(answer) => {
             if answer.size > FILE_SIZE_MAX {
                 return Err(Breach::Excess("bytes of a file").into());
