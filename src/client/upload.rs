@@ -120,8 +120,22 @@ struct FileJob {
     item: Item,
     target: RemotePath,
     source: Source,
-    upload_id: Bytes16,
+    upload_id: UploadId,
     directory: Option<Arc<Directory>>,
+}
+
+/// Under what id each version of a file is sent: the same in every attempt, so that a lost answer is found again,
+/// and another for a file that has changed, so that the answer is never taken for one to what it is now.
+#[derive(Default)]
+struct UploadId(Option<(SourceVersion, Bytes16)>);
+
+impl UploadId {
+    fn of(&mut self, version: &SourceVersion) -> Result<Bytes16> {
+        match &self.0 {
+            Some((sent, id)) if sent == version => Ok(*id),
+            _ => Ok(self.0.insert((*version, random_id()?)).1),
+        }
+    }
 }
 
 impl Client {
@@ -248,7 +262,7 @@ impl Run {
                     events.tell(done).await;
                     return Ok(());
                 }
-                let file = FileJob { item, target, source, upload_id: random_id()?, directory };
+                let file = FileJob { item, target, source, upload_id: UploadId::default(), directory };
                 if version.size <= UNASKED_FILE_MAX && self.job.may_be_small() {
                     self.batch_len += version.size;
                     self.batch.push(file);
@@ -529,12 +543,19 @@ impl Job {
                 }
             };
             file.item.started(Some(small.version.size)).await;
+            let upload_id = match file.upload_id.of(&small.version) {
+                Ok(id) => id,
+                Err(error) => {
+                    self.refused(file, error).await;
+                    continue;
+                }
+            };
             let put = Put {
                 size: Some(small.version.size),
                 mtime: Some(small.attributes.mtime),
                 mode: Some(small.attributes.mode),
                 unasked: true,
-                ..self.put_message(&file.target, file.upload_id)
+                ..self.put_message(&file.target, upload_id)
             };
             let finish = Finish { size: small.version.size, root: small.root };
             match session.put_unasked(&put, small.content.clone(), &finish, replies.clone()).await {
@@ -553,6 +574,10 @@ impl Job {
             let size = small.version.size;
             match reply {
                 Reply::Stored(stored) => {
+                    if let Err(error) = check_root(&stored, small.root) {
+                        self.refused(file, error).await;
+                        continue;
+                    }
                     file.item.advance(size, size);
                     self.stored(file, &stored, size, small.root, &small.version).await;
                 }
@@ -599,12 +624,19 @@ impl Job {
                         is_started = true;
                     }
                     let (version, attributes) = (open.version, open.attributes);
+                    let upload_id = match file.upload_id.of(&version) {
+                        Ok(id) => id,
+                        Err(error) => {
+                            self.refused(file, error).await;
+                            return;
+                        }
+                    };
                     let put = Put {
                         size: Some(version.size),
                         mtime: Some(attributes.mtime),
                         mode: Some(attributes.mode),
                         no_base,
-                        ..self.put_message(&file.target, file.upload_id)
+                        ..self.put_message(&file.target, upload_id)
                     };
                     match self.send_known(&put, &Content::File(Arc::new(open)), &mut file.item).await {
                         Ok(Known::Stored(stored, root)) => {
@@ -1145,4 +1177,22 @@ fn read_block(reader: &mut impl Read, index: u64, name: &str) -> Result<Block> {
 async fn next_block(blocks: &mut mpsc::Receiver<Result<Block>>) -> Result<Block> {
     let gone = || Error::new(ErrorKind::Internal, "the thread that reads the stream has ended");
     blocks.recv().await.ok_or_else(gone)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Mtime;
+
+    #[test]
+    fn an_upload_id_is_of_one_version() {
+        let time = |nanos| Mtime { seconds: 1, nanos };
+        let version = |ctime| SourceVersion { device: 1, inode: 2, size: 3, mtime: time(4), ctime: time(ctime) };
+        let mut id = UploadId::default();
+        let first = id.of(&version(1)).unwrap();
+        assert_eq!(id.of(&version(1)).unwrap(), first, "the next attempt");
+        let second = id.of(&version(2)).unwrap();
+        assert_ne!(second, first, "a file that changed between two attempts");
+        assert_eq!(id.of(&version(2)).unwrap(), second);
+    }
 }
