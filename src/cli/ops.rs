@@ -5,7 +5,7 @@ use std::io::{IsTerminal as _, stdout};
 
 use serde_json::{Value, json};
 
-use crate::cli::args::{ConnectArgs, HashArgs, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
+use crate::cli::args::{ConnectArgs, HashArgs, IfExistsArg, LsArgs, MkdirArgs, MvArgs, RmArgs, StatArgs};
 use crate::cli::format;
 use crate::cli::session::{Session, print, tell_failed};
 use crate::client::plan::{self, Kind, check_target};
@@ -253,23 +253,26 @@ pub(super) fn mv(args: &MvArgs) -> Result<u8> {
     session("mv", &args.connect, plan.endpoint.clone(), true).run(async |client| {
         for item in &plan.items {
             let moved = async {
-                let to = if args.dry_run {
-                    client.stat(&item.source).await?;
-                    item.target.clone()
+                let (source, target) = (&item.source, &item.target);
+                let moved = if args.dry_run {
+                    would_move(&client, args, source, target).await
                 } else {
-                    let renamed = client.rename(&item.source, &item.target, args.if_exists.into()).await;
-                    let explain = |error: Error| {
-                        let is_hint = error.kind() == ErrorKind::IsDirectory && !plan.into_directory;
-                        let hint = || check_target(Kind::File, Some(Kind::Directory), &item.target, false).err();
-                        if is_hint { hint().unwrap_or(error) } else { error }
-                    };
-                    renamed.map_err(explain)?.unwrap_or_else(|| item.target.clone())
+                    client.rename(source, target, args.if_exists.into()).await
                 };
-                let is_shown = args.dry_run || args.connect.verbose || args.connect.json || to != item.target;
+                let to = match moved {
+                    Ok(to) => to,
+                    Err(error) if plan.into_directory => return Err(error),
+                    Err(error) => return Err(with_hint(&client, target, error).await),
+                };
+                let Some(to) = to else {
+                    // It still has its old name, which nobody would expect after success in silence.
+                    return if args.connect.quiet { Ok(()) } else { tell(&args.connect, "kept", "kept", source, None) };
+                };
+                let is_shown = args.dry_run || args.connect.verbose || args.connect.json || to != *target;
                 if is_shown {
                     let (json_type, words) =
                         if args.dry_run { ("would_move", "would move") } else { ("moved", "moved") };
-                    tell(&args.connect, json_type, words, &item.source, Some(&to))?;
+                    tell(&args.connect, json_type, words, source, Some(&to))?;
                 }
                 Ok(())
             };
@@ -279,6 +282,35 @@ pub(super) fn mv(args: &MvArgs) -> Result<u8> {
         }
         Ok(())
     })
+}
+
+/// What a rename would do, as far as that can be told without doing it.
+async fn would_move(
+    client: &Client,
+    args: &MvArgs,
+    source: &RemotePath,
+    target: &RemotePath,
+) -> Result<Option<RemotePath>> {
+    client.stat(source).await?;
+    match (client.stat(target).await, args.if_exists) {
+        (Ok(_), IfExistsArg::Fail) => {
+            Err(Error::new(ErrorKind::Exists, format!("move {source} to {target}: it exists")))
+        }
+        (Ok(_), IfExistsArg::Skip) => Ok(None),
+        (Err(error), _) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(Some(target.clone())),
+    }
+}
+
+/// Says what to do when the new name is that of a directory.
+async fn with_hint(client: &Client, target: &RemotePath, error: Error) -> Error {
+    if !matches!(error.kind(), ErrorKind::Exists | ErrorKind::IsDirectory) {
+        return error;
+    }
+    let is_directory = matches!(client.stat(target).await, Ok(Entry { kind: EntryKind::Directory, .. }));
+    // Whoever may not look is told what the server said.
+    let hint = || check_target(Kind::File, Some(Kind::Directory), target, false).err();
+    if is_directory { hint().unwrap_or(error) } else { error }
 }
 
 pub(super) fn mkdir(args: &MkdirArgs) -> Result<u8> {

@@ -181,8 +181,8 @@ impl Reporter {
                     // A name that was not asked for must be told, or nobody finds the file.
                     let line = format!("{}: stored as {}", Escaped(name), Escaped(new));
                     self.line(&line);
-                } else if verbose {
-                    let what = outcome_name(*outcome);
+                } else if verbose || *outcome == Outcome::Planned && !quiet {
+                    let what = if *outcome == Outcome::Planned { "would be moved" } else { outcome_name(*outcome) };
                     let line = match kind {
                         ItemKind::File => format!("{what}: {} ({})", Escaped(name), format::size(*size)),
                         ItemKind::Directory => format!("{what}: {}/", Escaped(name)),
@@ -300,7 +300,7 @@ impl Reporter {
         part(summary.stored, "stored");
         part(summary.planned, "would be moved");
         part(summary.unchanged, "unchanged");
-        part(summary.kept, "left as they were");
+        part(summary.kept, if summary.kept == 1 { "left as it was" } else { "left as they were" });
         part(summary.directories, if summary.directories == 1 { "directory" } else { "directories" });
         part(summary.skipped, "skipped");
         part(summary.failed, "failed");

@@ -1,11 +1,11 @@
 //! Whom a command trusts and what it proves itself with: flags first, then the environment, nothing implicitly.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::tls::{self, ClientOptions, Pin, ServerOptions};
 
 /// The flags of every command that connects. Each can also come from the environment, where it is looked for by
@@ -95,7 +95,7 @@ impl ServerIdentityArgs {
     ) -> Result<ServerOptions> {
         let variables = Variables(environment);
         let options = if let Some(folder) = &self.certs {
-            ServerOptions::in_folder(folder)
+            in_folder(folder)?
         } else if let Some((certificate, key)) = pair(self.cert.clone(), self.key.clone(), "--cert", "--key")? {
             let alpn = vec![tls::ALPN.to_vec()];
             let (client_ca, crl) = (self.client_ca.clone(), self.crl.clone());
@@ -105,7 +105,7 @@ impl ServerIdentityArgs {
             let (client_ca, crl) = (variables.path("SEALIFT_CLIENT_CA"), variables.path("SEALIFT_CRL"));
             ServerOptions { certificate, key, client_ca, crl, allow_anonymous, alpn }
         } else if let Some(folder) = variables.path("SEALIFT_CERTS") {
-            ServerOptions::in_folder(&folder)
+            in_folder(&folder)?
         } else {
             return Err(usage("a server needs a certificate: give --certs DIR, or --cert FILE and --key FILE"));
         };
@@ -117,6 +117,13 @@ impl ServerIdentityArgs {
         }
         Ok(ServerOptions { allow_anonymous, ..options })
     }
+}
+
+/// What a server takes from a folder. One that is not there has no authority in it either, but that is not what went
+/// wrong.
+fn in_folder(folder: &Path) -> Result<ServerOptions> {
+    folder.metadata().while_doing(|| format!("read the folder {}", folder.display()))?;
+    Ok(ServerOptions::in_folder(folder))
 }
 
 /// What the flags say, or the environment.

@@ -215,14 +215,14 @@ impl Client {
         }
     }
 
-    /// Gives something another name. Returns the name that it got, when that is another than asked for.
+    /// Gives something another name. Returns the name that it got, or nothing when it was left as it was.
     ///
     /// # Errors
     /// `NotFound`, `Exists`, `IsDirectory`, `Rights`.
     pub async fn rename(&self, from: &RemotePath, to: &RemotePath, if_exists: IfExists) -> Result<Option<RemotePath>> {
         let request = Rename { from: from.clone(), to: to.clone(), if_exists, id: random_id()? };
         match self.request(&request).await? {
-            (Reply::Done(done), _) => Ok(done.path),
+            (Reply::Done(done), _) => Ok((done.count > 0).then(|| done.path.unwrap_or_else(|| to.clone()))),
             (other, session) => Err(session.unexpected(&other)),
         }
     }

@@ -268,7 +268,7 @@ impl Run {
                 match entry.kind {
                     EntryKind::File => match place(&below) {
                         Some(place) => self.take_file(remote, &entry, place).await?,
-                        None => job.tell_planned(remote, entry.size).await,
+                        None => job.tell_planned(remote, ItemKind::File, entry.size).await,
                     },
                     EntryKind::Directory => {
                         if let Some(place) = place(&below) {
@@ -300,7 +300,7 @@ impl Run {
                                 job.client.events().tell(Event::Skipped { name, why }).await;
                             }
                             (Ok(()), Some(place)) => job.save_link(&remote, place, points_to, entry.mtime).await,
-                            (Ok(()), None) => {}
+                            (Ok(()), None) => job.tell_planned(remote, ItemKind::Link, 0).await,
                         }
                     }
                     EntryKind::Special => {
@@ -316,7 +316,7 @@ impl Run {
     async fn take_file(&mut self, remote: RemotePath, entry: &Entry, place: Place) -> Result<()> {
         let size = entry.size;
         if self.job.dry_run {
-            self.job.tell_planned(remote, size).await;
+            self.job.tell_planned(remote, ItemKind::File, size).await;
             return Ok(());
         }
         let item = self.job.client.item(remote.to_bytes());
@@ -514,10 +514,12 @@ impl Job {
         self.client.events().tell(Event::Failed { item: None, name, error }).await;
     }
 
-    async fn tell_planned(&self, remote: RemotePath, size: u64) {
+    async fn tell_planned(&self, remote: RemotePath, kind: ItemKind, size: u64) {
         let item = self.client.item(remote.to_bytes());
-        self.client.events().tell(Event::Found { files: 1, bytes: size }).await;
-        let event = done_event(item.id, item.name.clone(), ItemKind::File, size, None, Outcome::Planned, None);
+        if kind == ItemKind::File {
+            self.client.events().tell(Event::Found { files: 1, bytes: size }).await;
+        }
+        let event = done_event(item.id, item.name.clone(), kind, size, None, Outcome::Planned, None);
         self.client.events().tell(event).await;
     }
 

@@ -248,18 +248,7 @@ impl Run {
                 let item = self.job.client.item(source.path().into_os_string().as_bytes().to_vec());
                 events.tell(Event::Found { files: 1, bytes: version.size }).await;
                 if self.dry_run {
-                    let name = item.name.clone();
-                    let (kind, outcome) = (ItemKind::File, Outcome::Planned);
-                    let done = Event::Done {
-                        item: item.id,
-                        name,
-                        kind,
-                        size: version.size,
-                        root: None,
-                        outcome,
-                        renamed_to: None,
-                    };
-                    events.tell(done).await;
+                    events.tell(planned(&item, ItemKind::File, version.size)).await;
                     return Ok(());
                 }
                 let file = FileJob { item, target, source, upload_id: UploadId::default(), directory };
@@ -280,6 +269,7 @@ impl Run {
                 let directory = self.parent();
                 let item = self.job.client.item(target.to_bytes());
                 if self.dry_run {
+                    events.tell(planned(&item, ItemKind::Link, 0)).await;
                     return Ok(());
                 }
                 let permit = permit(&self.requests).await?;
@@ -294,6 +284,7 @@ impl Run {
                 let item = self.job.client.item(stream.name.clone().into_bytes());
                 events.tell(Event::Found { files: 1, bytes: self.job.expect_size.unwrap_or(0) }).await;
                 if self.dry_run {
+                    events.tell(planned(&item, ItemKind::File, self.job.expect_size.unwrap_or(0))).await;
                     return Ok(());
                 }
                 let job = Arc::clone(&self.job);
@@ -380,6 +371,12 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// What a dry run tells instead of moving something.
+fn planned(item: &Item, kind: ItemKind, size: u64) -> Event {
+    let (name, outcome) = (item.name.clone(), Outcome::Planned);
+    Event::Done { item: item.id, name, kind, size, root: None, outcome, renamed_to: None }
 }
 
 async fn permit(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {

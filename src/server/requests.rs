@@ -159,6 +159,11 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
     shared.access.decide(&who.principal, Verb::Create, &request.path)?;
     let if_exists = shared.access.if_exists(&who.principal, request.if_exists);
     let mtime = request.mtime.and_then(convert::mtime_to_storage);
+    // What is there already stays: replacing it would change nothing.
+    if if_exists != IfExists::Rename && is_same_link(shared, who, request, if_exists == IfExists::Overwrite) {
+        shared.store.sync_link(&request.path)?;
+        return Ok(vec![frame(transfer, &Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None })]);
+    }
     let made = shared.store.make_link(&request.path, &request.target, mtime, convert::if_exists(if_exists));
     let stored = match made {
         Ok(published) if published.outcome == storage::Outcome::Skipped => {
@@ -169,7 +174,7 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
             Stored { outcome: Outcome::Stored, root: None, size: 0, path }
         }
         Err(error) if error.kind() == ErrorKind::Exists => {
-            if is_same_link(shared, who, request) {
+            if is_same_link(shared, who, request, false) {
                 // Who made it may not have synced it.
                 shared.store.sync_link(&request.path)?;
                 Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None }
@@ -185,12 +190,12 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
     Ok(vec![frame(transfer, &stored)])
 }
 
-fn is_same_link(shared: &Shared, who: &Who, request: &MakeLink) -> bool {
+fn is_same_link(shared: &Shared, who: &Who, request: &MakeLink, with_time: bool) -> bool {
     shared.access.decide(&who.principal, Verb::Read, &request.path).is_ok()
-        && shared
-            .store
-            .stat(&request.path)
-            .is_ok_and(|entry| entry.link_target.as_deref() == Some(request.target.as_slice()))
+        && shared.store.stat(&request.path).is_ok_and(|entry| {
+            let is_same_time = request.mtime.is_none_or(|mtime| mtime == convert::mtime(entry.mtime));
+            entry.link_target.as_deref() == Some(request.target.as_slice()) && (is_same_time || !with_time)
+        })
 }
 
 /// A removal.

@@ -272,7 +272,9 @@ fn names(presented: &[String]) -> String {
                 .and_then(|rest| rest.strip_suffix("\")"))
                 .or_else(|| name.strip_prefix("IpAddress(").and_then(|rest| rest.strip_suffix(')')))
                 .unwrap_or(name);
-            Escaped(bare.as_bytes()).to_string()
+            // As people write it: `::1`, not `0::1`.
+            let address = bare.parse::<std::net::IpAddr>().map(|address| address.to_string());
+            Escaped(address.as_deref().unwrap_or(bare).as_bytes()).to_string()
         })
         .collect();
     if presented.len() > SHOWN_MAX {

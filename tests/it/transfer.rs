@@ -274,12 +274,13 @@ fn nothing_moves_in_a_dry_run() {
     let server = Server::start(&[]);
     make_tree(&server.local("tree"));
     let summary = server.summary(&["put", "-n", "tree", "@"], 0);
-    assert_eq!(summary["planned"], 315);
+    let planned = summary["planned"].clone();
     assert_eq!(summary["bytes_moved"], 0);
     assert!(!server.root().join("tree").exists());
-    server.run(&["put", "tree", "@"], 0);
+    // As many as the run then stores, links included.
+    assert_eq!(server.summary(&["put", "tree", "@"], 0)["stored"], planned);
     let summary = server.summary(&["get", "-n", "@tree", "back"], 0);
-    assert_eq!(summary["planned"], 315);
+    assert_eq!(summary["planned"], planned);
     assert!(!server.local("back").exists());
     server.run(&["rm", "-n", "-r", "@tree"], 0);
     server.run(&["mv", "-n", "@tree", "@other"], 0);
@@ -572,4 +573,61 @@ fn names_are_bytes_on_both_sides() {
     let arguments = [OsStr::new("put"), OsStr::new("--"), name, OsStr::new("@in/")];
     server.run(&arguments, 0);
     assert_eq!(fs::read(server.root().join("in").join(name)).unwrap(), b"x");
+}
+
+#[test]
+fn a_dry_run_names_files_and_links_and_moves_nothing() {
+    let server = Server::start(&[]);
+    fs::create_dir(server.local("tree")).unwrap();
+    fs::write(server.local("tree/file"), "1").unwrap();
+    std::os::unix::fs::symlink("file", server.local("tree/link")).unwrap();
+    let (_, told) = server.run(&["put", "-n", "tree", "@"], 0);
+    assert!(told.contains("would be moved: tree/file (1 B)"), "{told}");
+    assert!(told.contains("would be moved: tree/link (link)"), "{told}");
+    assert!(!server.root().join("tree").exists());
+    server.run(&["put", "tree", "@"], 0);
+    let (_, told) = server.run(&["get", "-n", "@tree", "down"], 0);
+    assert!(told.contains("would be moved: tree/link (link)"), "{told}");
+    assert!(!server.local("down").exists());
+}
+
+#[test]
+fn a_link_that_is_there_already_is_unchanged_under_every_policy_but_rename() {
+    let server = Server::start(&[]);
+    fs::create_dir(server.local("tree")).unwrap();
+    std::os::unix::fs::symlink("nowhere", server.local("tree/link")).unwrap();
+    server.run(&["put", "tree", "@"], 0);
+    for policy in ["overwrite", "skip", "fail"] {
+        let summary = server.summary(&["put", "tree", "@", "--if-exists", policy], 0);
+        assert_eq!(summary["unchanged"], 1, "{policy}: {summary}");
+    }
+    assert_eq!(server.summary(&["put", "tree", "@", "--if-exists", "rename"], 0)["unchanged"], 0);
+}
+
+#[test]
+fn mv_tells_what_it_left_and_how_to_move_into_a_directory() {
+    let server = Server::start(&[]);
+    for name in ["a", "b"] {
+        fs::write(server.local(name), name).unwrap();
+    }
+    server.run(&["put", "a", "b", "@"], 0);
+    server.run(&["mkdir", "@d"], 0);
+    assert!(server.run(&["mv", "@a", "@d"], 1).1.contains("add `/` (`d/`)"));
+    assert_eq!(server.run(&["mv", "--if-exists", "skip", "@a", "@b"], 0).0, "kept: a\n");
+    for (policy, exit) in [("fail", 1), ("skip", 0), ("overwrite", 0)] {
+        let dry = server.run(&["mv", "-n", "--if-exists", policy, "@a", "@b"], exit);
+        assert!(server.root().join("a").exists(), "{policy}: {dry:?}");
+    }
+    server.run(&["mv", "@a", "@d/"], 0);
+    assert!(server.root().join("d/a").exists());
+}
+
+#[test]
+fn a_server_without_its_folder_names_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut serve = program();
+    serve.current_dir(folder.path()).args(["serve", "--check", "--root", "root", "--certs", "nosuch"]);
+    let output = output_of(serve, b"");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("read the folder nosuch"), "{}", text(&output));
 }
