@@ -7,7 +7,6 @@ mod hostile;
 mod kit;
 mod layers;
 mod order;
-#[allow(dead_code, reason = "a kit has more than the tests of the day use")]
 mod rig;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
