@@ -2,6 +2,7 @@
 
 mod answers;
 mod certs;
+mod changing;
 mod codec;
 mod help;
 mod hostile;
