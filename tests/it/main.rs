@@ -4,11 +4,15 @@ mod answers;
 mod certs;
 mod changing;
 mod codec;
+mod crash;
 mod help;
 mod hostile;
 mod kit;
 mod layers;
+mod many;
 mod order;
+mod real;
+mod refusals;
 mod rig;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]

@@ -68,6 +68,17 @@ impl World {
         self.serve_by(binary(), 0)
     }
 
+    /// The same with another certificate, by its name in this world.
+    #[track_caller]
+    pub(crate) fn serve_with(&self, stem: &str) -> Server {
+        let mut command = binary();
+        command.arg("serve").arg("--root").arg(self.root()).arg("--client-ca").arg(self.path("certs/ca.pem"));
+        command.arg("--cert").arg(self.path(&format!("{stem}.pem")));
+        command.arg("--key").arg(self.path(&format!("{stem}-key.pem")));
+        command.args(["--listen", "127.0.0.1:0"]);
+        Server::start(command, self.path("client"))
+    }
+
     /// The same by another command (a tracer, a limit), on this port; 0 is a free one.
     #[track_caller]
     pub(crate) fn serve_by(&self, mut command: Command, port: u16) -> Server {
