@@ -144,7 +144,9 @@ fn a_failing_disk_of_the_client_is_told_file_by_file() {
         return;
     }
     let world = World::new();
-    let server = world.serve();
+    // Reading is slow, so that what is given up is still being read.
+    let slow = ["-D", "-f", "-o", "/dev/null", "-e", "trace=pread64", "-e", "inject=pread64:delay_enter=30000"];
+    let server = world.serve_by(wrapped("strace", slow), 0);
     for index in 0..80 {
         world.file(&format!("root/many/{index}"), &content(index, (5 << 20) + 5));
     }
