@@ -121,7 +121,20 @@ struct FileJob {
     target: RemotePath,
     source: Source,
     upload_id: Bytes16,
+    /// The version that is sent under this id.
+    sent: Option<SourceVersion>,
     directory: Option<Arc<Directory>>,
+}
+
+impl FileJob {
+    /// The id for this version. An id stands for one content: what the server stored under it is the answer to
+    /// every later attempt, also when this side never heard of it.
+    fn id_for(&mut self, version: SourceVersion) -> Result<Bytes16> {
+        if self.sent.replace(version).is_some_and(|sent| sent != version) {
+            self.upload_id = random_id()?;
+        }
+        Ok(self.upload_id)
+    }
 }
 
 impl Client {
@@ -245,7 +258,7 @@ impl Run {
                     events.tell(done).await;
                     return Ok(());
                 }
-                let file = FileJob { item, target, source, upload_id: random_id()?, directory };
+                let file = FileJob { item, target, source, upload_id: random_id()?, sent: None, directory };
                 if version.size <= UNASKED_FILE_MAX && self.job.may_be_small() {
                     self.batch_len += version.size;
                     self.batch.push(file);
@@ -525,13 +538,20 @@ impl Job {
                     continue;
                 }
             };
+            let upload_id = match file.id_for(small.version) {
+                Ok(upload_id) => upload_id,
+                Err(error) => {
+                    self.refused(file, error).await;
+                    continue;
+                }
+            };
             file.item.started(Some(small.version.size)).await;
             let put = Put {
                 size: Some(small.version.size),
                 mtime: Some(small.attributes.mtime),
                 mode: Some(small.attributes.mode),
                 unasked: true,
-                ..self.put_message(&file.target, file.upload_id)
+                ..self.put_message(&file.target, upload_id)
             };
             let finish = Finish { size: small.version.size, root: small.root };
             match session.put_unasked(&put, small.content.clone(), &finish, replies.clone()).await {
@@ -596,12 +616,19 @@ impl Job {
                         is_started = true;
                     }
                     let (version, attributes) = (open.version, open.attributes);
+                    let upload_id = match file.id_for(version) {
+                        Ok(upload_id) => upload_id,
+                        Err(error) => {
+                            self.refused(file, error).await;
+                            return;
+                        }
+                    };
                     let put = Put {
                         size: Some(version.size),
                         mtime: Some(attributes.mtime),
                         mode: Some(attributes.mode),
                         no_base,
-                        ..self.put_message(&file.target, file.upload_id)
+                        ..self.put_message(&file.target, upload_id)
                     };
                     match self.send_known(&put, &Content::File(Arc::new(open)), &mut file.item).await {
                         Ok(Known::Stored(stored, root)) => {

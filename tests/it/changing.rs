@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::rig::{Numbers, Plan, Proxy, Ran, World, content, hash_of, remote, staged, tree};
+use crate::rig::{Cut, Numbers, Plan, Proxy, Ran, World, content, hash_of, remote, staged, tree};
 
 /// More than what client, sockets and proxy hold between them.
 const LEN: usize = 24 << 20;
@@ -225,6 +225,45 @@ fn a_served_file_that_changes_is_fetched_as_one_version() {
                 assert_eq!(got, hash_of(b"an older version"), "{what}: {ran:?}");
             }
             assert_eq!(ran.code, 0, "{what}: {ran:?}");
+        }
+    }
+}
+
+/// The first version is stored and its answer lost; by the next attempt the file is another one. That one was not
+/// stored by the first attempt, and must not be removed as if it had been.
+#[test]
+fn a_source_that_changes_after_a_lost_answer_is_not_taken_for_stored() {
+    let world = World::new();
+    let server = world.serve();
+    for (what, len) in [("small", 3000), ("large", (2 << 20) + 5)] {
+        for changed_len in [len, len + 1] {
+            let (old, new) = (content(1, len), content(2, changed_len));
+            let name = format!("{what}-{changed_len}");
+            let source = world.file(&name, &old);
+            let proxy = Proxy::new(server.port, |_| Plan::default());
+            let sent = server
+                .client(&["put"])
+                .arg(&source)
+                .arg(remote(proxy.port, &format!("measured-{name}")))
+                .output()
+                .unwrap();
+            assert!(sent.status.success());
+            // In the middle of the answer, which is longer than the end of TLS that may follow it.
+            let at = proxy.bytes().1 - 60;
+            let (path, bytes) = (source.clone(), new.clone());
+            let proxy = Proxy::new(server.port, move |number| {
+                let (path, bytes) = (path.clone(), bytes.clone());
+                let hook: Arc<dyn Fn() + Send + Sync> = Arc::new(move || fs::write(&path, &bytes).unwrap());
+                let is_first = number == 0;
+                Plan { down: is_first.then_some((at, hook)), cut: is_first.then_some((at, Cut::Reset)), up: None }
+            });
+            let mut client = server.client(&["put", "--json", "--remove-source"]);
+            let ran = Ran::of(client.arg(&source).arg(remote(proxy.port, &name)).output().unwrap());
+            assert_eq!(proxy.connections(), 2, "{name}: {ran:?}");
+            assert_eq!(ran.code, 0, "{name}: {ran:?}");
+            let there = fs::read(world.root().join(&name)).unwrap();
+            assert!(there == new || source.exists(), "{name}: the new content is nowhere: {ran:?}");
+            assert!(there == new && ran.done_files()[0].1 == hash_of(&new), "{name}: {ran:?}");
         }
     }
 }
