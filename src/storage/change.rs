@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::publish::{Outcome, Published};
 use super::read::{modified_at, read_link};
@@ -61,7 +61,7 @@ impl Store {
             inner.set_mode(&directory, mode, path.components())?;
         }
         if let Some(mtime) = mtime {
-            rustix::fs::futimens(&*directory, &modified_at(mtime))
+            sys::set_times(&*directory, &modified_at(mtime))
                 .while_doing(|| format!("set the time of the directory {path}"))?;
         }
         inner.settle(&directory, path.components().len()).map_err(|error| error.context(path))
@@ -93,7 +93,7 @@ impl Store {
         }
         let what = || format!("make the link {path}");
         let staged = hidden_name().while_doing(what)?;
-        rustix::fs::symlinkat(target, &*directory, staged.as_str()).while_doing(what)?;
+        retry_on_intr(|| rustix::fs::symlinkat(target, &*directory, staged.as_str())).while_doing(what)?;
         let staging = Staging {
             store: Arc::clone(inner),
             directory: Arc::clone(&directory),
@@ -102,8 +102,9 @@ impl Store {
             order: 0,
         };
         if let Some(mtime) = mtime {
-            rustix::fs::utimensat(&*directory, staged.as_str(), &modified_at(mtime), AtFlags::SYMLINK_NOFOLLOW)
-                .while_doing(what)?;
+            let times = modified_at(mtime);
+            let set = || rustix::fs::utimensat(&*directory, staged.as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);
+            retry_on_intr(set).while_doing(what)?;
         }
         let staged = Staged { staging, path: path.clone(), name: name.clone(), if_exists };
         self.publish(vec![staged]).pop().expect("one answer for one link")
@@ -511,5 +512,5 @@ pub(super) fn check_link_target(path: &RemotePath, target: &[u8]) -> Result<()> 
 
 /// Sets the mode of a directory that only its owner may enter.
 pub(super) fn make_private(directory: impl AsFd) -> rustix::io::Result<()> {
-    rustix::fs::fchmod(directory, Mode::RWXU)
+    sys::set_mode(directory, Mode::RWXU.as_raw_mode())
 }

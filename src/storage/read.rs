@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
 use super::change::sweep_one;
@@ -432,10 +432,10 @@ impl StoredFile {
         let what = || format!("set mode and time of {}", self.shown);
         let recorded = self.recorded();
         if let Some(mode) = mode {
-            rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode)).while_doing(what)?;
+            sys::set_mode(&self.file, mode).while_doing(what)?;
         }
         if let Some(mtime) = mtime {
-            rustix::fs::futimens(&self.file, &modified_at(mtime)).while_doing(what)?;
+            sys::set_times(&self.file, &modified_at(mtime)).while_doing(what)?;
         }
         let status = sys::status(&self.file).while_doing(what)?;
         if let Some(recorded) = recorded {

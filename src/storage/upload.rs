@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
 
 use super::read::{modified_at, read_full};
@@ -452,9 +452,9 @@ impl Upload {
             retry_on_intr(|| rustix::fs::ftruncate(file, size))?;
         }
         let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));
-        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+        sys::set_mode(file, mode)?;
         if let Some(mtime) = metadata.mtime {
-            rustix::fs::futimens(file, &modified_at(mtime))?;
+            sys::set_times(file, &modified_at(mtime))?;
         }
         // The record holds for the time as the file system keeps it, which may be coarser than what was asked.
         let status = sys::status(file)?;

@@ -391,6 +391,10 @@ fn failing_calls_never_make_a_false_answer() {
         "mkdirat:error=ENOSPC:when=1",
         "unlinkat:error=EIO:when=1",
         "fsync:error=EINTR:when=1",
+        "linkat:error=EINTR:when=1",
+        "fchmod:error=EINTR:when=1",
+        "utimensat:error=EINTR:when=1",
+        "mkdirat:error=EINTR:when=1",
         "openat:error=EMFILE:when=1",
         "openat2:error=EMFILE:when=1",
     ]

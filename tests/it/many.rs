@@ -14,7 +14,7 @@ fn fifty_clients_at_once() {
     let clients = 50;
     let files = |client: usize| -> Vec<(String, usize)> {
         let small = (0..6).map(|index| (format!("d{}/f{index}", index % 2), 1000 * index + client));
-        let large = (client % 3 == 0).then(|| ("large".to_owned(), (1 << 20) + client));
+        let large = client.is_multiple_of(3).then(|| ("large".to_owned(), (1 << 20) + client));
         small.chain(large).collect()
     };
     for client in 0..clients {

@@ -209,11 +209,6 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until it has been killed.
-    pub(crate) fn wait(mut self) {
-        until("the server is dead", || self.child.try_wait().unwrap());
-    }
-
     /// The most memory that it has had, in bytes.
     pub(crate) fn memory_peak(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
@@ -285,7 +280,7 @@ impl Ran {
     pub(crate) fn failures(&self) -> String {
         let items = self.of_type("failed").into_iter().filter_map(|line| line["message"].as_str());
         let whole = self.summary()["error"]["message"].as_str();
-        items.chain(whole).collect::<Vec<_>>().join("\n")
+        items.chain(whole).chain([&*self.errors]).collect::<Vec<_>>().join("\n")
     }
 
     /// Name and hash of each file that was told as done.
