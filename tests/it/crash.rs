@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::rig::{
-    Numbers, Plan, Proxy, Ran, Server, What, World, content, hash_of, leftovers, long, remote, staged, tree, until,
+    Cut, Numbers, Plan, Proxy, Ran, Server, What, World, content, hash_of, leftovers, long, remote, staged, tree, until,
 };
 
 /// Names and sizes of one round of uploads: some small, some of several groups, in directories of different depth.
@@ -280,4 +280,61 @@ fn one_upload_outlives_many_servers() {
     assert_eq!(ran.done_files().len(), expected.len(), "each file is told once: {ran:?}");
     println!("one upload outlived {died} servers");
     assert!(died > 1);
+}
+
+/// The server dies after the commit and before its answer is read, and the next one remembers nothing: what the file
+/// itself says keeps the client from storing it twice.
+#[test]
+fn an_answer_that_died_with_its_server_is_found_again_under_every_policy() {
+    let world = World::new();
+    let mut server = world.serve();
+    for (what, len) in [("small", 3000), ("large", (2 << 20) + 5)] {
+        for policy in ["overwrite", "skip", "fail", "rename"] {
+            for is_taken in [false, true] {
+                if is_taken && matches!(policy, "skip" | "fail") {
+                    continue;
+                }
+                let name = format!("{what}-{policy}-{is_taken}");
+                let source = world.file(&name, &content(1, len));
+                let mut prepare = |directory: &str| {
+                    for taken in ["x", "x (1)"].iter().filter(|_| is_taken) {
+                        world.file(&format!("root/{directory}/{name}/{taken}"), taken.as_bytes());
+                    }
+                };
+                prepare("measured");
+                let target = |port, directory: &str| remote(port, &format!("{directory}/{name}/x"));
+                let args = |target: &str| {
+                    ["put", "--json", "--if-exists", policy, source.to_str().unwrap(), target].map(str::to_owned)
+                };
+                let run = |server: &Server, args: [String; 6]| start(server, &args.each_ref().map(String::as_str));
+                let proxy = Proxy::new(server.port, |_| Plan::default());
+                assert!(run(&server, args(&target(proxy.port, "measured"))).wait().unwrap().success());
+                let at = proxy.bytes().1 - 60;
+                prepare("died");
+                let victim = Arc::new(AtomicI32::new(server.pid().as_raw_nonzero().get()));
+                let kill = deadly(victim, at, false);
+                let proxy = Proxy::new(server.port, move |number| {
+                    // What the server had sent before its death does not arrive.
+                    Plan { cut: (number == 0).then_some((at, Cut::End)), ..kill(number) }
+                });
+                let client = run(&server, args(&target(proxy.port, "died")));
+                until("the server dies", || (!server.is_alive()).then_some(()));
+                server = world.serve();
+                proxy.aim(server.port);
+                let ran = Ran::of(client.wait_with_output().unwrap());
+                assert_eq!(ran.code, 0, "{name}: {ran:?}");
+                let names: Vec<PathBuf> = tree(&world.root().join("died").join(&name)).into_keys().collect();
+                let expected = match (is_taken, policy) {
+                    (false, _) => &["x"][..],
+                    (true, "rename") => &["x", "x (1)", "x (2)"][..],
+                    (true, _) => &["x", "x (1)"][..],
+                };
+                assert_eq!(names, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{name}: {ran:?}");
+                if let (true, "rename") = (is_taken, policy) {
+                    let told = ran.of_type("done")[0]["renamed_to"].as_str().unwrap().to_owned();
+                    assert!(told.ends_with("x (2)"), "{ran:?}");
+                }
+            }
+        }
+    }
 }
