@@ -262,7 +262,7 @@ impl Iterator for Listing {
             };
             self.cursor = Cursor(name.cookie);
             if is_hidden(&name.bytes) {
-                sweep_one(&*self.directory, &name.bytes);
+                sweep_one(&*self.directory, &name.bytes, self.store.leftover_age);
                 continue;
             }
             let look = || {

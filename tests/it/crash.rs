@@ -296,7 +296,7 @@ fn an_answer_that_died_with_its_server_is_found_again_under_every_policy() {
                 }
                 let name = format!("{what}-{policy}-{is_taken}");
                 let source = world.file(&name, &content(1, len));
-                let mut prepare = |directory: &str| {
+                let prepare = |directory: &str| {
                     for taken in ["x", "x (1)"].iter().filter(|_| is_taken) {
                         world.file(&format!("root/{directory}/{name}/{taken}"), taken.as_bytes());
                     }
