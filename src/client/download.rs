@@ -272,8 +272,18 @@ impl Run {
                     },
                     EntryKind::Directory => {
                         if let Some(place) = place(&below) {
-                            let (store, path) = (place.store.clone(), below.clone());
-                            if let Err(error) = blocking(move || store.make_directory(&path, None, true)).await {
+                            let (store, path, mode) = (place.store.clone(), below.clone(), entry.mode);
+                            let made = blocking(move || {
+                                store.make_directory(&path, None, true)?;
+                                // An earlier run may have given it its final mode already; it is filled first.
+                                let fillable = mode & 0o300 == 0o300;
+                                if fillable {
+                                    Ok(())
+                                } else {
+                                    store.set_directory_metadata(&path, Some(mode | 0o700), None)
+                                }
+                            });
+                            if let Err(error) = made.await {
                                 job.tell_failed(remote.to_bytes(), error).await;
                                 continue;
                             }

@@ -232,6 +232,9 @@ impl Run {
                 self.leave_until(&target);
                 let parent = self.parent();
                 let name = target.to_bytes();
+                if !self.dry_run && attributes.mode & FILLABLE != FILLABLE {
+                    self.job.make_fillable(&target, attributes.mode).await;
+                }
                 self.directories.push((Arc::new(Directory { parent, target, attributes, name }), false));
             }
             Found::DirectoryEnd { target, .. } => {
@@ -956,6 +959,17 @@ impl Job {
         }
     }
 
+    /// Makes sure that a directory which its owner may not write to can be filled until it gets its final mode: an
+    /// earlier run may have given it that already.
+    async fn make_fillable(&self, target: &RemotePath, mode: u32) {
+        let make = MakeDirectory { path: target.clone() };
+        let set = SetDirectory { path: target.clone(), mode: Some(mode | 0o700), mtime: None };
+        if !target.is_root() && self.done(&make).await.is_ok() {
+            // If it cannot be filled, its files say so, each by its name.
+            let _ = self.done(&set).await;
+        }
+    }
+
     async fn done<M: protocol::Message>(&self, request: &M) -> Result<()> {
         match self.client.request(request).await? {
             (Reply::Done(_), _) => Ok(()),
@@ -1008,6 +1022,9 @@ impl Job {
         check_target(Kind::File, Some(Kind::Directory), target, self.into_directory).err().unwrap_or(error)
     }
 }
+
+/// What the owner of a directory needs to put something into it.
+const FILLABLE: u32 = 0o300;
 
 fn expectation_failed(message: String) -> Error {
     Error::new(ErrorKind::Expectation, message)

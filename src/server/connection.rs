@@ -557,12 +557,8 @@ impl Driver {
             Job::Made(transfer, Ok(file)) => self.flow.made(transfer, file),
             Job::Made(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Written(transfer, group, result) => {
-                if let Err((transfer, error)) = self.flow.written(transfer, group, result) {
-                    if error.kind() == ErrorKind::Protocol {
-                        return Err(error);
-                    }
-                    self.failed(transfer, &error);
-                }
+                let written = self.flow.written(transfer, group, result);
+                self.written(written)?;
             }
             Job::Committed(transfer, Ok(stored)) => {
                 if self.flow.is_open(transfer) {
@@ -571,9 +567,8 @@ impl Driver {
             }
             Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Spilled(transfer, result) => {
-                if let Err((transfer, error)) = self.flow.spilled(transfer, result) {
-                    self.failed(transfer, &error);
-                }
+                let written = self.flow.spilled(transfer, result);
+                self.written(written)?;
             }
             Job::CommittedSmall(answers) => self.stored_small(answers),
             Job::Read(slot, result) => {
@@ -617,6 +612,18 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Content is written, or not: a breach ends the connection, all else the transfer.
+    fn written(&mut self, written: Result<(), (u32, Error)>) -> Result<()> {
+        match written {
+            Err((_, error)) if error.kind() == ErrorKind::Protocol => Err(error),
+            Err((transfer, error)) => {
+                self.failed(transfer, &error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn listed(&mut self, transfer: u32, step: Result<ListStep>) {

@@ -415,7 +415,8 @@ impl Flow {
             self.begun -= 1;
             self.write(transfer, open);
         }
-        Ok(())
+        // A finish may have come too early, which nothing else would notice.
+        self.commit_if_ready(transfer).map_err(|error| (transfer, error))
     }
 
     /// Gives back the buffers that were not filled in time: their beginnings go to their places.

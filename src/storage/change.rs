@@ -58,7 +58,7 @@ impl Store {
         inner.writable()?;
         let directory = inner.directory(path)?;
         if mode.is_some() {
-            inner.set_mode(&directory, mode, path.components())?;
+            inner.set_mode(&directory, mode, 0, path.components())?;
         }
         if let Some(mtime) = mtime {
             sys::set_times(&*directory, &modified_at(mtime))

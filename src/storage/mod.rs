@@ -75,8 +75,8 @@ impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
             home: None,
-            file_mode: ModeRange { min: 0o600, max: 0o775 },
-            directory_mode: ModeRange { min: 0o700, max: 0o775 },
+            file_mode: ModeRange { min: 0, max: 0o775 },
+            directory_mode: ModeRange { min: 0, max: 0o775 },
             direct: true,
         }
     }

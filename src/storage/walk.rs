@@ -234,14 +234,15 @@ impl Inner {
                     if made {
                         // Its number may have been that of another directory, which someone else removed.
                         self.durable.forget(directory.identity);
-                        self.set_mode(&directory, mode, so_far)?;
+                        // Its owner must be able to fill it; its final mode comes after that.
+                        self.set_mode(&directory, mode, 0o700, so_far)?;
                     }
                     return Ok((directory, made));
                 }
                 Err(errno @ Errno::NOENT) => {
                     last = errno;
                     // The process's umask and the parent's default rights take part, as for any new directory.
-                    let new = Mode::from_raw_mode(range.apply(mode.unwrap_or(0o777)) & 0o777);
+                    let new = Mode::from_raw_mode((range.apply(mode.unwrap_or(0o777)) | 0o700) & 0o777);
                     match sys::make_directory(parent, name.as_bytes(), new) {
                         Ok(()) => made = true,
                         Err(Errno::EXIST) => {}
@@ -274,12 +275,19 @@ impl Inner {
         Err(Error::io(message, last).with_kind(ErrorKind::Changed))
     }
 
-    /// Sets the permission bits of a directory: those asked for, or those it has, within the options' range.
-    pub(super) fn set_mode(&self, directory: &Directory, mode: Option<u32>, components: &[Component]) -> Result<()> {
+    /// Sets the permission bits of a directory: those asked for, or those it has, within the options' range, and
+    /// those of `at_least`.
+    pub(super) fn set_mode(
+        &self,
+        directory: &Directory,
+        mode: Option<u32>,
+        at_least: u32,
+        components: &[Component],
+    ) -> Result<()> {
         let what = || format!("set the mode of the directory {}", shown(components));
         let current = sys::status(directory).while_doing(what)?.mode;
-        // What it inherited from the directory above (setgid) stays. Its owner must be able to fill it.
-        let new = self.options.directory_mode.apply(mode.unwrap_or(current)) | (current & 0o2000) | 0o700;
+        // What it inherited from the directory above (setgid) stays.
+        let new = self.options.directory_mode.apply(mode.unwrap_or(current)) | (current & 0o2000) | at_least;
         if new != current {
             sys::set_mode(directory, new).while_doing(what)?;
         }

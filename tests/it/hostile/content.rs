@@ -119,6 +119,26 @@ async fn a_wrong_finish_stores_nothing() {
     world.check(&[]).await;
 }
 
+/// Whatever the server is doing with the content so far when the finish comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finish_before_all_content_is_refused_at_any_moment() {
+    let world = World::new().await;
+    let whole = content(2 * G as usize);
+    let size = whole.len() as u64;
+    for len in [1, 4 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, G as usize, G as usize + (64 << 10)] {
+        let mut peer = world.greeted().await;
+        let (transfer, _) = peer.begin(&put("x", size)).await;
+        let mut frames = Vec::new();
+        for (piece, bytes) in whole[..len].chunks(64 << 10).enumerate() {
+            frames.extend(data(transfer, (piece as u64) << 16, bytes));
+        }
+        frames.extend(finish(&whole).to_frame(transfer));
+        peer.bytes(&frames).await;
+        peer.refused(format_args!("a finish after {len} bytes")).await;
+    }
+    world.check(&[]).await;
+}
+
 #[tokio::test]
 async fn a_stream_has_the_size_that_came() {
     let world = World::new().await;

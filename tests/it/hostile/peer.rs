@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +52,7 @@ pub(super) struct World {
     pub(super) address: std::net::SocketAddr,
     drain: CancellationToken,
     stop: CancellationToken,
-    running: JoinHandle<()>,
+    running: JoinSet<()>,
     canaries: BTreeMap<PathBuf, Canary>,
     descriptors: usize,
     panics: usize,
@@ -111,9 +111,9 @@ impl World {
         self.stop.cancel();
         let access = Access { certified, anonymous, names: NamePolicy::default() };
         let (address, drain, stop, running) = start(&self.folder, self.store.clone(), access);
-        let before = std::mem::replace(&mut self.running, running);
+        let mut before = std::mem::replace(&mut self.running, running);
         (self.address, self.drain, self.stop) = (address, drain, stop);
-        timeout(SOON, before).await.expect("a stopped server ends").unwrap();
+        timeout(SOON, before.join_next()).await.expect("a stopped server ends").unwrap().unwrap();
     }
 
     pub(super) fn root(&self) -> PathBuf {
@@ -180,7 +180,7 @@ impl World {
         let mut left = Vec::new();
         for _ in 0..500 {
             left = staging(&self.root());
-            if left.is_empty() && descriptors() <= self.descriptors.max(1) + 2 {
+            if left.is_empty() && (!is_alone() || descriptors() <= self.descriptors + 2) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -227,7 +227,7 @@ impl Drop for World {
     }
 }
 
-type Started = (std::net::SocketAddr, CancellationToken, CancellationToken, JoinHandle<()>);
+type Started = (std::net::SocketAddr, CancellationToken, CancellationToken, JoinSet<()>);
 
 fn start(folder: &TempDir, store: Store, access: Access) -> Started {
     let mut options = tls::ServerOptions::in_folder(&folder.path().join("certs"));
@@ -243,8 +243,8 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
     let address = server.addresses().unwrap()[0];
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
     let both = (drain.clone(), stop.clone());
-    #[expect(clippy::disallowed_methods, reason = "the test waits for it by its handle")]
-    let running = tokio::task::spawn(async move {
+    let mut running = JoinSet::new();
+    running.spawn(async move {
         let (drain, stop) = both;
         // Stopping is draining without patience.
         let hurry = stop.clone();
@@ -264,6 +264,11 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
 /// Runs a future as a test does.
 pub(super) fn block_on(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
+}
+
+/// Whether no other test runs in this process, so that its descriptors are this test's.
+fn is_alone() -> bool {
+    std::env::var_os("NEXTEST_EXECUTION_MODE").is_some_and(|mode| mode == "process-per-test")
 }
 
 fn descriptors() -> usize {

@@ -141,11 +141,11 @@ fn content(path: &std::path::Path) -> Vec<u8> {
     std::fs::read_link(path).map(|target| target.to_str().unwrap().into()).or_else(|_| std::fs::read(path)).unwrap()
 }
 
-/// Mode, time and content of something planted; none when it is gone.
-type Seen = Option<(u32, u64, Vec<u8>)>;
+/// Mode, time and content.
+type Facts = (u32, u64, Vec<u8>);
 
 /// What was planted, as it is now; and how many entries there are.
-fn look(world: &World) -> (Vec<Seen>, usize) {
+fn look(world: &World) -> (Vec<Option<Facts>>, usize) {
     let planted = ["file", "other", "dir", "dir/inside"].map(|name| {
         let path = world.root().join(name);
         let status = std::fs::symlink_metadata(&path).ok()?;
