@@ -244,13 +244,13 @@ fn a_killed_download_leaves_whole_files_and_is_continued() {
 fn one_upload_outlives_many_servers() {
     let world = World::new();
     let mut numbers = Numbers::new("one client, many servers");
-    let deaths = if long("50 servers for one upload") { 50 } else { 4 };
+    let deaths = if long("15 servers for one upload") { 15 } else { 4 };
     let expected = write_round(&world, "source", 3);
     let source: PathBuf = world.path("source");
     let mut server = world.serve();
     // Each server dies after some of the bytes of its first connection.
     let pids: Arc<Mutex<Option<Pid>>> = Arc::new(Mutex::new(Some(server.pid())));
-    let at: Vec<u64> = (0..deaths).map(|_| 5000 + numbers.below(3 << 20)).collect();
+    let at: Vec<u64> = (0..deaths).map(|_| 5000 + numbers.below(8 << 20)).collect();
     let proxy = {
         let pids = Arc::clone(&pids);
         Proxy::new(server.port, move |connection| {
