@@ -197,10 +197,23 @@ impl Error {
         text
     }
 
-    /// The same failure once more, for a second listener: the causes become text.
+    /// Whether this process or machine had no file descriptor left, which passes.
+    #[must_use]
+    pub fn is_out_of_descriptors(&self) -> bool {
+        use rustix::io::Errno;
+        [Errno::MFILE, Errno::NFILE].iter().any(|errno| self.system_code() == Some(errno.raw_os_error()))
+    }
+
+    /// The number of the system call's failure, if that is the cause.
+    fn system_code(&self) -> Option<i32> {
+        self.source.as_deref()?.downcast_ref::<io::Error>()?.raw_os_error()
+    }
+
+    /// The same failure once more, for a second listener: the causes become text, but for a system call's.
     #[must_use]
     pub fn duplicate(&self) -> Error {
-        Error { kind: self.kind, message: self.chain(), from_peer: self.from_peer, source: None }
+        let source = self.system_code().map(|code| io::Error::from_raw_os_error(code).into());
+        Error { kind: self.kind, message: self.chain(), from_peer: self.from_peer, source }
     }
 }
 

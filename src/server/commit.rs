@@ -104,6 +104,11 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     };
     let upload =
         |file, base, compare_only| Ok(Opened::Upload(Incoming { attempt, file, base, base_root: None, compare_only }));
+    if if_exists == IfExists::Rename
+        && let Some(stored) = known_renamed(shared, put)?
+    {
+        return Ok(Opened::Ended(stored));
+    }
     if if_exists != IfExists::Rename
         && may_read(shared, who, put)
         && let Some(file) = existing_file(shared, put)?
@@ -126,6 +131,15 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     }
     let file = shared.store.begin(&put.path, new_file(put, if_exists))?;
     upload(Some(Arc::new(file)), None, false)
+}
+
+/// Under `rename`: whether this very upload was stored before the server forgot it, under whatever name it got.
+fn known_renamed(shared: &Shared, put: &Put) -> Result<Option<Stored>> {
+    let Some((path, file)) = shared.store.find_upload(&put.path, &put.upload_id.0)? else { return Ok(None) };
+    shared.store.sync_existing(&file, &path)?;
+    let (root, size) = (file.recorded_root(), file.size());
+    let path = (path != put.path).then_some(path);
+    Ok(Some(Stored { outcome: Outcome::Stored, root, size, path }))
 }
 
 /// Whether the version that is there was stored by this very upload, before the server forgot it.
@@ -336,6 +350,12 @@ fn stage_small(shared: &Shared, who: &Who, put: &Put, content: &[u8], finish: &F
     let root = Root::of(content);
     if root != finish.root {
         return Err(mismatch(put, root, finish.root));
+    }
+    if if_exists == IfExists::Rename
+        && let Some(stored) = known_renamed(shared, put)?
+    {
+        attempt.ended(&stored);
+        return Ok(Small::Ended(stored));
     }
     if if_exists != IfExists::Rename
         && may_read(shared, who, put)

@@ -791,7 +791,10 @@ impl Driver {
             }
             _ => info!("transfer {transfer} refused: {}", error.chain()),
         }
-        self.connection.send(transfer, &Failed::from_error(error));
+        let mut failed = Failed::from_error(error);
+        // Others will close theirs.
+        failed.retry = error.is_out_of_descriptors().then_some(true);
+        self.connection.send(transfer, &failed);
     }
 }
 

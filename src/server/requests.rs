@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::convert;
+use super::outcomes::Begin;
 use super::shared::{Shared, Who};
 use crate::access::Verb;
 use crate::error::{Error, ErrorKind, Result};
@@ -209,11 +210,25 @@ pub(super) fn remove(shared: &Shared, who: &Who, transfer: u32, request: &Remove
 pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename) -> Result<Vec<Bytes>> {
     shared.access.decide(&who.principal, Verb::Rename, &request.from)?;
     shared.access.decide(&who.principal, Verb::Create, &request.to)?;
+    // A client whose answer was lost asks again, and finds the old name gone.
+    let attempt = match shared.outcomes.begin(&who.principal, &request.id, &request.to)? {
+        Begin::Known(stored) => return Ok(vec![frame(transfer, &renamed(stored))]),
+        Begin::Go(attempt) => attempt,
+    };
+    attempt.enter_commit(&request.to)?;
     let if_exists = shared.access.if_exists(&who.principal, request.if_exists);
     let published = shared.store.rename(&request.from, &request.to, convert::if_exists(if_exists))?;
-    let count = u64::from(published.outcome != storage::Outcome::Skipped);
-    let path = (count > 0 && published.path != request.to).then_some(published.path);
-    Ok(vec![frame(transfer, &Done { count, root: None, size: None, path })])
+    let is_skipped = published.outcome == storage::Outcome::Skipped;
+    let outcome = if is_skipped { Outcome::Skipped } else { Outcome::Stored };
+    let path = (!is_skipped && published.path != request.to).then_some(published.path);
+    let stored = Stored { outcome, root: None, size: 0, path };
+    attempt.ended(&stored);
+    Ok(vec![frame(transfer, &renamed(stored))])
+}
+
+fn renamed(stored: Stored) -> Done {
+    let count = u64::from(stored.outcome != Outcome::Skipped);
+    Done { count, root: None, size: None, path: stored.path }
 }
 
 /// Opens a file whose root is asked for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::publish::{Outcome, Published};
 use super::read::{modified_at, read_link};
@@ -22,7 +22,7 @@ const REMOVE_DEPTH_MAX: usize = 4096;
 /// Bytes of names that are read at a time when removing.
 const REMOVE_NAMES_LEN: usize = 32 * 1024;
 /// How long a hidden staging file is left alone though nobody holds its lock.
-const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
+pub(super) const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 /// How often a removal may read names without removing anything before it gives up.
 const REMOVE_IDLE_MAX: u32 = 64;
 
@@ -61,7 +61,7 @@ impl Store {
             inner.set_mode(&directory, mode, 0, path.components())?;
         }
         if let Some(mtime) = mtime {
-            rustix::fs::futimens(&*directory, &modified_at(mtime))
+            sys::set_times(&*directory, &modified_at(mtime))
                 .while_doing(|| format!("set the time of the directory {path}"))?;
         }
         inner.settle(&directory, path.components().len()).map_err(|error| error.context(path))
@@ -93,7 +93,7 @@ impl Store {
         }
         let what = || format!("make the link {path}");
         let staged = hidden_name().while_doing(what)?;
-        rustix::fs::symlinkat(target, &*directory, staged.as_str()).while_doing(what)?;
+        retry_on_intr(|| rustix::fs::symlinkat(target, &*directory, staged.as_str())).while_doing(what)?;
         let staging = Staging {
             store: Arc::clone(inner),
             directory: Arc::clone(&directory),
@@ -102,8 +102,9 @@ impl Store {
             order: 0,
         };
         if let Some(mtime) = mtime {
-            rustix::fs::utimensat(&*directory, staged.as_str(), &modified_at(mtime), AtFlags::SYMLINK_NOFOLLOW)
-                .while_doing(what)?;
+            let times = modified_at(mtime);
+            let set = || rustix::fs::utimensat(&*directory, staged.as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);
+            retry_on_intr(set).while_doing(what)?;
         }
         let staged = Staged { staging, path: path.clone(), name: name.clone(), if_exists };
         self.publish(vec![staged]).pop().expect("one answer for one link")
@@ -304,7 +305,7 @@ impl Inner {
                     // To its users it is empty when only staging files of a dead process lie there.
                     swept = true;
                     if let Ok(directory) = sys::open_directory_at(parent, name.as_bytes()) {
-                        sweep(&directory).while_doing(|| format!("remove {path}"))?;
+                        sweep(&directory, self.leftover_age).while_doing(|| format!("remove {path}"))?;
                     }
                 }
                 Err(Errno::NOTEMPTY | Errno::EXIST) => {
@@ -452,7 +453,7 @@ fn is_directory(directory: &OwnedFd, name: &[u8]) -> bool {
 }
 
 /// Removes hidden staging files that a dead process left in this directory.
-pub(super) fn sweep(directory: &OwnedFd) -> rustix::io::Result<()> {
+pub(super) fn sweep(directory: &OwnedFd, age: Duration) -> rustix::io::Result<()> {
     let mut memory = Vec::with_capacity(REMOVE_NAMES_LEN);
     loop {
         let names = sys::read_names(directory, &mut memory)?;
@@ -460,17 +461,17 @@ pub(super) fn sweep(directory: &OwnedFd) -> rustix::io::Result<()> {
             return Ok(());
         }
         for name in names.into_iter().filter(|name| is_hidden(&name.bytes)) {
-            sweep_one(directory, &name.bytes);
+            sweep_one(directory, &name.bytes, age);
         }
     }
 }
 
-/// Removes a hidden staging file if whoever made it is dead: nobody holds its lock, and it is old.
-pub(super) fn sweep_one(directory: impl AsFd, name: &[u8]) {
+/// Removes a hidden staging file if whoever made it is dead: nobody holds its lock, and it is at least this old.
+pub(super) fn sweep_one(directory: impl AsFd, name: &[u8], age: Duration) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let Ok(status) = sys::status_at(&directory, name) else { return };
     let changed = Duration::from_secs(status.ctime.secs().try_into().unwrap_or(0));
-    if status.kind == Kind::Directory || now.saturating_sub(changed) <= LEFTOVER_AGE {
+    if status.kind == Kind::Directory || now.saturating_sub(changed) < age {
         return;
     }
     let is_held = status.kind == Kind::File
@@ -511,5 +512,5 @@ pub(super) fn check_link_target(path: &RemotePath, target: &[u8]) -> Result<()> 
 
 /// Sets the mode of a directory that only its owner may enter.
 pub(super) fn make_private(directory: impl AsFd) -> rustix::io::Result<()> {
-    rustix::fs::fchmod(directory, Mode::RWXU)
+    sys::set_mode(directory, Mode::RWXU.as_raw_mode())
 }

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::RemotePath;
@@ -209,6 +210,8 @@ struct Inner {
     directories: walk::Shared,
     durable: durable::Directories,
     staging_places: Mutex<upload::StagingPlaces>,
+    /// How old a hidden name is before it is taken for that of a dead process.
+    leftover_age: Duration,
     broken: OnceLock<String>,
     sync_failures: AtomicU32,
     /// Numbers staging files, so that the oldest of a batch is known.

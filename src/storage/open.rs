@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::change::{make_private, remove_below};
+use super::change::{LEFTOVER_AGE, make_private, remove_below};
 use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
@@ -94,6 +94,7 @@ fn build(
         directories,
         durable: durable::Directories::default(),
         staging_places: Mutex::default(),
+        leftover_age: LEFTOVER_AGE,
         broken: OnceLock::new(),
         sync_failures: AtomicU32::new(0),
         next_order: AtomicU64::new(0),

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
 use super::change::sweep_one;
+use super::publish::numbered;
 use super::recorded::Recorded;
 use super::sys::{self, Name, Status};
 use super::upload::{DIRECT_LEN_MIN, DIRECT_SIZE_MIN};
@@ -21,6 +22,8 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::hash::Root;
 use crate::path::{Component, Escaped, RemotePath};
 
+/// Numbered names that are looked at for an upload whose answer was lost with its server.
+const FIND_MAX: u32 = 100;
 /// Bytes of names that one call of the kernel returns: the memory that a listing of any length takes.
 const LISTING_LEN: usize = 32 * 1024;
 
@@ -89,6 +92,33 @@ impl Store {
             let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
         }
         Ok(StoredFile { store: Arc::clone(inner), file, direct, status, shown: path.to_string() })
+    }
+
+    /// The file that this upload was stored as under [`super::IfExists::Rename`]: of the asked name, or of the first
+    /// few numbered ones.
+    ///
+    /// # Errors
+    /// What looking at names and opening files can fail with; nothing there is no error.
+    pub fn find_upload(&self, path: &RemotePath, id: &[u8; 16]) -> Result<Option<(RemotePath, StoredFile)>> {
+        let Some((parent, name)) = path.split() else { return Ok(None) };
+        for count in 0..=FIND_MAX {
+            let name = if count == 0 { name.clone() } else { numbered(name, count) };
+            // A path that is too long was not given to anything.
+            let Ok(path) = parent.join(name) else { return Ok(None) };
+            match self.open_file(&path) {
+                Ok(file) if file.recorded().is_some_and(|recorded| recorded.upload_id == *id) => {
+                    return Ok(Some((path, file)));
+                }
+                Ok(_) => {}
+                Err(error) => match error.kind() {
+                    ErrorKind::NotFound | ErrorKind::NotDirectory => return Ok(None),
+                    // Something else has the name.
+                    ErrorKind::IsDirectory | ErrorKind::Link | ErrorKind::Special => {}
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(None)
     }
 
     /// The names in a directory, in the order of the file system, which is stable as long as none is added or
@@ -232,7 +262,7 @@ impl Iterator for Listing {
             };
             self.cursor = Cursor(name.cookie);
             if is_hidden(&name.bytes) {
-                sweep_one(&*self.directory, &name.bytes);
+                sweep_one(&*self.directory, &name.bytes, self.store.leftover_age);
                 continue;
             }
             let look = || {
@@ -432,10 +462,10 @@ impl StoredFile {
         let what = || format!("set mode and time of {}", self.shown);
         let recorded = self.recorded();
         if let Some(mode) = mode {
-            rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode)).while_doing(what)?;
+            sys::set_mode(&self.file, mode).while_doing(what)?;
         }
         if let Some(mtime) = mtime {
-            rustix::fs::futimens(&self.file, &modified_at(mtime)).while_doing(what)?;
+            sys::set_times(&self.file, &modified_at(mtime)).while_doing(what)?;
         }
         let status = sys::status(&self.file).while_doing(what)?;
         if let Some(recorded) = recorded {

@@ -7,7 +7,7 @@
 use std::os::fd::AsFd;
 
 use rustix::fs::XattrFlags;
-use rustix::io::{Errno, Result};
+use rustix::io::{Errno, Result, retry_on_intr};
 
 use super::Mtime;
 use super::sys::Status;
@@ -59,7 +59,7 @@ impl Recorded {
     /// Sets the attribute of an open file that is as `status` says.
     pub(super) fn set(&self, file: impl AsFd, status: &Status) -> Result<()> {
         let Some(bytes) = self.encode(status.size, status.mtime) else { return Ok(()) };
-        match rustix::fs::fsetxattr(file, RECORD_NAME, &bytes, XattrFlags::empty()) {
+        match retry_on_intr(|| rustix::fs::fsetxattr(&file, RECORD_NAME, &bytes, XattrFlags::empty())) {
             // Not offered, not allowed, or no room: the file is stored all the same, only unrecorded.
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::DQUOT | Errno::TOOBIG)
             | Err(Errno::NOSYS | Errno::RANGE) => Ok(()),

@@ -5,7 +5,9 @@
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, StatxFlags};
+use rustix::fs::{
+    Advice, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, StatxFlags, Timestamps,
+};
 use rustix::io::{Errno, Result, retry_on_intr};
 
 use super::{Identity, Kind, Mtime, Version};
@@ -138,7 +140,7 @@ pub(super) fn rename_new(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8])
     match retry_on_intr(|| rustix::fs::renameat_with(&from, old, &to, new, RenameFlags::NOREPLACE)) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             // A second name fails when something is there, as atomically as the rename would have.
-            match rustix::fs::linkat(&from, old, &to, new, AtFlags::empty()) {
+            match retry_on_intr(|| rustix::fs::linkat(&from, old, &to, new, AtFlags::empty())) {
                 Ok(()) => unlink(from, old),
                 // A directory has only one name: the rename was refused for what it asked.
                 Err(Errno::PERM) => Err(Errno::INVAL),
@@ -158,8 +160,10 @@ pub(super) fn rename_over(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]
 pub(super) fn link_open_file(file: impl AsFd, to: impl AsFd, name: &[u8]) -> Result<()> {
     // The way that needs no privilege. Where /proc is not mounted, the kernel may still allow the direct one.
     let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-    match rustix::fs::linkat(rustix::fs::CWD, path.as_str(), &to, name, AtFlags::SYMLINK_FOLLOW) {
-        Err(Errno::NOENT | Errno::ACCESS) => rustix::fs::linkat(file, c"", to, name, AtFlags::EMPTY_PATH),
+    match retry_on_intr(|| rustix::fs::linkat(CWD, path.as_str(), &to, name, AtFlags::SYMLINK_FOLLOW)) {
+        Err(Errno::NOENT | Errno::ACCESS) => {
+            retry_on_intr(|| rustix::fs::linkat(&file, c"", &to, name, AtFlags::EMPTY_PATH))
+        }
         result => result,
     }
 }
@@ -172,6 +176,21 @@ pub(super) fn unlink(directory: impl AsFd, name: &[u8]) -> Result<()> {
 /// Removes an empty directory.
 pub(super) fn remove_directory(directory: impl AsFd, name: &[u8]) -> Result<()> {
     retry_on_intr(|| rustix::fs::unlinkat(&directory, name, AtFlags::REMOVEDIR))
+}
+
+/// Makes a directory.
+pub(super) fn make_directory(parent: impl AsFd, name: &[u8], mode: Mode) -> Result<()> {
+    retry_on_intr(|| rustix::fs::mkdirat(&parent, name, mode))
+}
+
+/// Sets the permission bits of an open file or directory.
+pub(super) fn set_mode(file: impl AsFd, mode: u32) -> Result<()> {
+    retry_on_intr(|| rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)))
+}
+
+/// Sets the times of an open file or directory.
+pub(super) fn set_times(file: impl AsFd, times: &Timestamps) -> Result<()> {
+    retry_on_intr(|| rustix::fs::futimens(&file, times))
 }
 
 /// Makes an open file or directory durable.

@@ -862,3 +862,25 @@ fn a_full_disk_is_told_and_harms_nothing_else() {
         }
     }
 }
+
+#[test]
+fn a_later_download_removes_what_a_dead_one_left() {
+    let dir = disk();
+    let mut store = Store::open_local(dir.path()).unwrap();
+    let hidden = |digit: &str| dir.path().join(format!(".sealift-{}", digit.repeat(32)));
+    let names = ["0", "1"].map(hidden);
+    let mine = dir.path().join(".sealift-not-a-staging-name");
+    for path in names.iter().chain([&mine]) {
+        std::fs::write(path, "left").unwrap();
+    }
+    let held = std::fs::File::open(&names[1]).unwrap();
+    held.lock().unwrap();
+    put(&store, "young", &bytes(2_000_000, 1), IfExists::Overwrite).unwrap();
+    assert!(names.iter().all(|path| path.exists()), "what is young is left alone");
+    store = Store::open_local(dir.path()).unwrap();
+    Arc::get_mut(&mut store.inner).unwrap().leftover_age = Duration::ZERO;
+    put(&store, "old", &bytes(2_000_000, 1), IfExists::Overwrite).unwrap();
+    assert!(!names[0].exists(), "what a dead process left stays");
+    assert!(names[1].exists(), "what somebody writes to was removed");
+    assert!(mine.exists(), "a name that is none of ours was removed");
+}

@@ -11,9 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
 
+use super::change::sweep;
 use super::read::{modified_at, read_full};
 use super::recorded::Recorded;
 use super::sys;
@@ -40,7 +41,8 @@ const STAGING_PLACES_MAX: usize = 4096;
 /// The mode of a file for which none was asked.
 const MODE_DEFAULT: u32 = 0o644;
 
-/// Per target directory: whether a file can be renamed there from the state directory.
+/// Per target directory: whether a file can be renamed there from the state directory. A client's store has none, and
+/// remembers where it has looked for what dead ones left.
 pub(super) type StagingPlaces = HashMap<Identity, bool>;
 
 /// What is known of a file before its content comes.
@@ -182,6 +184,11 @@ impl Inner {
             let file = sys::open_at(&state.staging, name.as_bytes(), flags, 0o600)?;
             return Ok(staging(Place::State(name), file));
         }
+        if self.state.is_none() && self.remember_place(directory, false).is_none() {
+            // Nobody lists what a client saves into, so what a killed download left here is removed by a later one.
+            // Deliberate loss: it stays hidden when it cannot be.
+            let _ = sys::open_directory_at(&**directory, b".").and_then(|names| sweep(&names, self.leftover_age));
+        }
         let file = sys::open_at(&**directory, name.as_bytes(), flags, 0o600)?;
         // Whoever cleans up leaves what is locked. Where locks don't work, its age protects it.
         let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
@@ -212,12 +219,17 @@ impl Inner {
         let inherits = sys::status(directory).map_or(true, |status| status.mode & 0o2000 != 0)
             || rustix::fs::fgetxattr(directory, "system.posix_acl_default", &mut [0_u8; 0][..]).is_ok();
         let works = !inherits && probe_rename(&state.staging, directory).is_ok();
+        self.remember_place(directory, works);
+        works
+    }
+
+    /// Returns what was known before.
+    fn remember_place(&self, directory: &Directory, works: bool) -> Option<bool> {
         let mut places = lock(&self.staging_places);
         if places.len() >= STAGING_PLACES_MAX {
             places.clear();
         }
-        places.insert(directory.identity, works);
-        works
+        places.insert(directory.identity, works)
     }
 
     /// A second handle on a staging file that writes past the page cache, where that means something.
@@ -452,9 +464,9 @@ impl Upload {
             retry_on_intr(|| rustix::fs::ftruncate(file, size))?;
         }
         let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));
-        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+        sys::set_mode(file, mode)?;
         if let Some(mtime) = metadata.mtime {
-            rustix::fs::futimens(file, &modified_at(mtime))?;
+            sys::set_times(file, &modified_at(mtime))?;
         }
         // The record holds for the time as the file system keeps it, which may be coarser than what was asked.
         let status = sys::status(file)?;

@@ -243,7 +243,7 @@ impl Inner {
                     last = errno;
                     // The process's umask and the parent's default rights take part, as for any new directory.
                     let new = Mode::from_raw_mode((range.apply(mode.unwrap_or(0o777)) | 0o700) & 0o777);
-                    match rustix::fs::mkdirat(parent, name.as_bytes(), new) {
+                    match sys::make_directory(parent, name.as_bytes(), new) {
                         Ok(()) => made = true,
                         Err(Errno::EXIST) => {}
                         Err(Errno::NOENT) => {
@@ -289,7 +289,7 @@ impl Inner {
         // What it inherited from the directory above (setgid) stays.
         let new = self.options.directory_mode.apply(mode.unwrap_or(current)) | (current & 0o2000) | at_least;
         if new != current {
-            rustix::fs::fchmod(directory, Mode::from_raw_mode(new)).while_doing(what)?;
+            sys::set_mode(directory, new).while_doing(what)?;
         }
         Ok(())
     }

@@ -1,13 +1,19 @@
 //! All end-to-end tests, in one binary.
 
+mod answers;
 mod certs;
+mod changing;
 mod codec;
+mod crash;
+mod faults;
 mod help;
 mod hostile;
 mod kit;
 mod layers;
+mod many;
 mod order;
-#[allow(dead_code, reason = "a kit has more than the tests of the day use")]
+mod real;
+mod refusals;
 mod rig;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]

@@ -1,17 +1,20 @@
-//! What the end-to-end tests have in common: certificates, a server of the real binary on a free port, clients of
-//! the real binary, content that can be made again, and looking at what is there.
+//! What the tests of reliability have in common beside [`crate::kit`]: servers that run under a tracer or a limit and
+//! are killed, connections that are cut or stopped at a given byte, file systems that are full, and content that can
+//! be made again from a number.
 //!
 //! Everything lies in a folder of the test's own and ends with it; only processes that a test started are killed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,10 +24,6 @@ use tempfile::TempDir;
 /// How long anything that should happen may take before a test says that it did not. Generous: machines are busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Sizes around every boundary: chunk, small file, group, several groups.
-pub(crate) const SIZES: [usize; 10] =
-    [0, 1, 1023, 1025, 256 * 1024 - 1, 256 * 1024, 256 * 1024 + 1, 1 << 20, (1 << 20) + 1, (3 << 20) + 4097];
-
 /// A folder with certificates, a root to serve and room for what a test makes.
 pub(crate) struct World {
     folder: TempDir,
@@ -33,8 +32,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new() -> World {
         let world = World { folder: tempfile::Builder::new().prefix("sealift-test-").tempdir().unwrap() };
-        world.certs(&[]);
-        world.certs(&["--export", "client", "--to", world.text("client")]);
+        copy(&certificates().join("certs"), &world.path("certs"));
+        copy(&certificates().join("client"), &world.path("client"));
         fs::create_dir(world.root()).unwrap();
         world
     }
@@ -48,11 +47,6 @@ impl World {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> &'static str {
-        // A few bytes for each test: flags are easier to write as text.
-        self.path(name).to_str().expect("temporary folders have plain names").to_owned().leak()
     }
 
     /// What is served.
@@ -72,6 +66,17 @@ impl World {
     #[track_caller]
     pub(crate) fn serve(&self) -> Server {
         self.serve_by(binary(), 0)
+    }
+
+    /// The same with another certificate, by its name in this world.
+    #[track_caller]
+    pub(crate) fn serve_with(&self, stem: &str) -> Server {
+        let mut command = binary();
+        command.arg("serve").arg("--root").arg(self.root()).arg("--client-ca").arg(self.path("certs/ca.pem"));
+        command.arg("--cert").arg(self.path(&format!("{stem}.pem")));
+        command.arg("--key").arg(self.path(&format!("{stem}-key.pem")));
+        command.args(["--listen", "127.0.0.1:0"]);
+        Server::start(command, self.path("client"))
     }
 
     /// The same by another command (a tracer, a limit), on this port; 0 is a free one.
@@ -105,27 +110,50 @@ fn clean(mut command: Command) -> Command {
     command
 }
 
+/// Certificates for all tests of this process: each makes a copy for itself.
+fn certificates() -> &'static Path {
+    static FOLDER: std::sync::OnceLock<TempDir> = std::sync::OnceLock::new();
+    let made = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let certs = |args: &[&str]| {
+            let output = binary().args(["certs", "--dir", "certs"]).args(args).current_dir(&folder).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        };
+        certs(&[]);
+        certs(&["--export", "client", "--to", "client"]);
+        folder
+    });
+    made.path()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        // Modes come along: keys stay private.
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
 /// A server that runs. Dropped, it is killed.
 pub(crate) struct Server {
     child: Child,
     pub(crate) port: u16,
     certs: PathBuf,
-    log: mpsc::Receiver<String>,
-    said: Vec<String>,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
     #[track_caller]
     fn start(mut command: Command, certs: PathBuf) -> Server {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (line_sender, log) = mpsc::channel();
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let lines = Arc::clone(&log);
         let stderr = BufReader::new(child.stderr.take().unwrap());
         // Ends with the server's standard error.
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                if line_sender.send(line).is_err() {
-                    break;
-                }
+                lines.lock().unwrap().push(line);
             }
         });
         let mut first = String::new();
@@ -133,9 +161,9 @@ impl Server {
         let Some(port) = first.trim().rsplit(':').next().and_then(|port| port.parse().ok()) else {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("the server did not start: {first:?} {:?}", log.iter().collect::<Vec<_>>());
+            panic!("the server did not start: {first:?} {:?}", log.lock().unwrap());
         };
-        Server { child, port, certs, log, said: Vec::new() }
+        Server { child, port, certs, log }
     }
 
     /// A remote of this server.
@@ -177,9 +205,15 @@ impl Server {
     }
 
     /// What it has logged so far.
-    pub(crate) fn said(&mut self) -> &[String] {
-        self.said.extend(self.log.try_iter());
-        &self.said
+    pub(crate) fn said(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The most memory that it has had, in bytes.
+    pub(crate) fn memory_peak(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
     /// Whether it still runs.
@@ -246,7 +280,7 @@ impl Ran {
     pub(crate) fn failures(&self) -> String {
         let items = self.of_type("failed").into_iter().filter_map(|line| line["message"].as_str());
         let whole = self.summary()["error"]["message"].as_str();
-        items.chain(whole).collect::<Vec<_>>().join("\n")
+        items.chain(whole).chain([&*self.errors]).collect::<Vec<_>>().join("\n")
     }
 
     /// Name and hash of each file that was told as done.
@@ -389,7 +423,195 @@ pub(crate) fn staged(root: &Path) -> usize {
     fs::read_dir(root.join(".sealift/staging")).map_or(0, Iterator::count)
 }
 
-/// A file whose bytes go on being written while others read it.
-pub(crate) fn open_log(path: &Path) -> File {
-    File::create(path).unwrap()
+/// How a connection is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// A reset.
+    Reset,
+    /// An orderly end of the stream, without one of TLS.
+    End,
+    /// Nothing more comes, and nothing is said about it.
+    Silence,
+}
+
+type Hook = Arc<dyn Fn() + Send + Sync>;
+
+/// What happens to one connection, by the number of bytes that have passed in one direction.
+#[derive(Clone, Default)]
+pub(crate) struct Plan {
+    /// Cut once the client has got so many bytes.
+    pub(crate) cut: Option<(u64, Cut)>,
+    /// Called once when so many bytes have gone to the server; none goes on before it returns.
+    pub(crate) up: Option<(u64, Hook)>,
+    /// The same towards the client.
+    pub(crate) down: Option<(u64, Hook)>,
+}
+
+/// Stands between clients and a server, and does to the n-th connection what the test planned.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    state: Arc<ProxyState>,
+}
+
+struct ProxyState {
+    target: AtomicU16,
+    stopping: AtomicBool,
+    connections: AtomicUsize,
+    /// Directions that are open.
+    pumps: AtomicUsize,
+    /// Bytes of all connections together.
+    up: AtomicU64,
+    down: AtomicU64,
+    streams: Mutex<Vec<Arc<TcpStream>>>,
+}
+
+impl Proxy {
+    pub(crate) fn new(target: u16, plan: impl Fn(usize) -> Plan + Send + 'static) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(ProxyState {
+            target: AtomicU16::new(target),
+            stopping: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            pumps: AtomicUsize::new(0),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            streams: Mutex::default(),
+        });
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if shared.stopping.load(Ordering::SeqCst) {
+                    return;
+                }
+                let number = shared.connections.fetch_add(1, Ordering::SeqCst);
+                // A server that is away: the client finds its connection closed.
+                let Ok(server) = TcpStream::connect(("127.0.0.1", shared.target.load(Ordering::SeqCst))) else {
+                    continue;
+                };
+                let (client, server) = (Arc::new(client.unwrap()), Arc::new(server));
+                shared.streams.lock().unwrap().extend([Arc::clone(&client), Arc::clone(&server)]);
+                shared.pumps.fetch_add(2, Ordering::SeqCst);
+                let Plan { cut, up, down } = plan(number);
+                let (state, from, to) = (Arc::clone(&shared), Arc::clone(&client), Arc::clone(&server));
+                std::thread::spawn(move || {
+                    pump(&state, &state.up, &from, &to, None, up);
+                    state.pumps.fetch_sub(1, Ordering::SeqCst);
+                });
+                let state = Arc::clone(&shared);
+                std::thread::spawn(move || {
+                    pump(&state, &state.down, &server, &client, cut, down);
+                    state.pumps.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        Proxy { port, state }
+    }
+
+    /// Where the next connections go.
+    pub(crate) fn aim(&self, port: u16) {
+        self.state.target.store(port, Ordering::SeqCst);
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that went to the server, and that came from it, when every connection has ended.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        until("the connections end", || (self.state.pumps.load(Ordering::SeqCst) == 0).then_some(()));
+        (self.state.up.load(Ordering::SeqCst), self.state.down.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.stopping.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts. It may be gone already.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        for stream in self.state.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn pump(
+    state: &ProxyState,
+    count: &AtomicU64,
+    from: &Arc<TcpStream>,
+    to: &Arc<TcpStream>,
+    cut: Option<(u64, Cut)>,
+    mut hook: Option<(u64, Hook)>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    let mut passed = 0;
+    loop {
+        if let Some((_, call)) = hook.take_if(|(at, _)| passed >= *at) {
+            call();
+        }
+        if let Some((_, how)) = cut.filter(|(at, _)| passed >= *at) {
+            let forget =
+                |stream: &Arc<TcpStream>| state.streams.lock().unwrap().retain(|other| !Arc::ptr_eq(other, stream));
+            match how {
+                Cut::Silence => {
+                    until("the test ends", || state.stopping.load(Ordering::SeqCst).then_some(()));
+                }
+                Cut::Reset => {
+                    // Closed by whoever lets go of it last, the other direction's thread perhaps.
+                    rustix::net::sockopt::set_socket_linger(to, Some(Duration::ZERO)).unwrap();
+                    let _ = to.shutdown(Shutdown::Read);
+                    let _ = from.shutdown(Shutdown::Both);
+                    forget(to);
+                }
+                Cut::End => {
+                    let _ = to.shutdown(Shutdown::Both);
+                    let _ = from.shutdown(Shutdown::Both);
+                }
+            }
+            return;
+        }
+        let next = [cut.map(|(at, _)| at), hook.as_ref().map(|(at, _)| *at)].into_iter().flatten().min();
+        let room = next.map_or(buffer.len(), |next| usize::try_from(next - passed).unwrap().min(buffer.len()));
+        match (&**from).read(&mut buffer[..room]) {
+            Ok(len @ 1..) => {
+                passed += len as u64;
+                count.fetch_add(len as u64, Ordering::SeqCst);
+                // Whoever has left does not mind.
+                let _ = (&**to).write_all(&buffer[..len]);
+            }
+            Ok(0) | Err(_) => {
+                let _ = to.shutdown(Shutdown::Write);
+                let _ = from.shutdown(Shutdown::Read);
+                return;
+            }
+        }
+    }
+}
+
+/// A file system of a test's own in memory. Gone with the value.
+pub(crate) struct Mount(PathBuf);
+
+impl Mount {
+    /// Mounts a tmpfs with these options; none, with a word about it, where that is not allowed.
+    pub(crate) fn tmpfs(path: &Path, options: &str) -> Option<Mount> {
+        fs::create_dir_all(path).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(path).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Mount(path.to_path_buf()));
+        }
+        println!("skipped, no file system can be mounted here");
+        None
+    }
+
+    pub(crate) fn remount(&self, options: &str) {
+        let done = Command::new("mount").arg("-o").arg(format!("remount,{options}")).arg(&self.0).status().unwrap();
+        assert!(done.success());
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: a server that was just killed may still be on its way out.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

@@ -160,7 +160,9 @@ fn look(world: &World) -> (Vec<Option<Facts>>, usize) {
 async fn attempt(peer: &mut Peer, attempt: Try) -> Result<(), ErrorKind> {
     let set = SetDirectory { path: path("dir"), mode: Some(0o711), mtime: None };
     let link = |name, if_exists| MakeLink { path: path(name), target: b"file".to_vec(), mtime: None, if_exists };
-    let rename = |to, if_exists| Rename { from: path("other"), to: path(to), if_exists, id: Bytes16([3; 16]) };
+    // Each is a request of its own: the same id would be given the first one's answer.
+    let id = put("any", 0).upload_id;
+    let rename = |to, if_exists| Rename { from: path("other"), to: path(to), if_exists, id };
     let answer = match attempt {
         Try::Stat => peer.ask(&Stat { path: path("file") }).await,
         Try::List => peer.ask(&ListDirectory { path: path("dir") }).await,

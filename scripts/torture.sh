@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The long forms of the reliability tests, in release mode, with a report at the end.
+#
+#   scripts/torture.sh [TEST ...]      names or parts of names, as `cargo test` takes them (default: all of them)
+#
+# Takes about half an hour and 20 GiB of room in the temporary folder. What a machine lacks (strace, openssl, the right
+# to mount) is skipped and named in the report. A failure prints its seed: SEED=N scripts/torture.sh NAME does it again.
+set -euo pipefail
+
+case ${1:-} in
+-h | --help)
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+tests=("$@")
+if ((${#tests[@]} == 0)); then
+    tests=(order:: crash:: answers:: refusals:: changing:: faults:: many:: real:: transfer:: hostile::)
+fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+echo "== building"
+cargo test --locked --release --test it --no-run --quiet
+echo "== running; each test tells when it ends"
+begun=$SECONDS
+status=0
+LONG_TESTS=1 cargo test --locked --release --test it --quiet -- \
+    --format=pretty --show-output "${tests[@]}" 2>&1 | tee "$log" | grep --line-buffered -E '^test ' || true
+status=${PIPESTATUS[0]}
+
+echo
+echo "== report ($((SECONDS - begun)) s, $(nproc) processors, $(uname -sr), $(git rev-parse --short HEAD 2>/dev/null || echo 'no commit'))"
+grep -E '^test result' "$log" || true
+echo "-- what was counted"
+grep -E '^[^ ].*(: [0-9]+ times$|servers died|outlived|hidden|needed another|memory rose|syncfs|never rested|served again|names, [0-9]+ files)' "$log" | sort -u || true
+echo "-- what was left out here"
+grep -E '^skipped' "$log" | sort | uniq -c || echo "nothing"
+if ((status != 0)); then
+    echo "-- what failed"
+    sed -n '/^failures:/,/^test result/p' "$log"
+fi
+exit "$status"
