@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
@@ -275,7 +275,7 @@ impl Driver {
     /// Runs until the end of the connection; an error is told to the peer.
     async fn drive(&mut self) -> Result<()> {
         let (draining, stopping) = (self.shared.draining.clone(), self.shared.stopping.clone());
-        let mut tick = interval(limits::WORKING_INTERVAL);
+        let mut tick = interval_at(Instant::now() + limits::WORKING_INTERVAL, limits::WORKING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut spill = interval(limits::LEASE_TIMEOUT / 2);
         spill.set_missed_tick_behavior(MissedTickBehavior::Delay);
