@@ -8,8 +8,11 @@ mod commit;
 mod connection;
 mod convert;
 mod flow;
+mod groups;
+mod lane;
 mod outcomes;
 mod requests;
+mod session;
 mod share;
 mod shared;
 
@@ -68,6 +71,7 @@ impl Server {
             shares: share::Shares::new(options.memory),
             socket_buffers: SocketBuffers::new(),
             outcomes: outcomes::Outcomes::default(),
+            sessions: session::Sessions::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),

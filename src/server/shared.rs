@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::outcomes::Outcomes;
+use super::session::Sessions;
 use super::share::{Share, Shares};
 use crate::access::{Access, Principal};
 use crate::net::SocketBuffers;
@@ -20,6 +21,8 @@ pub(super) struct Shared {
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
     pub(super) outcomes: Outcomes,
+    /// What further connections can join.
+    pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
     pub(super) tasks: TaskTracker,
     /// No new work: finish what runs.
