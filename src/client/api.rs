@@ -338,13 +338,13 @@ impl Client {
         }
         let count = self.inner.streams.map_or(1, usize::from);
         for _ in 0..session.lanes().missing(count) {
-            let (inner, lanes) = (Arc::downgrade(&self.inner), session.lanes().clone());
+            let (inner, lanes, pool) = (Arc::downgrade(&self.inner), session.lanes().clone(), self.pool().clone());
             self.drivers().spawn(async move {
                 let Some(joining) = inner.upgrade() else { return };
                 let joined = joining.dialer.join(address, token).await;
                 drop(joining);
                 match joined {
-                    Ok(connection) => lanes.drive(connection).await,
+                    Ok(connection) => lanes.drive(connection, pool).await,
                     // It goes on with the connections that it has.
                     Err(_) => lanes.not_opened(),
                 }

@@ -6,6 +6,9 @@
 //! its upload hears of it, to send it again. What the first connection took needs no such word: the finish follows
 //! it on the same connection.
 //!
+//! Groups of a download are asked for over whichever connection has few that it was asked for and has not brought;
+//! those that a lane still owes when it dies are asked for again.
+//!
 //! Invariants: a lane never opens or ends a transfer; the queue is bounded by permits, what is under way by what the
 //! network holds; when the session ends, so do its lanes.
 
@@ -17,21 +20,31 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::client::session::{CLOSE_TIMEOUT, Life};
+use crate::buffer::{Buffer, Pool};
+use crate::client::session::{CLOSE_TIMEOUT, Leases, Life};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{DATA_LEN_MAX, JOINS_MAX};
+use crate::hash::{group_len, group_offset};
+use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX};
 use crate::net::{Connection, Event, Handler};
-use crate::protocol::{Breach, Goodbye, Kind, Message, Working, Written};
+use crate::protocol::{Breach, Goodbye, Kind, List, Message, Want, Working, Written};
 
 /// Groups of content that wait to be taken: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
 
+/// Groups that a lane owes at least, while there are any to ask for: one that comes, and one behind it.
+const WANTED_MIN: usize = 2;
+/// Groups that a lane owes at most.
+const WANTED_MAX: usize = 32;
+/// A lane that brings a group this soon after it was asked for may owe more of them; one that takes longer than the
+/// second, fewer.
+const PACE_MIN: Duration = Duration::from_millis(500);
+const PACE_MAX: Duration = Duration::from_millis(1500);
 /// Groups that a lane has taken and is not told to be written: fills 1 Gbit/s at 500 ms.
 const UNDER_WAY_MAX: usize = 64;
 /// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
-const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (UNDER_WAY_MAX + 1);
+const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (UNDER_WAY_MAX + WANTED_MAX + 2);
 
 /// The lanes of one session.
 #[derive(Clone)]
@@ -55,7 +68,8 @@ struct State {
     next: u64,
     /// The server takes no more.
     is_full: bool,
-    uploads: HashMap<u32, mpsc::Sender<Report>>,
+    /// Who is told what became of the groups of each.
+    transfers: HashMap<u32, mpsc::Sender<Report>>,
     has_ended: bool,
 }
 
@@ -63,6 +77,46 @@ struct Lane {
     waker: Option<Waker>,
     /// Groups that it took and that are not known to be written.
     under_way: HashSet<(u32, u64)>,
+    /// Requests that it is to send.
+    requests: Vec<Bytes>,
+    /// What was asked for over it and has not come, by transfer.
+    wanted: HashMap<u32, Wanted>,
+    /// The highest number under which something was asked for.
+    asked: u32,
+    pace: Pace,
+}
+
+/// What a download has asked for over one lane.
+struct Wanted {
+    /// The size of the file.
+    size: u64,
+    /// Where what is to come next begins, how much of it is to come, and when it was asked for.
+    ranges: VecDeque<(u64, usize, Instant)>,
+}
+
+/// How many groups a connection may owe: enough that it never runs dry, and few, so that a slow one does not hold up
+/// the end.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace(usize);
+
+impl Pace {
+    pub(crate) fn new() -> Pace {
+        Pace(WANTED_MIN)
+    }
+
+    /// A group has come that was asked for so long ago.
+    pub(crate) fn came_after(&mut self, time: Duration) {
+        if time < PACE_MIN {
+            self.0 = (self.0 + 1).min(WANTED_MAX);
+        } else if time > PACE_MAX {
+            self.0 = (self.0 - 1).max(WANTED_MIN);
+        }
+    }
+
+    /// How many there may be.
+    pub(crate) fn groups(self) -> usize {
+        self.0
+    }
 }
 
 /// A group that is to be sent.
@@ -75,15 +129,18 @@ pub(crate) struct Group {
 }
 
 /// What became of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
     /// It need not be sent again.
     Sent(u64),
-    /// The lane that had it has died.
+    /// It has come over a lane.
+    Came(u64, Buffer),
+    /// The lane that had it, or owed it, has died.
     Lost(u64),
+    /// There is one more lane.
+    Joined,
 }
 
-/// An upload whose groups go through the queue. Dropping it takes back those that are still there.
+/// A transfer whose groups go over all connections. Dropping it takes back those that are still in the queue.
 pub(crate) struct Carrier {
     lanes: Lanes,
     transfer: u32,
@@ -100,7 +157,7 @@ impl Lanes {
             asked: 0,
             next: 0,
             is_full: false,
-            uploads: HashMap::new(),
+            transfers: HashMap::new(),
             has_ended: false,
         };
         Lanes(Arc::new(Shared { state: Mutex::new(state), room: Arc::new(Semaphore::new(ROOM)) }))
@@ -111,10 +168,10 @@ impl Lanes {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters an upload. One number is entered once.
+    /// Enters a transfer. One number is entered once.
     pub(crate) fn carry(&self, transfer: u32) -> Carrier {
         let (sender, reports) = mpsc::channel(REPORTS_MAX);
-        self.lock().uploads.insert(transfer, sender);
+        self.lock().transfers.insert(transfer, sender);
         Carrier { lanes: self.clone(), transfer, reports }
     }
 
@@ -123,7 +180,7 @@ impl Lanes {
         let mut state = self.lock();
         state.has_ended = true;
         state.queue.clear();
-        state.uploads.clear();
+        state.transfers.clear();
         state.wake();
         drop(state);
         self.0.room.close();
@@ -151,9 +208,10 @@ impl Lanes {
     }
 
     /// Drives a lane until it or the session ends.
-    pub(crate) async fn drive(self, mut connection: Connection) {
+    pub(crate) async fn drive(self, mut connection: Connection, pool: Pool) {
         let Some(number) = self.enter() else { return };
-        let mut front = Front { lanes: self.clone(), number, taken: None };
+        let (filling, leases) = (HashMap::new(), Leases::new(pool));
+        let mut front = Front { lanes: self.clone(), number, taken: None, filling, leases };
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut life = Life::new();
@@ -176,7 +234,16 @@ impl Lanes {
         }
         let number = state.next;
         state.next += 1;
-        state.lanes.insert(number, Lane { waker: None, under_way: HashSet::new() });
+        let lane = Lane {
+            waker: None,
+            under_way: HashSet::new(),
+            requests: Vec::new(),
+            wanted: HashMap::new(),
+            asked: 0,
+            pace: Pace::new(),
+        };
+        state.lanes.insert(number, lane);
+        state.transfers.values().for_each(|reports| drop(reports.try_send(Report::Joined)));
         Some(number)
     }
 
@@ -186,6 +253,16 @@ impl Lanes {
         for (transfer, group) in lane.under_way {
             state.report(transfer, Report::Lost(group));
         }
+        for (transfer, wanted) in lane.wanted {
+            for (offset, ..) in wanted.ranges {
+                state.report(transfer, Report::Lost(offset / GROUP_LEN as u64));
+            }
+        }
+    }
+
+    /// Whether there are any.
+    pub(crate) fn are_there(&self) -> bool {
+        !self.lock().lanes.is_empty()
     }
 
     /// The next group for the first connection, whose task is woken when there is one.
@@ -215,7 +292,7 @@ impl Lanes {
 
     /// Whether an upload still wants its groups to be sent.
     pub(crate) fn is_carried(&self, group: &Group) -> bool {
-        self.lock().uploads.contains_key(&group.transfer)
+        self.lock().transfers.contains_key(&group.transfer)
     }
 }
 
@@ -226,7 +303,7 @@ impl State {
     }
 
     fn report(&self, transfer: u32, report: Report) {
-        if let Some(reports) = self.uploads.get(&transfer) {
+        if let Some(reports) = self.transfers.get(&transfer) {
             // Nobody listening any more is all right: the transfer was given up. There always is room.
             let _ = reports.try_send(report);
         }
@@ -250,6 +327,33 @@ impl Carrier {
         Ok(())
     }
 
+    /// Asks for groups of a file of this size over the lanes that owe few. Returns how many were asked for.
+    pub(crate) fn ask(&self, size: u64, mut next: impl FnMut() -> Option<u64>) -> usize {
+        let mut state = self.lanes.lock();
+        let mut count = 0;
+        for lane in state.lanes.values_mut() {
+            let owed: usize = lane.wanted.values().map(|wanted| wanted.ranges.len()).sum();
+            let mut ranges = Vec::new();
+            while owed + ranges.len() < lane.pace.groups()
+                && let Some(group) = next()
+            {
+                ranges.push((group_offset(group), group_len(size, group) as u64));
+            }
+            if ranges.is_empty() {
+                continue;
+            }
+            count += ranges.len();
+            let wanted = lane.wanted.entry(self.transfer).or_insert_with(|| Wanted { size, ranges: VecDeque::new() });
+            let now = Instant::now();
+            let to_come = ranges.iter().map(|&(offset, len)| (offset, usize::try_from(len).unwrap_or(GROUP_LEN), now));
+            wanted.ranges.extend(to_come);
+            lane.asked = lane.asked.max(self.transfer);
+            lane.requests.push(Want { ranges: List(ranges) }.to_frame(self.transfer).into());
+            lane.waker.take().into_iter().for_each(Waker::wake);
+        }
+        count
+    }
+
     /// What became of a group that was queued. Pending for ever once the session has ended.
     ///
     /// # Cancel safety
@@ -266,10 +370,18 @@ impl Drop for Carrier {
     fn drop(&mut self) {
         let mut state = self.lanes.lock();
         let transfer = self.transfer;
-        state.uploads.remove(&transfer);
+        state.transfers.remove(&transfer);
         state.queue.retain(|group| group.transfer != transfer);
-        state.lanes.values_mut().for_each(|lane| lane.under_way.retain(|&(other, _)| other != transfer));
+        state.lanes.values_mut().for_each(|lane| {
+            lane.under_way.retain(|&(other, _)| other != transfer);
+            lane.wanted.remove(&transfer);
+        });
     }
+}
+
+struct Filling {
+    filled: usize,
+    buffer: Buffer,
 }
 
 /// A lane's side of the content that it moves.
@@ -277,14 +389,60 @@ struct Front {
     lanes: Lanes,
     number: u64,
     taken: Option<Group>,
+    /// Groups that are being received, by transfer.
+    filling: HashMap<u32, Filling>,
+    leases: Leases,
 }
 
 impl Handler for Front {
-    fn poll_space(&mut self, _: &mut Context<'_>, _: u32, _: u64, _: usize) -> Poll<Result<&mut [u8]>> {
-        Poll::Ready(Err(Breach::Data("content that was not asked for").into()))
+    fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
+        let whole = {
+            let state = self.lanes.lock();
+            let Some(lane) = state.lanes.get(&self.number) else { return Poll::Ready(Ok(&mut [])) };
+            let Some(wanted) = lane.wanted.get(&transfer) else {
+                if transfer == 0 || transfer > lane.asked {
+                    return Poll::Ready(Err(Breach::Data("content that was not asked for").into()));
+                }
+                // Given up on our side; what was on its way is thrown away.
+                self.filling.remove(&transfer);
+                return Poll::Ready(Ok(&mut []));
+            };
+            match wanted.ranges.front() {
+                Some(&(start, rest, _)) if offset == start && len <= rest => {
+                    group_len(wanted.size, offset / GROUP_LEN as u64)
+                }
+                _ => return Poll::Ready(Err(Breach::Data("content that was not asked for, or out of order").into())),
+            }
+        };
+        if !self.filling.contains_key(&transfer) {
+            let buffer = std::task::ready!(self.leases.poll(cx, transfer, whole));
+            self.filling.insert(transfer, Filling { filled: 0, buffer });
+        }
+        let space = self.filling.get_mut(&transfer).and_then(|filling| {
+            let start = filling.filled;
+            filling.buffer.get_mut(start..start + len)
+        });
+        Poll::Ready(space.ok_or_else(|| Breach::Data("a piece out of order in its group").into()))
     }
 
-    fn filled(&mut self, _: u32, _: u64, _: usize) -> Result<()> {
+    fn filled(&mut self, transfer: u32, offset: u64, len: usize) -> Result<()> {
+        let mut state = self.lanes.lock();
+        let Some(lane) = state.lanes.get_mut(&self.number) else { return Ok(()) };
+        let (Some(wanted), Some(filling)) = (lane.wanted.get_mut(&transfer), self.filling.get_mut(&transfer)) else {
+            return Ok(());
+        };
+        filling.filled += len;
+        let Some((start, rest, asked)) = wanted.ranges.front_mut() else { return Ok(()) };
+        *start += len as u64;
+        *rest -= len;
+        if *rest > 0 {
+            return Ok(());
+        }
+        lane.pace.came_after(asked.elapsed());
+        wanted.ranges.pop_front();
+        if let Some(Filling { buffer, .. }) = self.filling.remove(&transfer) {
+            state.report(transfer, Report::Came(offset / GROUP_LEN as u64, buffer));
+        }
         Ok(())
     }
 
@@ -323,10 +481,13 @@ impl Front {
                 return Poll::Ready(Ok(()));
             };
             lane.waker = Some(cx.waker().clone());
-            !lane.under_way.is_empty()
+            lane.requests.drain(..).for_each(|request| connection.send_frame(request));
+            !lane.under_way.is_empty() || lane.wanted.values().any(|wanted| !wanted.ranges.is_empty())
         };
         while ticks.poll_tick(cx).is_ready() {
             life.tick(connection, is_due, is_due)?;
+            let state = self.lanes.lock();
+            self.filling.retain(|transfer, _| state.transfers.contains_key(transfer));
         }
         while let Poll::Ready(event) = connection.poll_next(cx, self) {
             match event? {
@@ -353,7 +514,7 @@ impl Front {
     fn written(&self, transfer: u32, written: &Written) -> Result<()> {
         let mut state = self.lanes.lock();
         // Given up on our side: what was on its way is of no use.
-        let is_carried = state.uploads.contains_key(&transfer);
+        let is_carried = state.transfers.contains_key(&transfer);
         for &group in &written.groups.0 {
             let Some(lane) = state.lanes.get_mut(&self.number) else { return Ok(()) };
             if lane.under_way.remove(&(transfer, group)) {

@@ -513,15 +513,13 @@ impl Drop for Exchange {
 /// The connection's side of the content that moves.
 struct Front {
     session: Session,
-    pool: Pool,
     /// Frames that the connection shall take next.
     ready: Vec<Bytes>,
     /// The group of the common queue that this connection is sending.
     taken: Option<lanes::Group>,
     /// Groups that are being received, by transfer. One transfer fills one at a time.
     filling: HashMap<u32, Filling>,
-    /// A buffer that is waited for: for whom, how long, and the wait itself.
-    lease: Option<(u32, usize, Lease)>,
+    leases: Leases,
 }
 
 /// A wait for a buffer.
@@ -559,7 +557,7 @@ impl Handler for Front {
             (group_offset(index), group_len(slot.size, index))
         };
         if !self.filling.contains_key(&transfer) {
-            let buffer = match self.poll_lease(cx, transfer, group_size) {
+            let buffer = match self.leases.poll(cx, transfer, group_size) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(buffer) => buffer,
             };
@@ -653,20 +651,32 @@ impl Handler for Front {
     }
 }
 
-impl Front {
-    fn poll_lease(&mut self, cx: &mut Context<'_>, transfer: u32, len: usize) -> Poll<Buffer> {
+/// Where buffers for what comes are leased, one wait at a time.
+pub(crate) struct Leases {
+    pool: Pool,
+    /// A buffer that is waited for: for whom, how long, and the wait itself.
+    wait: Option<(u32, usize, Lease)>,
+}
+
+impl Leases {
+    pub(crate) fn new(pool: Pool) -> Leases {
+        Leases { pool, wait: None }
+    }
+
+    /// A buffer for a transfer, now or when there is room.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, transfer: u32, len: usize) -> Poll<Buffer> {
         if let Some(buffer) = self.pool.try_lease(len) {
-            self.lease = None;
+            self.wait = None;
             return Poll::Ready(buffer);
         }
         // The wait of another transfer that was given up in the meantime is no use.
-        if self.lease.as_ref().is_none_or(|(owner, wanted, _)| (*owner, *wanted) != (transfer, len)) {
+        if self.wait.as_ref().is_none_or(|(owner, wanted, _)| (*owner, *wanted) != (transfer, len)) {
             let pool = self.pool.clone();
-            self.lease = Some((transfer, len, Box::pin(async move { pool.lease(len).await })));
+            self.wait = Some((transfer, len, Box::pin(async move { pool.lease(len).await })));
         }
-        let Some((_, _, wait)) = &mut self.lease else { return Poll::Pending };
+        let Some((_, _, wait)) = &mut self.wait else { return Poll::Pending };
         let buffer = std::task::ready!(wait.as_mut().poll(cx));
-        self.lease = None;
+        self.wait = None;
         Poll::Ready(buffer)
     }
 }
@@ -686,8 +696,8 @@ fn give(replies: &Replies, transfer: u32, reply: Reply) -> Result<()> {
 /// Owns the connection until the session ends.
 async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     let front_session = session.clone();
-    let mut front =
-        Front { session: front_session, pool, ready: Vec::new(), taken: None, filling: HashMap::new(), lease: None };
+    let leases = Leases::new(pool);
+    let mut front = Front { session: front_session, ready: Vec::new(), taken: None, filling: HashMap::new(), leases };
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut life = Life::new();

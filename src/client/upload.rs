@@ -767,6 +767,7 @@ impl Job {
                         item.advance(len, len);
                     }
                     Report::Lost(group) => sender.give_back(group),
+                    Report::Joined | Report::Came(..) => {}
                 },
                 reply = exchange.next() => match reply? {
                     Reply::Values(values) => sender.add_values(values.first, &values.values.0)?,

@@ -240,3 +240,66 @@ async fn a_lane_carries_content_and_nothing_else() {
     drop((first, lane));
     world.check(&[("there", &content(G)), ("x", b"abc")]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lane_finds_wrong_is_told_on_the_first_connection() {
+    let world = World::new().await;
+    std::fs::write(world.root().join("there"), content(2 * G)).unwrap();
+    let mut first = world.greeted().await;
+    let mut lane = world.lane_of(&first).await;
+    // Larger than any disk, which a server with a base learns with the first group, wherever that comes.
+    let (transfer, answer) = first.begin(&put("there", 1 << 50)).await;
+    assert_eq!(answer.holding, Holding::Base);
+    lane.bytes(&group(transfer, 0, &[7; G])).await;
+    assert_eq!(first.outcome(transfer).await, Err(ErrorKind::NoSpace));
+    // A file that ends before its size.
+    let get = Get { path: path("there"), unasked_max: 0 };
+    assert_eq!(first.ask(&get).await.unwrap().0, Kind::GetAnswer);
+    let transfer = transfer + 1;
+    std::fs::File::options().write(true).open(world.root().join("there")).unwrap().set_len(10).unwrap();
+    lane.send(transfer, &Want { ranges: List(vec![(G as u64, G as u64)]) }).await;
+    assert!(first.outcome(transfer).await.is_err());
+    // Both connections are of use for what comes next.
+    let (transfer, _) = first.begin(&put("x", 3)).await;
+    lane.data(transfer, 0, b"abc").await;
+    written(&mut lane, transfer, &[0]).await;
+    finished(&mut first, transfer, b"abc").await;
+    drop((first, lane));
+    world.check(&[("there", &content(10)), ("x", b"abc")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_over_several_connections_ends_with_its_hash() {
+    let world = World::new().await;
+    let whole = content(3 * G + 5);
+    std::fs::write(world.root().join("there"), &whole).unwrap();
+    let mut first = world.greeted().await;
+    assert_eq!(first.ask(&Get { path: path("there"), unasked_max: 0 }).await.unwrap().0, Kind::GetAnswer);
+    let mut got = vec![0; whole.len()];
+    let lanes = [world.lane_of(&first).await, world.lane_of(&first).await];
+    let [a, b] = lanes;
+    let mut peers = [first, a, b];
+    let g = G as u64;
+    for (peer, offset, len) in [(1, 2 * g, g), (2, 0, g), (0, g, g), (2, 3 * g, 5)] {
+        let peer = &mut peers[peer];
+        peer.send(1, &Want { ranges: List(vec![(offset, len)]) }).await;
+        let mut end = offset;
+        while end < offset + len {
+            let (kind, payload) = peer.answer(1).await.unwrap();
+            assert_eq!(kind, Kind::Data);
+            let (at, content) = payload.split_first_chunk::<8>().unwrap();
+            assert_eq!(u64::from_be_bytes(*at), end);
+            got[end as usize..][..content.len()].copy_from_slice(content);
+            end += content.len() as u64;
+        }
+    }
+    assert!(got == whole);
+    let [mut first, mut a, b] = peers;
+    first.send(1, &Close {}).await;
+    let (kind, payload) = first.answer(1).await.unwrap();
+    assert_eq!((kind, Finish::from_payload(&payload).unwrap()), (Kind::Finish, finish(&whole)));
+    // It is over: what is asked for now means nothing.
+    a.send(1, &Want { ranges: List(vec![(0, g)]) }).await;
+    drop((first, a, b));
+    world.check(&[("there", &whole)]).await;
+}
