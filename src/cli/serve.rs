@@ -59,7 +59,16 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
         store.directory_mode = mode;
     }
     let store = Store::open_served(root, store)?;
-    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory })
+    Ok(ServerOptions {
+        store,
+        tls,
+        access,
+        listen: args.listen.clone(),
+        memory,
+        congestion: args.cc.clone().unwrap_or_default(),
+        rate: args.bwlimit,
+        rate_of_one: args.bwlimit_client,
+    })
 }
 
 /// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.

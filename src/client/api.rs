@@ -15,12 +15,14 @@ use crate::client::session::{Reply, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
+use crate::net::Congestion;
 use crate::path::{Component, RemotePath};
 use crate::protocol::{
     Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
     SetDirectory, Stat,
 };
 use crate::tls::ClientTls;
+use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
@@ -45,13 +47,24 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// Connections of one transfer; none: as many as make it fast.
     pub streams: Option<u16>,
+    /// What is asked of the system for each connection.
+    pub congestion: Congestion,
+    /// Bytes of content per second at most, over all connections; none: as many as there can be.
+    pub rate: Option<u64>,
 }
 
 impl ClientOptions {
     /// The defaults for this server.
     #[must_use]
     pub fn new(endpoint: Endpoint, tls: ClientTls) -> ClientOptions {
-        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None }
+        ClientOptions {
+            endpoint,
+            tls,
+            timeout: CLIENT_PROGRESS_TIMEOUT,
+            streams: None,
+            congestion: Congestion::default(),
+            rate: None,
+        }
     }
 }
 
@@ -103,7 +116,7 @@ impl Client {
         let now = Instant::now();
         let client = Client {
             inner: Arc::new(Inner {
-                dialer: Dialer::new(options.endpoint, options.tls),
+                dialer: Dialer::new(options.endpoint, options.tls, options.congestion, options.rate),
                 timeout: options.timeout,
                 streams: options.streams,
                 pool: Pool::new(CLIENT_BUFFERS),
@@ -330,13 +343,31 @@ impl Client {
         session
     }
 
-    /// Opens the further connections that a transfer of this size gets.
+    /// Opens the further connections that a transfer of this size gets at its beginning.
     pub(crate) fn widen(&self, session: &Session, size: u64) {
-        let (Some(token), Some(address)) = (session.hello().token, session.address()) else { return };
         if size < LANES_FROM {
             return;
         }
-        let count = self.inner.streams.map_or(1, usize::from);
+        let count = match self.inner.streams {
+            Some(count) => usize::from(count),
+            None => {
+                let count = Width::first(session.round_trip(), size);
+                session.lanes().begin_with(count);
+                count
+            }
+        };
+        self.open_lanes(session, count);
+    }
+
+    /// More connections would be better, by what was measured.
+    pub(crate) fn widen_to(&self, session: &Session, count: usize) {
+        if self.inner.streams.is_none() {
+            self.open_lanes(session, count);
+        }
+    }
+
+    fn open_lanes(&self, session: &Session, count: usize) {
+        let (Some(token), Some(address)) = (session.hello().token, session.address()) else { return };
         for _ in 0..session.lanes().missing(count) {
             let (inner, lanes, pool) = (Arc::downgrade(&self.inner), session.lanes().clone(), self.pool().clone());
             self.drivers().spawn(async move {

@@ -1011,6 +1011,7 @@ impl Job {
                         elsewhere -= 1;
                         again.push_back(index);
                     }
+                    Report::Wider(count) => self.client.widen_to(session, count),
                     Report::Joined | Report::Sent(_) => {}
                 },
                 Some(written) = writes.join_next() => {

@@ -767,6 +767,7 @@ impl Job {
                         item.advance(len, len);
                     }
                     Report::Lost(group) => sender.give_back(group),
+                    Report::Wider(count) => self.client.widen_to(exchange.session(), count),
                     Report::Joined | Report::Came(..) => {}
                 },
                 reply = exchange.next() => match reply? {

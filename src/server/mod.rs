@@ -33,7 +33,7 @@ use tracing::{error, info, warn};
 use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
-use crate::net::SocketBuffers;
+use crate::net::{Congestion, SocketBuffers};
 use crate::storage::Store;
 use crate::tls::ServerTls;
 
@@ -49,6 +49,12 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
+    /// What is asked of the system for each connection.
+    pub congestion: Congestion,
+    /// Bytes of content per second in each direction, over all connections; none: as many as there can be.
+    pub rate: Option<u64>,
+    /// The same for all connections of one principal.
+    pub rate_of_one: Option<u64>,
 }
 
 /// A server that is bound and not yet running.
@@ -68,8 +74,9 @@ impl Server {
         let shared = shared::Shared {
             store: options.store,
             access: options.access,
-            shares: share::Shares::new(options.memory),
+            shares: share::Shares::new(options.memory, options.rate, options.rate_of_one),
             socket_buffers: SocketBuffers::new(),
+            congestion: options.congestion,
             outcomes: outcomes::Outcomes::default(),
             sessions: session::Sessions::default(),
             tasks: TaskTracker::new(),
