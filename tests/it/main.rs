@@ -15,6 +15,7 @@ mod order;
 mod real;
 mod refusals;
 mod rig;
+mod streams;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
