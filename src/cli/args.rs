@@ -140,7 +140,7 @@ pub struct TransferArgs {
     /// Bytes of content per second, at most
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub bwlimit: Option<u64>,
-    /// TCP congestion control [default: bbr where allowed and the server is far]
+    /// TCP congestion control [default: bbr for a far server, if allowed]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
     /// Say what would be done, and do nothing
@@ -377,7 +377,7 @@ pub struct ServeArgs {
     /// The same for each client, whatever number of connections it makes
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub bwlimit_client: Option<u64>,
-    /// TCP congestion control [default: bbr where allowed and the client is far]
+    /// TCP congestion control [default: bbr for far clients, if allowed]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
     /// Permissions of stored files, at least and at most, octal
