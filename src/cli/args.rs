@@ -380,6 +380,9 @@ pub struct ServeArgs {
     /// TCP congestion control [default: bbr for far clients, if allowed]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
+    /// Sync each small file by itself, to measure what group commits are worth
+    #[arg(long, hide = true)]
+    pub sync_each: bool,
     /// Permissions of stored files, at least and at most, octal
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub file_mode: Option<ModeRange>,

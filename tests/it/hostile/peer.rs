@@ -258,6 +258,8 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         congestion: sealift::net::Congestion::default(),
         rate: None,
         rate_of_one: None,
+        // The clock of the test is that of the connections.
+        threads: 0,
     };
     let server = Server::bind(options).unwrap();
     let address = server.addresses().unwrap()[0];
