@@ -16,6 +16,7 @@ pub mod access;
 pub mod buffer;
 pub mod cli;
 pub mod client;
+pub mod confine;
 pub mod error;
 pub mod hash;
 pub mod limits;

@@ -11,6 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
+use crate::cli::receipt::ReceiptArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::values;
 use crate::error::{Error, ErrorKind, Result};
@@ -78,6 +79,8 @@ Examples:
     Mv(Box<MvArgs>),
     /// Make directories
     Mkdir(Box<MkdirArgs>),
+    /// Check receipts for stored files
+    Receipt(Box<ReceiptArgs>),
     /// Measure what this machine can do
     #[command(hide = true)]
     Bench(Box<BenchArgs>),
@@ -181,6 +184,9 @@ pub struct PutArgs {
     /// Remove each file once it is durable there, if it did not change
     #[arg(long)]
     pub remove_source: bool,
+    /// Keep the server's signed receipts for what is stored here
+    #[arg(long, value_name = "DIR")]
+    pub receipts: Option<PathBuf>,
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -370,6 +376,9 @@ pub struct ServeArgs {
     /// Permissions of made directories, at least and at most
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub dir_mode: Option<ModeRange>,
+    /// Do not confine the process to the directories that it needs
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Validate everything and exit
     #[arg(long)]
     pub check: bool,

@@ -7,16 +7,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
 use super::args::{AccessArgs, ServeArgs};
+use super::notify::Notifier;
 use crate::access::Access;
+use crate::confine;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{self, GROUP_LEN, MIB};
 use crate::path::NamePolicy;
 use crate::protocol::Rights;
-use crate::server::{Server, ServerOptions};
+use crate::server::{Server, ServerOptions, listen};
 use crate::storage::{Store, StoreOptions};
-use crate::tls;
+use crate::tls::{self, SigningKey};
 
 /// Runs the command. `listening on ADDR:PORT` goes to `out`, once it accepts.
 ///
@@ -27,23 +30,50 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         return show_limits(args, out);
     }
     logging(args);
-    let prepared = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
+    let (prepared, plan) = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
+    let notifier = Notifier::open();
+    let workers = workers();
+    // Before the runtime: its threads inherit what holds for this one.
+    restrict(args, &plan);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
         .enable_all()
         .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
         .thread_name("sealift")
         .build()
         .while_doing(|| "start the runtime".into())?;
-    runtime.block_on(serve(args, prepared, out))
+    runtime.block_on(serve(args, prepared, &notifier, out))
+}
+
+/// How many threads serve connections: the processors that this process may use, as its control group says, which
+/// cannot be read any more when it is confined.
+fn workers() -> usize {
+    let told = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|count| count.parse().ok());
+    told.filter(|&count| count > 0).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Confines the process, unless it was told not to, and says what holds.
+fn restrict(args: &ServeArgs, plan: &confine::Plan) {
+    if args.no_sandbox {
+        warn!("not confined (--no-sandbox): a flaw in this server could reach all that its user can");
+        return;
+    }
+    let confined = confine::confine(plan);
+    info!("{confined}");
+    for warning in &confined.warnings {
+        warn!("{warning}");
+    }
 }
 
 /// Reads and checks everything that the arguments name.
-fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
+fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
     let root = args.root.as_deref().ok_or_else(|| usage("which directory to serve is not said: give --root DIR"))?;
     let options = args.identity.resolve(args.access.allow_anonymous, |name| std::env::var_os(name))?;
     let files = [Some(&options.certificate), Some(&options.key), options.client_ca.as_ref(), options.crl.as_ref()];
+    let mut plan = confine::Plan { write: vec![root.to_path_buf()], ..confine::Plan::default() };
     for file in files.into_iter().flatten() {
         refuse_beneath(root, file)?;
+        plan.read_beside(file);
     }
     let tls = tls::ServerTls::load(&options)?;
     let access = rights(&args.access, options.client_ca.is_some());
@@ -59,7 +89,22 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
         store.directory_mode = mode;
     }
     let store = Store::open_served(root, store)?;
-    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory })
+    let receipt_key = receipt_key(&store)?;
+    let listeners = args.listen.iter().map(|&address| listen(address)).collect::<Result<_>>()?;
+    Ok((ServerOptions { store, tls, access, receipt_key: Some(receipt_key), listeners, memory }, plan))
+}
+
+/// The name of the key of receipts and of the audit log in the state directory.
+const RECEIPT_KEY: &str = "receipt-key.pem";
+
+/// The key that signs receipts: the one that is there, or a new one.
+fn receipt_key(store: &Store) -> Result<SigningKey> {
+    if let Some(text) = store.state_file(RECEIPT_KEY)? {
+        return SigningKey::from_pem(&Zeroizing::new(text), RECEIPT_KEY);
+    }
+    let (key, text) = SigningKey::generate()?;
+    store.make_state_file(RECEIPT_KEY, text.as_bytes())?;
+    Ok(key)
 }
 
 /// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.
@@ -99,14 +144,15 @@ fn rights(args: &AccessArgs, has_authority: bool) -> Access {
     Access { certified, anonymous, names: NamePolicy::default() }
 }
 
-async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) -> Result<()> {
+async fn serve(args: &ServeArgs, options: ServerOptions, notifier: &Notifier, out: &mut dyn Write) -> Result<()> {
     raise_descriptor_limit();
     for warning in options.tls.warnings(time::OffsetDateTime::now_utc()).iter().chain(options.store.warnings()) {
         warn!("{warning}");
     }
     let pin = options.tls.pin();
     let access = options.access.clone();
-    let server = Server::bind(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
+    let receipt_key = options.receipt_key.as_ref().map(SigningKey::public);
+    let server = Server::new(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     if args.check {
         return print(out, "everything is in order\n");
     }
@@ -115,6 +161,9 @@ async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) ->
     let mut terminate = signal(SignalKind::terminate()).while_doing(|| "wait for SIGTERM".into())?;
     let mut interrupt = signal(SignalKind::interrupt()).while_doing(|| "wait for SIGINT".into())?;
     info!("server key {pin}");
+    if let Some(key) = receipt_key {
+        info!("receipt key {key}");
+    }
     if access.certified == Rights::ALL {
         info!("every certificate of the client authority has all rights here");
     } else {
@@ -126,12 +175,13 @@ async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) ->
     for address in server.addresses()? {
         print(out, &format!("listening on {address}\n"))?;
     }
-    // Not run by systemd, or its socket is gone: either way the server serves.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    notifier.ready();
+    #[cfg(all(debug_assertions, target_os = "linux"))]
+    try_to_escape();
     let signals = async {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         info!("stopping: no new connections; once more to stop at once");
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        notifier.stopping();
         drain.cancel();
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         warn!("stopping at once");
@@ -144,6 +194,19 @@ async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) ->
     }
     info!("stopped");
     Ok(())
+}
+
+/// The planted hook of the tests: what a server that was taken over would try. In no release build.
+#[cfg(all(debug_assertions, target_os = "linux"))]
+fn try_to_escape() {
+    let variable = |name: &str| std::env::var_os(name);
+    if let (Some(file), Some(address)) = (variable("SEALIFT_TEST_ESCAPE"), variable("SEALIFT_TEST_ESCAPE_TO"))
+        && let Some(address) = address.to_str().and_then(|address| address.parse().ok())
+    {
+        for line in confine::try_to_escape(Path::new(&file), address) {
+            warn!("{line}");
+        }
+    }
 }
 
 fn print(out: &mut dyn Write, text: &str) -> Result<()> {

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use crate::buffer::Pool;
 use crate::client::connect::{Dialer, Greeted};
 use crate::client::event::{Event, Events, ItemId};
+use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,7 +21,7 @@ use crate::protocol::{
     Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
     SetDirectory, Stat,
 };
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, VerifyingKey};
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
@@ -43,13 +44,15 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// Connections of one transfer; none: as many as make it fast. One is used for now.
     pub streams: Option<u16>,
+    /// Where receipts for what is stored are kept; none: they are not asked for.
+    pub receipts: Option<Arc<Receipts>>,
 }
 
 impl ClientOptions {
     /// The defaults for this server.
     #[must_use]
     pub fn new(endpoint: Endpoint, tls: ClientTls) -> ClientOptions {
-        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None }
+        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None, receipts: None }
     }
 }
 
@@ -65,6 +68,7 @@ pub struct Client {
 
 struct Inner {
     dialer: Dialer,
+    receipts: Option<Arc<Receipts>>,
     timeout: Duration,
     pool: Pool,
     events: Events,
@@ -100,7 +104,8 @@ impl Client {
         let now = Instant::now();
         let client = Client {
             inner: Arc::new(Inner {
-                dialer: Dialer::new(options.endpoint, options.tls),
+                dialer: Dialer::new(options.endpoint, options.tls, options.receipts.is_some()),
+                receipts: options.receipts,
                 timeout: options.timeout,
                 pool: Pool::new(CLIENT_BUFFERS),
                 events,
@@ -112,7 +117,7 @@ impl Client {
             }),
         };
         let greeted = client.inner.dialer.connect().await?;
-        let session = client.take_up(greeted, true).await;
+        let session = client.take_up(greeted, true).await?;
         client.inner.link.lock().await.session = Some(session);
         Ok(client)
     }
@@ -301,7 +306,7 @@ impl Client {
             link.since = Instant::now();
             match self.inner.dialer.connect().await {
                 Ok(greeted) => {
-                    let session = self.take_up(greeted, false).await;
+                    let session = self.take_up(greeted, false).await?;
                     link.session = Some(session.clone());
                     return Ok(session);
                 }
@@ -310,20 +315,28 @@ impl Client {
         }
     }
 
-    async fn take_up(&self, greeted: Greeted, is_first: bool) -> Session {
-        let Greeted { connection, hello, description, warnings } = greeted;
+    async fn take_up(&self, greeted: Greeted, is_first: bool) -> Result<Session> {
+        let Greeted { connection, hello, pin, description, warnings } = greeted;
+        let book = match (&self.inner.receipts, pin, hello.receipt_key) {
+            (Some(receipts), Some(pin), Some(key)) => {
+                let key = VerifyingKey(key.0);
+                receipts.know(pin, key)?;
+                Some((Arc::clone(receipts), key))
+            }
+            _ => None,
+        };
         if is_first {
             for warning in warnings {
                 self.inner.events.tell(Event::Warning(warning)).await;
             }
         }
         self.inner.events.tell(Event::Note(description)).await;
-        let (session, work) = Session::new(connection, hello, self.inner.pool.clone());
+        let (session, work) = Session::new(connection, hello, book, self.inner.pool.clone());
         let mut drivers = self.drivers();
         drivers.spawn(work);
         // Those of broken connections are done; the set shall not grow with their number.
         while drivers.try_join_next().is_some() {}
-        session
+        Ok(session)
     }
 
     fn drivers(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {

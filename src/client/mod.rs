@@ -12,6 +12,7 @@ pub mod event;
 pub mod glob;
 pub mod link;
 pub mod plan;
+pub mod receipts;
 pub mod remote;
 mod session;
 mod upload;

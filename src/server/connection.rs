@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-use super::commit::Opened;
+use super::commit::{Opened, SmallAnswer};
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::requests::{self, Got, ListStep};
 use super::shared::{Shared, Who};
@@ -28,9 +28,9 @@ use crate::limits;
 use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
-    self, Breach, ClientHello, Close, Done, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List, ListDirectory,
-    MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Remove, Rename, ServerHello, SetDirectory,
-    Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
+    self, Breach, Bytes32, ClientHello, Close, Done, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List,
+    ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Receipt, Remove, Rename,
+    ServerHello, SetDirectory, Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
 };
 use crate::tls;
 
@@ -161,10 +161,11 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
             open_max: u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX),
             idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
             now: i64::try_from(now).unwrap_or(i64::MAX),
+            receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
         },
     );
     let share = shared.shares.of(&principal);
-    Ok(Who { principal, rights, share })
+    Ok(Who { principal, rights, share, wants_receipts: hello.receipts == Some(true) })
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
@@ -442,6 +443,7 @@ impl Driver {
             | Kind::Data
             | Kind::Stored
             | Kind::StoredBatch
+            | Kind::Receipt
             | Kind::GetAnswer
             | Kind::Entry
             | Kind::Entries
@@ -536,7 +538,7 @@ impl Driver {
 
     fn job(&mut self, job: Job) -> Result<()> {
         match job {
-            Job::Opened(transfer, Ok(Opened::Upload(incoming))) => {
+            Job::Opened(transfer, Ok(Opened::Upload(incoming)), _) => {
                 let answer = PutAnswer {
                     holding: if incoming.base.is_some() { Holding::Base } else { Holding::Fresh },
                     generation: incoming.attempt.generation(),
@@ -549,24 +551,20 @@ impl Driver {
                 }
                 self.flow.opened(transfer, incoming);
             }
-            Job::Opened(transfer, Ok(Opened::Ended(stored))) => {
+            Job::Opened(transfer, Ok(Opened::Ended(stored)), receipt)
+            | Job::Committed(transfer, Ok(stored), receipt) => {
                 if self.flow.is_open(transfer) {
-                    self.stored(transfer, &stored);
+                    self.stored(transfer, &stored, receipt.as_ref());
                 }
             }
-            Job::Opened(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Opened(transfer, Err(error), _) => self.failed(transfer, &error),
             Job::Made(transfer, Ok(file)) => self.flow.made(transfer, file),
             Job::Made(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Written(transfer, group, result) => {
                 let written = self.flow.written(transfer, group, result);
                 self.written(written)?;
             }
-            Job::Committed(transfer, Ok(stored)) => {
-                if self.flow.is_open(transfer) {
-                    self.stored(transfer, &stored);
-                }
-            }
-            Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Committed(transfer, Err(error), _) => self.failed(transfer, &error),
             Job::Spilled(transfer, result) => {
                 let written = self.flow.spilled(transfer, result);
                 self.written(written)?;
@@ -735,23 +733,29 @@ impl Driver {
         Ok(())
     }
 
-    fn stored(&mut self, transfer: u32, stored: &Stored) {
+    fn stored(&mut self, transfer: u32, stored: &Stored, receipt: Option<&Receipt>) {
         if let Some(upload) = self.flow.uploads.get(&transfer) {
             info!("{:?} {} ({} bytes)", stored.outcome, stored.path.as_ref().unwrap_or(&upload.put.path), stored.size);
         }
         self.stored_count += 1;
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
+        if let Some(receipt) = receipt {
+            self.connection.send(transfer, receipt);
+        }
         self.connection.send(transfer, stored);
     }
 
-    fn stored_small(&mut self, answers: Vec<(u32, u64, Result<Stored>)>) {
+    fn stored_small(&mut self, answers: Vec<SmallAnswer>) {
         let mut items = Vec::new();
-        for (transfer, size, answer) in answers {
+        for SmallAnswer { transfer, size, stored, receipt } in answers {
             self.flow.answered_unasked(size);
-            match answer {
+            match stored {
                 Ok(stored) => {
                     self.stored_count += 1;
+                    if let Some(receipt) = receipt {
+                        self.connection.send(transfer, &receipt);
+                    }
                     items.push(StoredItem { transfer, stored });
                 }
                 Err(error) => self.fail(transfer, &error),

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::commit::{self, Incoming, Opened, SmallUpload};
+use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
+use super::receipts;
 use super::requests;
 use super::share::Lease;
 use super::shared::{Shared, Who};
@@ -24,19 +25,20 @@ use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, gr
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
 use crate::path::RemotePath;
-use crate::protocol::{Breach, Finish, Get, Kind, Put, Stored};
+use crate::protocol::{Breach, Finish, Get, Kind, Put, Receipt, Stored};
 use crate::storage::{self, StoredFile};
 use crate::transfer::Receiver;
 
 /// What a job of this connection found.
 pub(super) enum Job {
-    Opened(u32, Result<Opened>),
+    /// With a receipt when it has ended with that.
+    Opened(u32, Result<Opened>, Option<Receipt>),
     Made(u32, Result<Arc<storage::Upload>>),
     Written(u32, u64, Result<GroupHash>),
     /// The beginning of a group is written; the hasher goes on with the rest.
     Spilled(u32, Result<Box<GroupHasher>>),
-    Committed(u32, Result<Stored>),
-    CommittedSmall(Vec<(u32, u64, Result<Stored>)>),
+    Committed(u32, Result<Stored>, Option<Receipt>),
+    CommittedSmall(Vec<SmallAnswer>),
     Read(u64, Result<(Bytes, GroupHash)>),
     /// A file whose root is asked for is open.
     OpenedToHash(u32, Result<HashRun>),
@@ -281,7 +283,14 @@ impl Flow {
             phase = Phase::Unasked;
         } else {
             let put = put.clone();
-            self.spawn(move |shared, who| Job::Opened(transfer, commit::open(shared, who, &put)));
+            self.spawn(move |shared, who| {
+                let opened = commit::open(shared, who, &put);
+                let receipt = match &opened {
+                    Ok(Opened::Ended(stored)) => receipts::receipt(shared, who, &put.path, stored),
+                    _ => None,
+                };
+                Job::Opened(transfer, opened, receipt)
+            });
         }
         let receiver = Receiver::new(put.size);
         let upload = Upload { put, receiver, phase, content: Vec::new(), open: None, writing: 0, making: false };
@@ -480,7 +489,9 @@ impl Flow {
         let receiver = std::mem::replace(&mut upload.receiver, Receiver::new(None));
         let put = upload.put.clone();
         self.spawn_commit(move |shared, who| {
-            Job::Committed(transfer, commit::commit(shared, who, &put, incoming, receiver))
+            let stored = commit::commit(shared, who, &put, incoming, receiver);
+            let receipt = stored.as_ref().ok().and_then(|stored| receipts::receipt(shared, who, &put.path, stored));
+            Job::Committed(transfer, stored, receipt)
         });
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The server: accepts many clients and saves what they send.
 //!
-//! [`Server::bind`] opens the root and the listeners, [`Server::run`] accepts until it is told to stop. Accepting
+//! [`listen`] opens listeners, [`Server::new`] takes them, [`Server::run`] accepts until it is told to stop. Accepting
 //! never waits for a peer: handshake and all later work happen in a task per connection (`connection`). Disk work
 //! runs on a bounded set of threads (`commit`, `requests`).
 
@@ -9,6 +9,7 @@ mod connection;
 mod convert;
 mod flow;
 mod outcomes;
+mod receipts;
 mod requests;
 mod share;
 mod shared;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -32,7 +34,7 @@ use crate::error::{IoContext as _, Result};
 use crate::limits;
 use crate::net::SocketBuffers;
 use crate::storage::Store;
-use crate::tls::ServerTls;
+use crate::tls::{ServerTls, SigningKey};
 
 /// What a server is made of.
 pub struct ServerOptions {
@@ -42,8 +44,10 @@ pub struct ServerOptions {
     pub tls: ServerTls,
     /// Who may do what.
     pub access: Access,
-    /// Addresses to listen on; port 0 picks a free one.
-    pub listen: Vec<SocketAddr>,
+    /// Where it accepts ([`listen`]).
+    pub listeners: Vec<std::net::TcpListener>,
+    /// What signs receipts for stored files; none: there are none.
+    pub receipt_key: Option<SigningKey>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
 }
@@ -56,15 +60,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds every address. Must be called inside a tokio runtime.
+    /// A server over its listeners. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// An address that cannot be listened on.
-    pub fn bind(options: ServerOptions) -> Result<Server> {
-        let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
+    /// A listener that the runtime cannot wait for.
+    pub fn new(options: ServerOptions) -> Result<Server> {
+        let listeners = options.listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>();
+        let listeners = listeners.while_doing(|| "wait for connections".into())?;
         let shared = shared::Shared {
             store: options.store,
             access: options.access,
+            receipt_key: options.receipt_key,
             shares: share::Shares::new(options.memory),
             socket_buffers: SocketBuffers::new(),
             outcomes: outcomes::Outcomes::default(),
@@ -133,14 +139,21 @@ impl Server {
     }
 }
 
-fn listen(address: &SocketAddr) -> Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+/// Binds an address and listens on it; port 0 picks a free one. Needs no runtime, so that it can come before the
+/// process is confined.
+///
+/// # Errors
+/// An address that cannot be listened on.
+pub fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
     let bind = || {
-        let socket = socket?;
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
         // A restart must not wait for the old connections' last packets.
-        socket.set_reuseaddr(true)?;
-        socket.bind(*address)?;
-        socket.listen(4096)
+        rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, 4096)?;
+        Ok::<_, rustix::io::Errno>(socket.into())
     };
     bind().while_doing(|| format!("listen on {address}"))
 }

@@ -12,11 +12,13 @@ use crate::access::{Access, Principal};
 use crate::net::SocketBuffers;
 use crate::protocol::Rights;
 use crate::storage::Store;
+use crate::tls::SigningKey;
 
 /// Handles and counters; connections hold it in an `Arc`.
 pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) access: Access,
+    pub(super) receipt_key: Option<SigningKey>,
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
     pub(super) outcomes: Outcomes,
@@ -35,4 +37,6 @@ pub(super) struct Who {
     pub(super) principal: Principal,
     pub(super) rights: Rights,
     pub(super) share: Arc<Share>,
+    /// It asked for a receipt for each file.
+    pub(super) wants_receipts: bool,
 }

@@ -30,6 +30,7 @@ mod open;
 mod publish;
 mod read;
 mod recorded;
+mod state;
 mod sys;
 mod upload;
 mod walk;
@@ -221,6 +222,7 @@ struct Inner {
 
 /// What a served root keeps in its state directory.
 struct State {
+    directory: OwnedFd,
     staging: OwnedFd,
     /// The state directory and every directory in it.
     reserved: Vec<Identity>,

@@ -64,6 +64,16 @@ pub fn load_private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     }
 }
 
+/// The one private key (PKCS #8) of a text, if it holds that and is whole.
+#[must_use]
+pub fn private_key_in(mut text: &[u8]) -> Option<PrivateKeyDer<'static>> {
+    let items = rustls_pemfile::read_all(&mut text).collect::<io::Result<Vec<Item>>>().ok()?;
+    match <[Item; 1]>::try_from(items).ok()? {
+        [Item::Pkcs8Key(key)] => Some(key.into()),
+        _ => None,
+    }
+}
+
 /// All revocation lists of a file. A file without any is an error: it must never count as "nothing is revoked".
 ///
 /// # Errors

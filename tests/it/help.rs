@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 const COMMANDS: [&str; 10] = ["certs", "serve", "put", "get", "ls", "stat", "hash", "rm", "mv", "mkdir"];
+const BELOW: [[&str; 2]; 1] = [["receipt", "verify"]];
 
 fn sealift(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sealift"))
@@ -37,6 +38,9 @@ fn help_is_what_was_agreed() {
     check("sealift", &["--help"]);
     for command in COMMANDS {
         check(command, &[command, "--help"]);
+    }
+    for [command, below] in BELOW {
+        check(&format!("{command}-{below}"), &[command, below, "--help"]);
     }
 }
 

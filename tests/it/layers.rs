@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["buffer", "hash", "path"],
     &["protocol"],
     &["transfer"],
-    &["net", "tls", "storage"],
+    &["net", "tls", "storage", "confine"],
     &["access"],
     &["client", "server"],
     &["cli", "main"],

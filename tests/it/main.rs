@@ -4,6 +4,7 @@ mod answers;
 mod certs;
 mod changing;
 mod codec;
+mod confine;
 mod crash;
 mod faults;
 mod help;
@@ -13,6 +14,7 @@ mod layers;
 mod many;
 mod order;
 mod real;
+mod receipts;
 mod refusals;
 mod rig;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
