@@ -32,24 +32,14 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     logging(args);
     let (prepared, plan) = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     let notifier = Notifier::open();
-    let workers = workers();
-    // Before the runtime: its threads inherit what holds for this one.
+    // Before any other thread: each inherits what holds for this one.
     restrict(args, &plan);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
+    // It accepts and waits for signals; connections have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
-        .thread_name("sealift")
         .build()
         .while_doing(|| "start the runtime".into())?;
     runtime.block_on(serve(args, prepared, &notifier, out))
-}
-
-/// How many threads serve connections: the processors that this process may use, as its control group says, which
-/// cannot be read any more when it is confined.
-fn workers() -> usize {
-    let told = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|count| count.parse().ok());
-    told.filter(|&count| count > 0).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Confines the process, unless it was told not to, and says what holds.
@@ -91,7 +81,10 @@ fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
     let store = Store::open_served(root, store)?;
     let receipt_key = receipt_key(&store)?;
     let listeners = args.listen.iter().map(|&address| listen(address)).collect::<Result<_>>()?;
-    Ok((ServerOptions { store, tls, access, receipt_key: Some(receipt_key), listeners, memory }, plan))
+    // What the control group allows can't be read any more by a confined process.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let receipt_key = Some(receipt_key);
+    Ok((ServerOptions { store, tls, access, receipt_key, listeners, memory, threads }, plan))
 }
 
 /// The name of the key of receipts and of the audit log in the state directory.

@@ -29,6 +29,8 @@ const CLIENT_BUFFERS: usize = 48 * MIB;
 const ENTRIES_MAX: usize = 1 << 20;
 /// Attempts at a file that changes every time it is read.
 const CHANGED_MAX: u32 = 5;
+/// How often the progress of an item is told at most.
+const TELL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long the orderly end of a connection may take: everything is answered by then.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -387,7 +389,7 @@ impl Client {
     /// An item that is told about under a number of its own.
     pub(crate) fn item(&self, name: Vec<u8>) -> Item {
         let id = self.inner.next_item.fetch_add(1, Ordering::Relaxed);
-        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0) }
+        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0), told: None }
     }
 }
 
@@ -470,8 +472,17 @@ pub(crate) struct Item {
     counted: u64,
     /// The most that counted as done in any attempt: only what gets beyond it is progress.
     best: u64,
-    /// Progress that there was no room to tell.
+    /// Progress that is not told yet, and when some last was.
     untold: (i64, u64),
+    told: Option<Instant>,
+}
+
+impl Drop for Item {
+    fn drop(&mut self) {
+        if self.untold != (0, 0) {
+            self.tell_now();
+        }
+    }
 }
 
 impl Item {
@@ -494,9 +505,18 @@ impl Item {
     }
 
     fn tell(&mut self, bytes: i64, moved: u64) {
-        let (bytes, moved) = (self.untold.0 + bytes, self.untold.1 + moved);
-        let told = self.client.inner.events.progress(self.id, bytes, moved);
-        self.untold = if told { (0, 0) } else { (bytes, moved) };
+        self.untold = (self.untold.0 + bytes, self.untold.1 + moved);
+        // Each telling wakes a thread.
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
+            self.told = Some(Instant::now());
+            self.tell_now();
+        }
+    }
+
+    fn tell_now(&mut self) {
+        if self.client.inner.events.progress(self.id, self.untold.0, self.untold.1) {
+            self.untold = (0, 0);
+        }
     }
 
     /// Tells what there was no room for; to be called before the item's end is told.

@@ -1,8 +1,8 @@
 //! The server: accepts many clients and saves what they send.
 //!
 //! [`listen`] opens listeners, [`Server::new`] takes them, [`Server::run`] accepts until it is told to stop. Accepting
-//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`). Disk work
-//! runs on a bounded set of threads (`commit`, `requests`).
+//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`), which stays
+//! on one of a few threads (`workers`). Disk work runs on a bounded set of others (`commit`, `requests`).
 
 mod commit;
 mod connection;
@@ -13,6 +13,7 @@ mod receipts;
 mod requests;
 mod share;
 mod shared;
+mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -50,6 +51,9 @@ pub struct ServerOptions {
     pub receipt_key: Option<SigningKey>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
+    /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
+    /// in the runtime that the server runs in.
+    pub threads: usize,
 }
 
 /// A server that is bound and not yet running.
@@ -57,13 +61,14 @@ pub struct Server {
     shared: Arc<shared::Shared>,
     acceptor: TlsAcceptor,
     listeners: Vec<TcpListener>,
+    workers: workers::Workers,
 }
 
 impl Server {
     /// A server over its listeners. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// A listener that the runtime cannot wait for.
+    /// A listener that the runtime cannot wait for, or no threads to serve with.
     pub fn new(options: ServerOptions) -> Result<Server> {
         let listeners = options.listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>();
         let listeners = listeners.while_doing(|| "wait for connections".into())?;
@@ -80,7 +85,8 @@ impl Server {
             connection_count: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
         };
-        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners })
+        let workers = workers::Workers::start(options.threads)?;
+        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners, workers })
     }
 
     /// The addresses that it listens on, with their real ports.
@@ -98,7 +104,8 @@ impl Server {
     /// # Cancel safety
     /// Not safe: use the tokens.
     pub async fn run(self, drain: CancellationToken, stop: CancellationToken) {
-        let Server { shared, acceptor, listeners } = self;
+        let Server { shared, acceptor, listeners, workers } = self;
+        let workers = Arc::new(workers);
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
@@ -110,6 +117,7 @@ impl Server {
                 Arc::clone(&permits),
                 Arc::clone(&half_open),
                 drain.clone(),
+                Arc::clone(&workers),
             );
             accepting.spawn(loop_);
         }
@@ -136,6 +144,10 @@ impl Server {
         shared.stopping.cancel();
         // Connections say goodbye within their own bound; commits that have begun finish.
         shared.tasks.wait().await;
+        // The accept loops, which had it too, have ended.
+        if let Some(workers) = Arc::into_inner(workers) {
+            workers.stop().await;
+        }
     }
 }
 
@@ -166,6 +178,7 @@ async fn accept(
     permits: Arc<Semaphore>,
     half_open: Arc<Semaphore>,
     drain: CancellationToken,
+    workers: Arc<workers::Workers>,
 ) {
     let (backoff_min, backoff_max) = limits::ACCEPT_BACKOFF;
     let mut backoff = backoff_min;
@@ -195,10 +208,21 @@ async fn accept(
         };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+        // It belongs to the runtime that it is used in.
+        let tcp = match tcp.into_std() {
+            Ok(tcp) => tcp,
+            Err(error) => {
+                warn!("{peer}: closed: {error}");
+                continue;
+            }
+        };
         let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
+        workers.spawn(&tasks, async move {
             shared.connection_count.fetch_add(1, Ordering::Relaxed);
-            connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await;
+            match TcpStream::from_std(tcp) {
+                Ok(tcp) => connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await,
+                Err(error) => warn!("{peer}: closed: {error}"),
+            }
             shared.connection_count.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
         });

@@ -239,6 +239,8 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         listeners: vec![listen("127.0.0.1:0".parse().unwrap()).unwrap()],
         receipt_key: None,
         memory: 64 << 20,
+        // The clock of the test is that of the connections.
+        threads: 0,
     };
     let server = Server::new(options).unwrap();
     let address = server.addresses().unwrap()[0];
