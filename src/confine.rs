@@ -22,9 +22,18 @@ pub struct Plan {
     pub read: Vec<PathBuf>,
     /// Directories below which everything may be read, made, changed and removed, except devices and sockets.
     pub write: Vec<PathBuf>,
+    /// Directories whose files may be made, written and renamed, and nothing else.
+    pub log: Vec<PathBuf>,
 }
 
 impl Plan {
+    /// Lets a log be written, and its older files be kept beside it.
+    pub fn log_beside(&mut self, file: &Path) {
+        if let Ok(directory) = directory_of(file).canonicalize() {
+            self.log.push(directory);
+        }
+    }
+
     /// Lets a file be read, and whatever takes its name later. One that is reached through links is read in the
     /// directory where it is, too.
     pub fn read_beside(&mut self, file: &Path) {
@@ -117,8 +126,9 @@ mod system {
             return Err(failed(&"it cannot tell a renaming between directories before Linux 5.19"));
         }
         let network = if version >= ABI::V4 as i32 { ", no TCP connection out and no other port" } else { "" };
+        let written: Vec<_> = plan.write.iter().chain(&plan.log).cloned().collect();
         let reads = if plan.read.is_empty() { String::new() } else { format!(", reads {}", listed(&plan.read)) };
-        Ok(format!("Landlock (ABI {version}: writes {}{reads}, runs nothing{network})", listed(&plan.write)))
+        Ok(format!("Landlock (ABI {version}: writes {}{reads}, runs nothing{network})", listed(&written)))
     }
 
     fn restrict(plan: &Plan) -> Result<RestrictionStatus, Box<dyn std::error::Error>> {
@@ -135,7 +145,11 @@ mod system {
             .handle_access(AccessNet::from_all(KNOWN))?
             .scope(Scope::Signal)?
             .create()?;
+        let log =
+            AccessFs::WriteFile | AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::MakeReg | AccessFs::RemoveFile;
+        let log = log | AccessFs::Truncate;
         let paths = plan.read.iter().map(|path| (path, read)).chain(plan.write.iter().map(|path| (path, write)));
+        let paths = paths.chain(plan.log.iter().map(|path| (path, log)));
         for (path, access) in paths {
             // A file takes no rights of directories; the library leaves them out.
             rules = rules.add_rule(PathBeneath::new(PathFd::new(path)?, access))?;

@@ -120,6 +120,8 @@ error_kinds! {
     Internal = 29, Ourselves, exit 1, retry false;
     /// The content is not what the person said that it would be.
     Expectation = 30, Request, exit 5, retry false;
+    /// The server cannot write its audit log, and makes no change without.
+    Audit = 31, Environment, exit 1, retry false;
 }
 
 /// A failure: its kind, one sentence about what was being done to what, and its cause.

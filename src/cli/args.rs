@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use crate::cli::audit::AuditArgs;
 use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
 use crate::cli::receipt::ReceiptArgs;
@@ -81,6 +82,8 @@ Examples:
     Mkdir(Box<MkdirArgs>),
     /// Check receipts for stored files
     Receipt(Box<ReceiptArgs>),
+    /// Verify an audit log
+    Audit(Box<AuditArgs>),
     /// Measure what this machine can do
     #[command(hide = true)]
     Bench(Box<BenchArgs>),
@@ -376,6 +379,9 @@ pub struct ServeArgs {
     /// Permissions of made directories, at least and at most
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub dir_mode: Option<ModeRange>,
+    /// Write down all that is asked and done; no change is made without
+    #[arg(long, value_name = "FILE")]
+    pub audit: Option<PathBuf>,
     /// Do not confine the process to the directories that it needs
     #[arg(long)]
     pub no_sandbox: bool,

@@ -5,6 +5,7 @@
 //! entries and hashes, [`signals`] listens.
 
 pub mod args;
+pub mod audit;
 pub mod bench;
 pub mod certs;
 pub mod format;
@@ -64,6 +65,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Mv(args) => ops::mv(&args),
         Command::Mkdir(args) => ops::mkdir(&args),
         Command::Receipt(args) => receipt::run(&args, &mut io::stdout(), &mut io::stderr()),
+        Command::Audit(args) => audit::run(&args, &mut io::stdout(), &mut io::stderr()),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

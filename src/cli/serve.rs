@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +18,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{self, GROUP_LEN, MIB};
 use crate::path::NamePolicy;
 use crate::protocol::Rights;
+use crate::server::audit::Audit;
 use crate::server::{Server, ServerOptions, listen};
 use crate::storage::{Store, StoreOptions};
 use crate::tls::{self, SigningKey};
@@ -79,12 +81,21 @@ fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
         store.directory_mode = mode;
     }
     let store = Store::open_served(root, store)?;
-    let receipt_key = receipt_key(&store)?;
+    let receipt_key = Arc::new(receipt_key(&store)?);
+    let audit = match &args.audit {
+        Some(file) => {
+            refuse_log_beneath(root, file)?;
+            plan.log_beside(file);
+            // Nothing is written down by a mere look.
+            (!args.check).then(|| Audit::open(file, Arc::clone(&receipt_key))).transpose()?
+        }
+        None => None,
+    };
     let listeners = args.listen.iter().map(|&address| listen(address)).collect::<Result<_>>()?;
     // What the control group allows can't be read any more by a confined process.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let receipt_key = Some(receipt_key);
-    Ok((ServerOptions { store, tls, access, receipt_key, listeners, memory, threads }, plan))
+    Ok((ServerOptions { store, tls, access, receipt_key, audit, listeners, memory, threads }, plan))
 }
 
 /// The name of the key of receipts and of the audit log in the state directory.
@@ -117,6 +128,18 @@ fn refuse_beneath(root: &Path, file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a log that a client could reach, or replace. It need not be there yet.
+fn refuse_log_beneath(root: &Path, file: &Path) -> Result<()> {
+    if file.exists() {
+        return refuse_beneath(root, file);
+    }
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    refuse_beneath(root, directory).map_err(|_| {
+        let (file, root) = (file.display(), root.display());
+        usage(&format!("{file} lies beneath the root {root}, or in no directory: keep the audit log elsewhere"))
+    })
+}
+
 fn rights(args: &AccessArgs, has_authority: bool) -> Access {
     let narrow = |mut rights: Rights| {
         if args.read_only {
@@ -144,7 +167,8 @@ async fn serve(args: &ServeArgs, options: ServerOptions, notifier: &Notifier, ou
     }
     let pin = options.tls.pin();
     let access = options.access.clone();
-    let receipt_key = options.receipt_key.as_ref().map(SigningKey::public);
+    let receipt_key = options.receipt_key.as_ref().map(|key| key.public());
+    let audit = options.audit.clone();
     let server = Server::new(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     if args.check {
         return print(out, "everything is in order\n");
@@ -181,12 +205,31 @@ async fn serve(args: &ServeArgs, options: ServerOptions, notifier: &Notifier, ou
         stop.cancel();
         std::future::pending::<()>().await;
     };
+    let turning = async {
+        match audit {
+            Some(audit) => turn_over_on_hangup(audit).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        result = turning => return result,
         () = server.run(drain.clone(), stop.clone()) => {}
         () = signals => {}
     }
     info!("stopped");
     Ok(())
+}
+
+/// Begins a new file of the audit log on each SIGHUP.
+async fn turn_over_on_hangup(audit: Audit) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).while_doing(|| "wait for SIGHUP".into())?;
+    while hangup.recv().await.is_some() {
+        let audit = audit.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || audit.rotate()).await {
+            warn!("the audit log goes on in the same file: {error}");
+        }
+    }
+    std::future::pending().await
 }
 
 /// The planted hook of the tests: what a server that was taken over would try. In no release build.

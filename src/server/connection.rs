@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
+use super::audited;
 use super::commit::{Opened, SmallAnswer};
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::requests::{self, Got, ListStep};
@@ -30,7 +31,7 @@ use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
     self, Breach, Bytes32, ClientHello, Close, Done, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List,
     ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Receipt, Remove, Rename,
-    ServerHello, SetDirectory, Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
+    ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
 };
 use crate::tls;
 
@@ -54,7 +55,7 @@ pub(super) async fn serve(
     let span = info_span!("connection", id, %peer);
     async move {
         let started = Instant::now();
-        match greet(&shared, acceptor, tcp).await {
+        match greet(&shared, acceptor, tcp, peer, id).await {
             Ok((connection, who)) => {
                 drop(half_open);
                 Box::pin(run(shared, connection, who, started)).await;
@@ -70,7 +71,13 @@ pub(super) async fn serve(
 }
 
 /// Handshake, choice of protocol and hellos, each under its deadline.
-async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>)> {
+async fn greet(
+    shared: &Arc<Shared>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    id: u64,
+) -> Result<(Connection, Arc<Who>)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
     let accept = acceptor.accept(socket).into_fallible();
     let stream = match timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
@@ -99,13 +106,15 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
         }
     };
     let mut connection = Connection::new(TlsStream::Server(stream));
-    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal)).await {
+    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal.clone(), id)).await {
         Ok(Ok(who)) => {
             connection.greeted();
+            audited::connected(shared, &principal, peer, id, None).await;
             info!("{} connected, {described}", who.principal);
             Ok((connection, Arc::new(who)))
         }
         Ok(Err(error)) => {
+            audited::connected(shared, &principal, peer, id, Some(&error)).await;
             say_goodbye(connection, &error).await;
             Err(error)
         }
@@ -117,7 +126,7 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal) -> Result<Who> {
+async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal, id: u64) -> Result<Who> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -165,7 +174,7 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
         },
     );
     let share = shared.shares.of(&principal);
-    Ok(Who { principal, rights, share, wants_receipts: hello.receipts == Some(true) })
+    Ok(Who { principal, rights, share, connection: id, wants_receipts: hello.receipts == Some(true) })
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
@@ -392,21 +401,26 @@ impl Driver {
                 return Err(Goodbye::from_payload(payload)?.to_error());
             }
             Kind::Working => {}
-            Kind::Stat => self.request(transfer, payload, requests::stat)?,
+            Kind::Stat => self.request(transfer, payload, |shared, who, transfer, request: &Stat| {
+                audited::request(shared, who, "stat", &request.path, || requests::stat(shared, who, transfer, request))
+            })?,
             Kind::MakeLink => self.request(transfer, payload, |shared, who, transfer, request: &MakeLink| {
-                requests::make_link(shared, who, transfer, request)
+                let act = || requests::make_link(shared, who, transfer, request);
+                audited::request(shared, who, "link", &request.path, act)
             })?,
             Kind::Remove => self.request(transfer, payload, |shared, who, transfer, request: &Remove| {
-                requests::remove(shared, who, transfer, request)
+                let act = || requests::remove(shared, who, transfer, request);
+                audited::request(shared, who, "remove", &request.path, act)
             })?,
             Kind::Rename => self.request(transfer, payload, |shared, who, transfer, request: &Rename| {
-                requests::rename(shared, who, transfer, request)
+                audited::rename(shared, who, request, || requests::rename(shared, who, transfer, request))
             })?,
             Kind::MakeDirectory => {
                 let request = MakeDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
-                    let made = requests::make_directory(shared, who, &request);
+                    let act = || requests::make_directory(shared, who, &request);
+                    let made = audited::request(shared, who, "mkdir", &request.path, act);
                     Job::MadeDirectory(transfer, request.path, made)
                 });
             }
@@ -414,7 +428,8 @@ impl Driver {
                 let request = SetDirectory::from_payload(payload)?;
                 let made_here = self.made.contains(&request.path);
                 self.request(transfer, payload, move |shared, who, transfer, request: &SetDirectory| {
-                    requests::set_directory(shared, who, transfer, request, made_here)
+                    let act = || requests::set_directory(shared, who, transfer, request, made_here);
+                    audited::request(shared, who, "attributes", &request.path, act)
                 })?;
             }
             Kind::List => {
@@ -426,7 +441,8 @@ impl Driver {
                 let request = Hash::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
-                    let run = requests::open_to_hash(shared, who, &request.path).map(|file| HashRun {
+                    let act = || requests::open_to_hash(shared, who, &request.path);
+                    let run = audited::request(shared, who, "hash", &request.path, act).map(|file| HashRun {
                         file: Arc::new(file),
                         tree: crate::hash::Tree::new(),
                         from: 0,
@@ -680,7 +696,9 @@ impl Driver {
             self.listing += 1;
             self.flow.spawn(move |shared, who| {
                 let step = match stage {
-                    ListStage::Asked(path) => requests::list(shared, who, transfer, &path),
+                    ListStage::Asked(path) => {
+                        audited::request(shared, who, "list", &path, || requests::list(shared, who, transfer, &path))
+                    }
                     ListStage::Begun(rest, count) => requests::list_step(transfer, rest, count),
                 };
                 Job::Listed(transfer, step)

@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::audited;
 use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
-use super::receipts;
 use super::requests;
 use super::share::Lease;
 use super::shared::{Shared, Who};
@@ -284,11 +284,7 @@ impl Flow {
         } else {
             let put = put.clone();
             self.spawn(move |shared, who| {
-                let opened = commit::open(shared, who, &put);
-                let receipt = match &opened {
-                    Ok(Opened::Ended(stored)) => receipts::receipt(shared, who, &put.path, stored),
-                    _ => None,
-                };
+                let (opened, receipt) = audited::open(shared, who, &put);
                 Job::Opened(transfer, opened, receipt)
             });
         }
@@ -334,7 +330,7 @@ impl Flow {
         if !self.committing_small && !self.small.is_empty() {
             self.committing_small = true;
             let batch = std::mem::take(&mut self.small);
-            self.spawn_commit(move |shared, who| Job::CommittedSmall(commit::commit_small(shared, who, batch)));
+            self.spawn_commit(move |shared, who| Job::CommittedSmall(audited::commit_small(shared, who, batch)));
         }
     }
 
@@ -489,8 +485,7 @@ impl Flow {
         let receiver = std::mem::replace(&mut upload.receiver, Receiver::new(None));
         let put = upload.put.clone();
         self.spawn_commit(move |shared, who| {
-            let stored = commit::commit(shared, who, &put, incoming, receiver);
-            let receipt = stored.as_ref().ok().and_then(|stored| receipts::receipt(shared, who, &put.path, stored));
+            let (stored, receipt) = audited::commit(shared, who, &put, incoming, receiver);
             Job::Committed(transfer, stored, receipt)
         });
         Ok(())
@@ -525,7 +520,8 @@ impl Flow {
                     left.push((transfer, get));
                     continue;
                 }
-                let got = requests::get(shared, who, transfer, &get);
+                let got =
+                    audited::request(shared, who, "get", &get.path, || requests::get(shared, who, transfer, &get));
                 let len: usize = got.iter().flat_map(|got| &got.frames).map(Bytes::len).sum();
                 rest = rest.saturating_sub(len);
                 answers.push((transfer, got));

@@ -4,6 +4,8 @@
 //! never waits for a peer: handshake and all later work happen in a task per connection (`connection`), which stays
 //! on one of a few threads (`workers`). Disk work runs on a bounded set of others (`commit`, `requests`).
 
+pub mod audit;
+mod audited;
 mod commit;
 mod connection;
 mod convert;
@@ -24,7 +26,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,7 +50,9 @@ pub struct ServerOptions {
     /// Where it accepts ([`listen`]).
     pub listeners: Vec<std::net::TcpListener>,
     /// What signs receipts for stored files; none: there are none.
-    pub receipt_key: Option<SigningKey>,
+    pub receipt_key: Option<Arc<SigningKey>>,
+    /// Where all that is asked and done is written down.
+    pub audit: Option<audit::Audit>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
     /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
@@ -76,6 +80,7 @@ impl Server {
             store: options.store,
             access: options.access,
             receipt_key: options.receipt_key,
+            audit: options.audit,
             shares: share::Shares::new(options.memory),
             socket_buffers: SocketBuffers::new(),
             outcomes: outcomes::Outcomes::default(),
@@ -121,6 +126,10 @@ impl Server {
             );
             accepting.spawn(loop_);
         }
+        let mut upkeep = JoinSet::new();
+        if let Some(audit) = shared.audit.clone() {
+            upkeep.spawn(keep_up(audit));
+        }
         while let Some(ended) = accepting.join_next().await {
             if let Err(error) = ended {
                 error!("an accept loop failed: {error}");
@@ -144,9 +153,39 @@ impl Server {
         shared.stopping.cancel();
         // Connections say goodbye within their own bound; commits that have begun finish.
         shared.tasks.wait().await;
+        drop(upkeep);
+        if let Some(audit) = shared.audit.clone()
+            && let Err(error) = tokio::task::spawn_blocking(move || audit.stop()).await
+        {
+            error!("the end of the audit log failed: {error}");
+        }
         // The accept loops, which had it too, have ended.
         if let Some(workers) = Arc::into_inner(workers) {
             workers.stop().await;
+        }
+    }
+}
+
+/// Syncs the audit log and signs it, for as long as the server runs.
+async fn keep_up(audit: audit::Audit) {
+    let mut sync = interval(limits::AUDIT_SYNC_INTERVAL);
+    sync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut signed = Instant::now();
+    loop {
+        sync.tick().await;
+        let is_due = signed.elapsed() >= limits::AUDIT_HEAD_INTERVAL;
+        if is_due {
+            signed = Instant::now();
+        }
+        let audit = audit.clone();
+        let work = move || {
+            if is_due {
+                audit.sign();
+            }
+            audit.sync();
+        };
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            error!("the upkeep of the audit log failed: {error}");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::audit::Audit;
 use super::outcomes::Outcomes;
 use super::share::{Share, Shares};
 use crate::access::{Access, Principal};
@@ -18,7 +19,8 @@ use crate::tls::SigningKey;
 pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) access: Access,
-    pub(super) receipt_key: Option<SigningKey>,
+    pub(super) receipt_key: Option<Arc<SigningKey>>,
+    pub(super) audit: Option<Audit>,
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
     pub(super) outcomes: Outcomes,
@@ -37,6 +39,8 @@ pub(super) struct Who {
     pub(super) principal: Principal,
     pub(super) rights: Rights,
     pub(super) share: Arc<Share>,
+    /// The number of the connection.
+    pub(super) connection: u64,
     /// It asked for a receipt for each file.
     pub(super) wants_receipts: bool,
 }

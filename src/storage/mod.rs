@@ -24,6 +24,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::RemotePath;
 
+mod append;
 mod change;
 mod durable;
 mod open;
@@ -38,6 +39,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use append::{Append, Tail};
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;

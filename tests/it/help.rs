@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 const COMMANDS: [&str; 10] = ["certs", "serve", "put", "get", "ls", "stat", "hash", "rm", "mv", "mkdir"];
-const BELOW: [[&str; 2]; 1] = [["receipt", "verify"]];
+const BELOW: [[&str; 2]; 2] = [["receipt", "verify"], ["audit", "verify"]];
 
 fn sealift(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sealift"))

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["protocol"],
     &["transfer"],
     &["net", "tls", "storage", "confine"],
-    &["access"],
+    &["access", "audit"],
     &["client", "server"],
     &["cli", "main"],
 ];

@@ -238,6 +238,7 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         access,
         listeners: vec![listen("127.0.0.1:0".parse().unwrap()).unwrap()],
         receipt_key: None,
+        audit: None,
         memory: 64 << 20,
         // The clock of the test is that of the connections.
         threads: 0,
