@@ -18,6 +18,7 @@ mod real;
 mod receipts;
 mod refusals;
 mod rig;
+mod secrets;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
