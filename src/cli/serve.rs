@@ -73,7 +73,7 @@ fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
     if memory < 4 * GROUP_LEN {
         return Err(usage("--memory is less than 4M, too little for one transfer"));
     }
-    let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
+    let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
     }

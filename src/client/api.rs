@@ -1,5 +1,6 @@
 //! The client as a library: one server, a connection that is made again when it breaks, and plain requests.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -418,10 +419,22 @@ fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
 /// # Errors
 /// `Internal` when it has none.
 pub(crate) fn random_id() -> Result<Bytes16> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error))?;
-    Ok(Bytes16(bytes))
+    // One system call for many ids.
+    const COUNT: usize = 64;
+    thread_local! {
+        static IDS: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
+    }
+    IDS.with_borrow_mut(|ids| {
+        if ids.is_empty() {
+            let mut bytes = [0; 16 * COUNT];
+            getrandom::fill(&mut bytes).map_err(|error| {
+                Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error)
+            })?;
+            ids.extend(bytes.as_chunks().0);
+        }
+        let id = ids.pop();
+        id.map(Bytes16).ok_or_else(|| Error::new(ErrorKind::Internal, "no random bytes came from the system"))
+    })
 }
 
 /// Between half and all of a wait, so that many clients do not come back at once.
