@@ -23,8 +23,8 @@ use crate::path::Escaped;
 pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let plan = sources::put_plan(args)?;
     let receipts = match &args.receipts {
-        Some(folder) => Some(Arc::new(Receipts::open(folder, plan.endpoint.to_string())?)),
-        None => None,
+        Some(folder) if !args.transfer.dry_run => Some(Arc::new(Receipts::open(folder, plan.endpoint.to_string())?)),
+        _ => None,
     };
     let book = receipts.clone();
     let session = Session {

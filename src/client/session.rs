@@ -843,7 +843,12 @@ fn keep_receipt(book: Option<&Book>, slot: &mut Slot, reply: Reply) -> Reply {
             Err(Error::new(ErrorKind::Mismatch, format!("{path} is stored, but the server gave no receipt for it")))
         }
     };
-    kept.map_or_else(Reply::Failed, |()| reply)
+    // Trying again would bring another from the same server.
+    let is_final = |error: Error| match error.kind() {
+        ErrorKind::Mismatch => error.with_kind(ErrorKind::Expectation),
+        _ => error,
+    };
+    kept.map_or_else(|error| Reply::Failed(is_final(error)), |()| reply)
 }
 
 /// Gives an answer to the exchange that it belongs to.

@@ -9,8 +9,8 @@ use rustix::fs::FlockOperation;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 
-/// Bytes of the end of a file that are looked at for its last line.
-const TAIL_LEN_MAX: u64 = 8 << 20;
+/// Bytes of the end of a file that are looked at for its last line: more than any one batch of lines that a crash tears.
+const TAIL_LEN_MAX: u64 = 64 << 20;
 
 /// A file open for adding. What is added is there whole, or not at all.
 #[derive(Debug)]

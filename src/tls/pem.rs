@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls_pemfile::Item;
+use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 
@@ -42,7 +43,7 @@ pub fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 /// # Errors
 /// As [`load_certificates`]; also when others can read the file, the key is encrypted, or there are several.
 pub fn load_private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    let text = read(path, true)?;
+    let text = Zeroizing::new(read(path, true)?);
     let mut keys = Vec::new();
     for item in items(path, &text)? {
         match item {
