@@ -94,8 +94,20 @@ fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
     let listeners = args.listen.iter().map(|&address| listen(address)).collect::<Result<_>>()?;
     // What the control group allows can't be read any more by a confined process.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let receipt_key = Some(receipt_key);
-    Ok((ServerOptions { store, tls, access, receipt_key, audit, listeners, memory, threads }, plan))
+    let options = ServerOptions {
+        store,
+        tls,
+        access,
+        receipt_key: Some(receipt_key),
+        audit,
+        listeners,
+        memory,
+        threads,
+        congestion: args.cc.clone().unwrap_or_default(),
+        rate: args.bwlimit,
+        rate_of_one: args.bwlimit_client,
+    };
+    Ok((options, plan))
 }
 
 /// The name of the key of receipts and of the audit log in the state directory.

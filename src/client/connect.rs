@@ -15,9 +15,9 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
 use crate::limits::CONNECT_TIMEOUT;
-use crate::net::{Connection, Event, Handler, Socket, SocketBuffers};
+use crate::net::{Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
 use crate::path::escape_text;
-use crate::protocol::{Breach, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
+use crate::protocol::{Breach, Bytes16, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
 use crate::tls::{ClientTls, Pin, describe, explain_client_error, server_name};
 
 /// After this long without an answer from one address, the next is tried beside it.
@@ -36,6 +36,8 @@ pub(crate) struct Dialer {
     buffers: SocketBuffers,
     /// Asks for receipts.
     with_receipts: bool,
+    congestion: Congestion,
+    limits: Limits,
 }
 
 /// A connection on which both sides have greeted.
@@ -51,8 +53,15 @@ pub(crate) struct Greeted {
 }
 
 impl Dialer {
-    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls, with_receipts: bool) -> Dialer {
-        Dialer { endpoint, tls, buffers: SocketBuffers::new(), with_receipts }
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        tls: ClientTls,
+        congestion: Congestion,
+        rate: Option<u64>,
+        with_receipts: bool,
+    ) -> Dialer {
+        let limits = Limits::of([rate]);
+        Dialer { endpoint, tls, buffers: SocketBuffers::new(), with_receipts, congestion, limits }
     }
 
     /// Connects and greets, all within [`CONNECT_TIMEOUT`].
@@ -71,12 +80,33 @@ impl Dialer {
         })
     }
 
+    /// Joins a session: connects to the very address that its first connection goes to, and shows the token.
+    ///
+    /// # Errors
+    /// As [`Dialer::connect`]; `Session` or `Limit` when the server does not let it join.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Connection> {
+        let joining = async {
+            let tcp = reach(&self.endpoint, vec![address]).await?;
+            self.greet_over(tcp, Some(token)).await
+        };
+        let late = |_| Err(Error::new(ErrorKind::Timeout, format!("{} did not answer in time", self.endpoint)));
+        timeout(CONNECT_TIMEOUT, joining).await.unwrap_or_else(late).map(|greeted| greeted.connection)
+    }
+
     async fn connect_once(&self) -> Result<Greeted> {
-        let host = self.endpoint.host();
         let addresses = resolve(&self.endpoint).await?;
         let tcp = reach(&self.endpoint, addresses).await?;
+        self.greet_over(tcp, None).await
+    }
+
+    async fn greet_over(&self, tcp: TcpStream, join: Option<Bytes16>) -> Result<Greeted> {
+        let host = self.endpoint.host();
         watch_over(&tcp);
         let socket = Socket::new(tcp, self.buffers.clone());
+        socket.set_congestion(&self.congestion);
         let tls = TlsConnector::from(self.tls.config())
             .connect(server_name(host)?, socket)
             .await
@@ -86,8 +116,11 @@ impl Dialer {
         let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let pin = certificate.and_then(|certificate| Pin::of_certificate(certificate).ok());
         let mut connection = Connection::new(TlsStream::Client(tls));
-        let hello = greet(&mut connection, host, self.with_receipts).await?;
-        if self.with_receipts && hello.receipt_key.is_none() {
+        connection.set_limits(&self.limits);
+        // Answers, and receipts with them, come on the first connection of a session.
+        let with_receipts = self.with_receipts && join.is_none();
+        let hello = greet(&mut connection, host, join, with_receipts).await?;
+        if with_receipts && hello.receipt_key.is_none() {
             let message = format!("{host} gives no receipts: without --receipts it stores all the same");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
@@ -174,11 +207,16 @@ fn watch_over(tcp: &TcpStream) {
 }
 
 /// Exchanges hellos. Nothing but our version leaves before the server has accepted us.
-async fn greet(connection: &mut Connection, host: &str, with_receipts: bool) -> Result<ServerHello> {
+async fn greet(
+    connection: &mut Connection,
+    host: &str,
+    join: Option<Bytes16>,
+    with_receipts: bool,
+) -> Result<ServerHello> {
     let hello = ClientHello {
         versions: List(VERSIONS.to_vec()),
         agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).to_owned(),
-        join: None,
+        join,
         redeem: None,
         receipts: with_receipts.then_some(true),
     };

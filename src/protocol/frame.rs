@@ -60,8 +60,10 @@ kinds! {
     Stored = 0x15;
     /// The durable ends of several uploads.
     StoredBatch = 0x16;
+    /// Over a connection that has joined: groups of an upload that need not be sent again.
+    Written = 0x17;
     /// A server signs what it stored; before the `Stored` of the same transfer.
-    Receipt = 0x17;
+    Receipt = 0x18;
     /// A client wants a file's content.
     Get = 0x20;
     /// A server describes the version that it opened.
@@ -123,6 +125,7 @@ impl Kind {
             | Kind::Stored
             | Kind::StoredBatch
             | Kind::Receipt
+            | Kind::Written
             | Kind::GetAnswer
             | Kind::Want
             | Kind::WantValues

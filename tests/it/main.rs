@@ -19,6 +19,7 @@ mod receipts;
 mod refusals;
 mod rig;
 mod secrets;
+mod streams;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;

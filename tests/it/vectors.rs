@@ -126,7 +126,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             },
         ),
         vector(
-            "ServerHello reserved",
+            "ServerHello token",
             0,
             ServerHello {
                 version: 1,
@@ -215,6 +215,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 ]),
             },
         ),
+        vector("Written", 8, Written { groups: List(vec![0, 1, 70_000]) }),
         vector("Receipt", 7, Receipt { statement: statement.to_bytes(), signature: numbered::<64>(0x80).to_vec() }),
         vector("Get", 10, Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX }),
         vector(
@@ -527,6 +528,7 @@ fn limits_and_deadlines_are_those_of_the_document() {
         ("UNASKED_FILE_MAX", limits::UNASKED_FILE_MAX),
         ("UNASKED_CONNECTION_MAX", limits::UNASKED_CONNECTION_MAX),
         ("OPEN_TRANSFERS_MAX", limits::OPEN_TRANSFERS_MAX as u64),
+        ("JOINS_MAX", limits::JOINS_MAX as u64),
         ("OPEN_GROUPS_MAX", limits::OPEN_GROUPS_MAX as u64),
         ("WANTED_MAX", limits::WANTED_MAX),
         ("WANTED_RANGES_MAX", limits::WANTED_RANGES_MAX as u64),
