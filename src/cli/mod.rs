@@ -7,11 +7,16 @@
 pub mod args;
 pub mod bench;
 pub mod certs;
+pub mod config;
+pub mod doctor;
 pub mod format;
+pub mod generate;
 mod get;
+pub mod names;
 mod ops;
 pub mod output;
 mod put;
+pub mod remotes;
 pub mod serve;
 mod session;
 pub mod signals;
@@ -49,7 +54,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs one command; the answer is the exit code.
-fn run(command: Command) -> Result<u8> {
+fn run(mut command: Command) -> Result<u8> {
+    names::resolve(&mut command)?;
     match command {
         Command::Certs(args) => certs::run(*args, &mut io::stdout(), &mut io::stderr()).map(|()| 0),
         Command::Serve(args) => serve::run(&args, &mut io::stdout()).map(|()| 0),
@@ -61,6 +67,9 @@ fn run(command: Command) -> Result<u8> {
         Command::Rm(args) => ops::rm(&args),
         Command::Mv(args) => ops::mv(&args),
         Command::Mkdir(args) => ops::mkdir(&args),
+        Command::Remote(args) => remotes::run(&args).map(|()| 0),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Generate(args) => generate::run(&args).map(|()| 0),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

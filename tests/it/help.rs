@@ -9,6 +9,8 @@ fn sealift(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sealift"))
         .args(arguments)
         .env("COLUMNS", "100")
+        .env("XDG_CONFIG_HOME", "/nonexistent")
+        .env_remove("SEALIFT_CONFIG")
         .env_remove("CLICOLOR_FORCE")
         .output()
         .expect("the program starts")

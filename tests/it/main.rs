@@ -8,16 +8,19 @@ mod crash;
 mod faults;
 mod help;
 mod hostile;
+mod install;
 mod kit;
 mod layers;
 mod many;
 mod order;
 mod real;
 mod refusals;
+mod remotes;
 mod rig;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
+mod terminal;
 mod tls;
 mod transfer;
 mod vectors;

@@ -516,7 +516,7 @@ async fn a_pin_alone_decides_and_with_an_authority_both_do() {
     };
     let load = |ca: bool, pins: &[Pin]| ClientTls::load(&options(ca, pins)).unwrap();
     let wrong_pin = format!(
-        "HOST does not have the pinned key: its key has the pin {right}; unless whoever runs the server confirms that one, something else answers in its place"
+        "HOST does not have the pinned key; unless whoever runs the server confirms the one it has, something else answers in its place: its key has the pin {right}"
     );
 
     assert!(meet(&server_tls, &load(false, &[right]), "any.name.at.all").await.client.is_ok());
