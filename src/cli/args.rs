@@ -34,7 +34,8 @@ use crate::storage::ModeRange;
     arg_required_else_help = true,
     max_term_width = 100,
     after_help = "\
-A REMOTE is sealift://HOST[:PORT]/PATH (port 7443 if none is given). PATH is literal.
+A REMOTE is sealift://HOST[:PORT]/PATH (port 7443 if none is given), or NAME:PATH for a NAME of
+`sealift remote add`. PATH is literal. A local file with such a name is written ./NAME:PATH.
 A destination that ends in / is a directory to put things into; without, it is the new name.
 
 Exit codes: 0 all done, 1 some item failed, 2 usage, 3 cannot connect or trust, 4 refused,

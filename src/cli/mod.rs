@@ -17,6 +17,7 @@ mod ops;
 pub mod output;
 mod put;
 pub mod remotes;
+mod screen;
 pub mod serve;
 mod session;
 pub mod signals;

@@ -27,6 +27,9 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         return show_limits(args, out);
     }
     logging(args);
+    if args.check {
+        return check(args, out).map_err(|error| error.with_kind(ErrorKind::Usage));
+    }
     let prepared = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -34,11 +37,54 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         .thread_name("sealift")
         .build()
         .while_doing(|| "start the runtime".into())?;
-    runtime.block_on(serve(args, prepared, out))
+    runtime.block_on(serve(prepared, out))
+}
+
+/// Looks at everything that the arguments name and changes nothing, so that it can be done beside the server that
+/// it is about.
+fn check(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
+    let Named { root, tls, .. } = named(args)?;
+    let holder = Store::check_served(root, std::env::home_dir().as_deref())?;
+    for warning in tls.warnings(time::OffsetDateTime::now_utc()) {
+        warn!("{warning}");
+    }
+    for address in &args.listen {
+        match std::net::TcpListener::bind(address) {
+            Ok(_) => {}
+            // It is most likely the server that has the root.
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && holder.is_some() => {}
+            Err(error) => return Err(Error::io(format!("listen on {address}"), error)),
+        }
+    }
+    match holder {
+        Some(holder) => print(out, &format!("everything is in order; {} is served now by {holder}\n", root.display())),
+        None => print(out, "everything is in order\n"),
+    }
+}
+
+/// What the arguments name, but for the store.
+struct Named<'a> {
+    root: &'a Path,
+    tls: tls::ServerTls,
+    access: Access,
+    memory: usize,
 }
 
 /// Reads and checks everything that the arguments name.
 fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
+    let Named { root, tls, access, memory } = named(args)?;
+    let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
+    if let Some(mode) = args.file_mode {
+        store.file_mode = mode;
+    }
+    if let Some(mode) = args.dir_mode {
+        store.directory_mode = mode;
+    }
+    let store = Store::open_served(root, store)?;
+    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory })
+}
+
+fn named(args: &ServeArgs) -> Result<Named<'_>> {
     let root = args.root.as_deref().ok_or_else(|| usage("which directory to serve is not said: give --root DIR"))?;
     let options = args.identity.resolve(args.access.allow_anonymous, |name| std::env::var_os(name))?;
     let files = [Some(&options.certificate), Some(&options.key), options.client_ca.as_ref(), options.crl.as_ref()];
@@ -51,15 +97,7 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
     if memory < 4 * GROUP_LEN {
         return Err(usage("--memory is less than 4M, too little for one transfer"));
     }
-    let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
-    if let Some(mode) = args.file_mode {
-        store.file_mode = mode;
-    }
-    if let Some(mode) = args.dir_mode {
-        store.directory_mode = mode;
-    }
-    let store = Store::open_served(root, store)?;
-    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory })
+    Ok(Named { root, tls, access, memory })
 }
 
 /// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.
@@ -99,7 +137,7 @@ fn rights(args: &AccessArgs, has_authority: bool) -> Access {
     Access { certified, anonymous, names: NamePolicy::default() }
 }
 
-async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) -> Result<()> {
+async fn serve(options: ServerOptions, out: &mut dyn Write) -> Result<()> {
     raise_descriptor_limit();
     for warning in options.tls.warnings(time::OffsetDateTime::now_utc()).iter().chain(options.store.warnings()) {
         warn!("{warning}");
@@ -107,9 +145,6 @@ async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) ->
     let pin = options.tls.pin();
     let access = options.access.clone();
     let server = Server::bind(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
-    if args.check {
-        return print(out, "everything is in order\n");
-    }
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
     // Handlers first: a signal that comes while the line below is read must already drain.
     let mut terminate = signal(SignalKind::terminate()).while_doing(|| "wait for SIGTERM".into())?;

@@ -18,7 +18,7 @@ use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
 use crate::path::{Component, RemotePath};
 use crate::protocol::{
     Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
-    SetDirectory, Stat,
+    SetDirectory, Space, Stat, Volume,
 };
 use crate::tls::ClientTls;
 
@@ -51,6 +51,19 @@ impl ClientOptions {
     pub fn new(endpoint: Endpoint, tls: ClientTls) -> ClientOptions {
         ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None }
     }
+}
+
+/// What a server says of itself and of its client, unchecked: escape it before it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// Its program and version.
+    pub agent: String,
+    /// The name by which it knows us.
+    pub principal: Option<String>,
+    /// What we may do there.
+    pub rights: Rights,
+    /// Seconds since 1970 by its clock, when the connection was made.
+    pub now: i64,
 }
 
 /// One server, as its client sees it. Clones share the connection. When the last is dropped, the connection is cut;
@@ -122,6 +135,18 @@ impl Client {
         self.inner.link.lock().await.session.as_ref().map_or(Rights::NONE, |session| Rights(session.hello().rights))
     }
 
+    /// What the server said of itself and of us when the connection was made; nothing without one.
+    pub async fn server(&self) -> Option<ServerFacts> {
+        let link = self.inner.link.lock().await;
+        let hello = link.session.as_ref()?.hello();
+        Some(ServerFacts {
+            agent: hello.agent.clone(),
+            principal: hello.principal.clone(),
+            rights: Rights(hello.rights),
+            now: hello.now,
+        })
+    }
+
     /// Ends the connection in order.
     pub async fn close(&self) {
         let session = self.inner.link.lock().await.session.take();
@@ -140,6 +165,17 @@ impl Client {
     pub async fn stat(&self, path: &RemotePath) -> Result<Entry> {
         match self.request(&Stat { path: path.clone() }).await? {
             (Reply::Entry(entry), _) => Ok(entry),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// The space of the volume that a name is on, or would be.
+    ///
+    /// # Errors
+    /// `Rights`; `Io` when the server's file system does not tell.
+    pub async fn space(&self, path: &RemotePath) -> Result<Volume> {
+        match self.request(&Space { path: path.clone() }).await? {
+            (Reply::Volume(volume), _) => Ok(volume),
             (other, session) => Err(session.unexpected(&other)),
         }
     }

@@ -18,6 +18,6 @@ mod session;
 mod upload;
 pub mod walk;
 
-pub use api::{Client, ClientOptions};
+pub use api::{Client, ClientOptions, ServerFacts};
 pub use download::GetOptions;
 pub use upload::{PutOptions, StreamSource};

@@ -27,7 +27,7 @@ use crate::limits::{
 use crate::net::{Connection, Event, Handler};
 use crate::protocol::{
     Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
-    Message, Put, PutAnswer, ServerHello, Stored, StoredBatch, Values, Want, Working,
+    Message, Put, PutAnswer, ServerHello, Stored, StoredBatch, Values, Volume, Want, Working,
 };
 
 /// Groups of content that wait to be written: enough to keep TLS busy while the next are read. 4 MiB.
@@ -61,6 +61,8 @@ pub(crate) enum Reply {
     Entry(Entry),
     /// Some entries.
     Entries(Vec<Entry>),
+    /// The space of a volume.
+    Volume(Volume),
     /// A request is done.
     Done(Done),
     /// The exchange failed.
@@ -71,7 +73,12 @@ impl Reply {
     /// Whether nothing more comes in this exchange.
     fn is_last(&self) -> bool {
         match self {
-            Reply::Stored(_) | Reply::Finish(_) | Reply::Entry(_) | Reply::Done(_) | Reply::Failed(_) => true,
+            Reply::Stored(_)
+            | Reply::Finish(_)
+            | Reply::Entry(_)
+            | Reply::Volume(_)
+            | Reply::Done(_)
+            | Reply::Failed(_) => true,
             Reply::PutAnswer(_) | Reply::Values(_) | Reply::GetAnswer(_) | Reply::Group(..) | Reply::Entries(_) => {
                 false
             }
@@ -456,6 +463,7 @@ impl Session {
             Reply::Finish(_) => Kind::Finish,
             Reply::Entry(_) => Kind::Entry,
             Reply::Entries(_) => Kind::Entries,
+            Reply::Volume(_) => Kind::Volume,
             Reply::Done(_) => Kind::Done,
             Reply::Failed(_) => Kind::Failed,
         };
@@ -767,6 +775,7 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
         Kind::Finish => Reply::Finish(Finish::from_payload(payload)?),
         Kind::Entry => Reply::Entry(Entry::from_payload(payload)?),
         Kind::Entries => Reply::Entries(Entries::from_payload(payload)?.entries.0),
+        Kind::Volume => Reply::Volume(Volume::from_payload(payload)?),
         Kind::Done => Reply::Done(Done::from_payload(payload)?),
         Kind::Failed => {
             let failed = Failed::from_payload(payload)?;

@@ -392,6 +392,7 @@ impl Driver {
             }
             Kind::Working => {}
             Kind::Stat => self.request(transfer, payload, requests::stat)?,
+            Kind::Space => self.request(transfer, payload, requests::space)?,
             Kind::MakeLink => self.request(transfer, payload, |shared, who, transfer, request: &MakeLink| {
                 requests::make_link(shared, who, transfer, request)
             })?,
@@ -445,7 +446,8 @@ impl Driver {
             | Kind::GetAnswer
             | Kind::Entry
             | Kind::Entries
-            | Kind::Done => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
+            | Kind::Done
+            | Kind::Volume => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
         }
         Ok(())
     }
@@ -789,6 +791,8 @@ impl Driver {
             ErrorKind::Io | ErrorKind::NoSpace | ErrorKind::ReadOnly | ErrorKind::Internal => {
                 warn!("transfer {transfer} failed: {}", error.chain());
             }
+            // Clients look whether something is there before they store it.
+            ErrorKind::NotFound => debug!("transfer {transfer}: {}", error.chain()),
             _ => info!("transfer {transfer} refused: {}", error.chain()),
         }
         let mut failed = Failed::from_error(error);

@@ -25,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::path::RemotePath;
 
 mod change;
+mod check;
 mod durable;
 mod open;
 mod publish;
@@ -37,6 +38,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use check::Space;
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
