@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::cli::format;
 use crate::cli::screen::Screen;
 use crate::cli::signals::Signal;
-use crate::client::event::{Event, ItemKind, Outcome, Summary};
+use crate::client::event::{EVENTS_MAX, Event, ItemKind, Outcome, Summary};
 use crate::error::{Error, ErrorKind};
 use crate::path::Escaped;
 
@@ -25,6 +25,9 @@ const DRAWS_PER_SECOND: u8 = 10;
 
 /// The time between two drawings.
 const DRAW_INTERVAL: Duration = Duration::from_millis(1000 / DRAWS_PER_SECOND as u64);
+/// Events that come at once when there are many, and how long the next are then left to gather.
+const BUSY_COUNT: usize = 32;
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// How often progress is told in JSON.
 const JSON_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -145,11 +148,19 @@ impl Reporter {
     pub fn watch(mut self, mut events: mpsc::Receiver<Event>) -> Reporter {
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
         let mut context = Context::from_waker(&waker);
+        let mut batch = Vec::new();
         loop {
-            match events.poll_recv(&mut context) {
-                Poll::Ready(Some(event)) => self.add(&event),
+            match events.poll_recv_many(&mut context, &mut batch, EVENTS_MAX) {
                 // Every sender is gone; an event cannot fail to come.
-                Poll::Ready(None) => return self,
+                Poll::Ready(0) => return self,
+                Poll::Ready(count) => {
+                    batch.iter().for_each(|event| self.add(event));
+                    batch.clear();
+                    if count >= BUSY_COUNT {
+                        // Each waking costs those who tell; what comes in the meantime waits in the queue.
+                        std::thread::sleep(BUSY_PAUSE);
+                    }
+                }
                 // What came last is shown though nothing follows it for long.
                 Poll::Pending => {
                     std::thread::park_timeout(DRAW_INTERVAL);

@@ -31,10 +31,9 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         return check(args, out).map_err(|error| error.with_kind(ErrorKind::Usage));
     }
     let prepared = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // It accepts and waits for signals; connections have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
-        .thread_name("sealift")
         .build()
         .while_doing(|| "start the runtime".into())?;
     runtime.block_on(serve(prepared, out))
@@ -81,7 +80,8 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
         store.directory_mode = mode;
     }
     let store = Store::open_served(root, store)?;
-    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory })
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory, threads })
 }
 
 fn named(args: &ServeArgs) -> Result<Named<'_>> {

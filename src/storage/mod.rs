@@ -42,7 +42,7 @@ pub use check::Space;
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
-pub use upload::{FileMetadata, NewFile, Staged, Upload};
+pub use upload::{FileMetadata, NewFile, Parents, Staged, Upload};
 
 /// The name under which a served root keeps its state: lock and staging.
 pub const STATE_NAME: &str = ".sealift";
