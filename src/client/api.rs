@@ -77,13 +77,14 @@ pub struct ServerFacts {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Where what this handle does is told.
+    events: Events,
 }
 
 struct Inner {
     dialer: Dialer,
     timeout: Duration,
     pool: Pool,
-    events: Events,
     link: tokio::sync::Mutex<Link>,
     /// The tasks that own connections; they end with the client.
     drivers: Mutex<JoinSet<()>>,
@@ -119,13 +120,13 @@ impl Client {
                 dialer: Dialer::new(options.endpoint, options.tls),
                 timeout: options.timeout,
                 pool: Pool::new(CLIENT_BUFFERS),
-                events,
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
                 drivers: Mutex::new(JoinSet::new()),
                 progress: Mutex::new(now),
                 dead: Mutex::new(None),
                 next_item: AtomicU64::new(1),
             }),
+            events,
         };
         let greeted = client.inner.dialer.connect().await?;
         let session = client.take_up(greeted, true).await;
@@ -136,6 +137,12 @@ impl Client {
     /// What the server says that we may do, in general.
     pub async fn rights(&self) -> Rights {
         self.inner.link.lock().await.session.as_ref().map_or(Rights::NONE, |session| Rights(session.hello().rights))
+    }
+
+    /// The same connection for whoever watches something else: what the returned handle does is told to `events`.
+    #[must_use]
+    pub fn told_to(&self, events: Events) -> Client {
+        Client { inner: Arc::clone(&self.inner), events }
     }
 
     /// What the server said of itself and of us when the connection was made; nothing without one.
@@ -334,7 +341,7 @@ impl Client {
                 return Err(reason);
             }
             let wait = jittered(link.wait);
-            self.inner.events.tell(Event::Retrying { wait, reason }).await;
+            self.events.tell(Event::Retrying { wait, reason }).await;
             sleep(wait).await;
             link.wait = (link.wait * 2).min(RETRY_BACKOFF.1);
             link.since = Instant::now();
@@ -353,10 +360,10 @@ impl Client {
         let Greeted { connection, hello, description, warnings } = greeted;
         if is_first {
             for warning in warnings {
-                self.inner.events.tell(Event::Warning(warning)).await;
+                self.events.tell(Event::Warning(warning)).await;
             }
         }
-        self.inner.events.tell(Event::Note(description)).await;
+        self.events.tell(Event::Note(description)).await;
         let (session, work) = Session::new(connection, hello, self.inner.pool.clone());
         let mut drivers = self.drivers();
         drivers.spawn(work);
@@ -399,7 +406,7 @@ impl Client {
 
     /// Where events are told.
     pub(crate) fn events(&self) -> &Events {
-        &self.inner.events
+        &self.events
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -493,7 +500,7 @@ impl Retry {
         }
         let wait = jittered(self.wait);
         self.wait = (self.wait * 2).min(RETRY_BACKOFF.1);
-        self.client.inner.events.tell(Event::Retrying { wait, reason: error }).await;
+        self.client.events.tell(Event::Retrying { wait, reason: error }).await;
         sleep(wait).await;
         Ok(())
     }
@@ -550,7 +557,7 @@ impl Item {
     }
 
     fn tell_now(&mut self) {
-        if self.client.inner.events.progress(self.id, self.untold.0, self.untold.1) {
+        if self.client.events.progress(self.id, self.untold.0, self.untold.1) {
             self.untold = (0, 0);
         }
     }
@@ -559,13 +566,13 @@ impl Item {
     pub(crate) async fn settle(&mut self) {
         let (bytes, moved) = std::mem::take(&mut self.untold);
         if (bytes, moved) != (0, 0) {
-            self.client.inner.events.tell(Event::Progress { item: self.id, bytes, moved }).await;
+            self.client.events.tell(Event::Progress { item: self.id, bytes, moved }).await;
         }
     }
 
     /// Tells that it is being moved.
     pub(crate) async fn started(&self, size: Option<u64>) {
-        self.client.inner.events.tell(Event::Started { item: self.id, name: self.name.clone(), size }).await;
+        self.client.events.tell(Event::Started { item: self.id, name: self.name.clone(), size }).await;
     }
 
     /// Tells that it failed, unless everything did.
@@ -573,7 +580,7 @@ impl Item {
         self.settle().await;
         if self.client.check_alive().is_ok() || !is_of_connection(error.kind()) {
             let name = self.name.clone();
-            self.client.inner.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
+            self.client.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
         }
     }
 }

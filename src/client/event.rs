@@ -131,6 +131,12 @@ pub fn channel() -> (Events, mpsc::Receiver<Event>) {
 }
 
 impl Events {
+    /// A way that leads nowhere: nobody watches.
+    #[must_use]
+    pub fn unwatched() -> Events {
+        channel().0
+    }
+
     /// Tells something that must not be lost; waits for room.
     ///
     /// # Cancel safety

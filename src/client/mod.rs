@@ -10,6 +10,7 @@ mod connect;
 mod download;
 pub mod event;
 pub mod glob;
+mod library;
 pub mod link;
 pub mod look;
 pub mod plan;
@@ -20,4 +21,5 @@ pub mod walk;
 
 pub use api::{Client, ClientOptions, ServerFacts};
 pub use download::GetOptions;
+pub use library::Report;
 pub use upload::{PutOptions, StreamSource};

@@ -87,6 +87,15 @@ impl Endpoint {
     }
 }
 
+impl std::str::FromStr for Endpoint {
+    type Err = Error;
+
+    /// As [`Endpoint::parse`].
+    fn from_str(text: &str) -> Result<Endpoint> {
+        Endpoint::parse(text.as_bytes())
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {

@@ -12,6 +12,7 @@ mod hostile;
 mod install;
 mod kit;
 mod layers;
+mod library;
 mod many;
 mod order;
 mod real;
