@@ -17,6 +17,7 @@ use crate::cli::format;
 use crate::cli::screen::Screen;
 use crate::cli::signals::Signal;
 use crate::client::event::{EVENTS_MAX, Event, ItemKind, Outcome, Summary};
+use crate::client::stalls::{Limit, Waited};
 use crate::error::{Error, ErrorKind};
 use crate::path::Escaped;
 
@@ -249,7 +250,7 @@ impl Reporter {
             }
             Event::Warning(text) => self.line(&format!("sealift: warning: {text}")),
             Event::Note(text) if verbose => self.line(text),
-            Event::Started { .. } | Event::Retrying { .. } | Event::Note(_) => {}
+            Event::Started { .. } | Event::Retrying { .. } | Event::Note(_) | Event::Waited(_) => {}
             Event::Found { .. } | Event::FoundAll | Event::Progress { .. } => {}
         }
     }
@@ -365,6 +366,9 @@ impl Reporter {
                 format::duration(time),
                 format::rate(moved, time)
             ));
+            if let Some(limit) = summary.limit(time) {
+                line.push_str(&format!("; limited by {limit}"));
+            }
         }
         // Without a single item the error that ended the command says all there is to say.
         if !matches!(ending, Ending::Failed(_)) || summary.files_done() + summary.failed > 0 {
@@ -450,7 +454,10 @@ impl Reporter {
         ] {
             object.insert(key.to_owned(), json!(count));
         }
-        object.insert("seconds".to_owned(), json!(self.started.elapsed().as_secs_f64()));
+        let time = self.started.elapsed();
+        object.insert("seconds".to_owned(), json!(time.as_secs_f64()));
+        object.insert("limited_by".to_owned(), json!(summary.limit(time).map(Limit::word)));
+        object.insert("waited".to_owned(), waited_json(&summary.waited));
         if let Ending::Failed(error) = ending {
             let mut detail = Map::new();
             insert_error(&mut detail, error);
@@ -477,6 +484,24 @@ fn failure(name: &[u8], error: &Error) -> String {
     let chain = error.chain();
     let name = Escaped(name).to_string();
     if chain.contains(&name) { format!("sealift: {chain}") } else { format!("sealift: {name}: {chain}") }
+}
+
+/// What a transfer waited for and worked at, in seconds, each added up over all that ran at once.
+fn waited_json(waited: &Waited) -> Value {
+    let seconds = |time: Duration| json!((time.as_secs_f64() * 1e6).round() / 1e6);
+    json!({
+        "source": seconds(waited.source),
+        "room": seconds(waited.room),
+        "window": seconds(waited.window),
+        "answer": seconds(waited.answer),
+        "content": seconds(waited.content),
+        "saving": seconds(waited.saving),
+        "lost": seconds(waited.lost),
+        "reading": seconds(waited.reading),
+        "hashing": seconds(waited.hashing),
+        "writing": seconds(waited.writing),
+        "driving": seconds(waited.driving),
+    })
 }
 
 fn insert_error(object: &mut Map<String, Value>, error: &Error) {

@@ -69,6 +69,7 @@ impl Session<'_> {
             let work = async {
                 let client = Client::connect(options, events).await.map_err(|error| explain(error, named))?;
                 let result = work(client.clone()).await;
+                client.events().tell(Event::Waited(client.waited())).await;
                 client.close().await;
                 result
             };

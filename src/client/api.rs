@@ -13,6 +13,7 @@ use crate::client::connect::{Dialer, Greeted};
 use crate::client::event::{Event, Events, ItemId};
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
+use crate::client::stalls::{Cause, Stalls, Waited};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
@@ -92,6 +93,7 @@ struct Inner {
     /// Why nothing more can be done at all.
     dead: Mutex<Option<Error>>,
     next_item: AtomicU64,
+    stalls: Arc<Stalls>,
 }
 
 /// The connection that there is, and how the last attempts went.
@@ -125,6 +127,7 @@ impl Client {
                 progress: Mutex::new(now),
                 dead: Mutex::new(None),
                 next_item: AtomicU64::new(1),
+                stalls: Arc::default(),
             }),
             events,
         };
@@ -342,7 +345,7 @@ impl Client {
             }
             let wait = jittered(link.wait);
             self.events.tell(Event::Retrying { wait, reason }).await;
-            sleep(wait).await;
+            self.stalls().during(Cause::Lost, sleep(wait)).await;
             link.wait = (link.wait * 2).min(RETRY_BACKOFF.1);
             link.since = Instant::now();
             match self.inner.dialer.connect().await {
@@ -364,7 +367,7 @@ impl Client {
             }
         }
         self.events.tell(Event::Note(description)).await;
-        let (session, work) = Session::new(connection, hello, self.inner.pool.clone());
+        let (session, work) = Session::new(connection, hello, self.inner.pool.clone(), Arc::clone(&self.inner.stalls));
         let mut drivers = self.drivers();
         drivers.spawn(work);
         // Those of broken connections are done; the set shall not grow with their number.
@@ -407,6 +410,16 @@ impl Client {
     /// Where events are told.
     pub(crate) fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// What all that this client has done so far waited for, whichever handle did it.
+    #[must_use]
+    pub fn waited(&self) -> Waited {
+        self.inner.stalls.waited()
+    }
+
+    pub(crate) fn stalls(&self) -> &Arc<Stalls> {
+        &self.inner.stalls
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -501,7 +514,7 @@ impl Retry {
         let wait = jittered(self.wait);
         self.wait = (self.wait * 2).min(RETRY_BACKOFF.1);
         self.client.events.tell(Event::Retrying { wait, reason: error }).await;
-        sleep(wait).await;
+        self.client.stalls().during(Cause::Lost, sleep(wait)).await;
         Ok(())
     }
 }

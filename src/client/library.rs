@@ -97,6 +97,7 @@ impl Client {
         };
         let (worked, ()) = tokio::join!(work(client), listen);
         worked?;
+        report.summary.waited = self.waited();
         Ok(report)
     }
 }

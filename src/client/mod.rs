@@ -16,6 +16,7 @@ pub mod look;
 pub mod plan;
 pub mod remote;
 mod session;
+pub mod stalls;
 mod upload;
 pub mod walk;
 

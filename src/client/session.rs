@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
+use crate::client::stalls::{Cause, Stalls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{
@@ -101,6 +102,7 @@ struct Shared {
     unasked_kib: usize,
     room: Arc<Semaphore>,
     wanted: Arc<Semaphore>,
+    stalls: Arc<Stalls>,
 }
 
 struct Desk {
@@ -136,7 +138,12 @@ struct Slot {
 
 impl Session {
     /// A session over a connection whose hellos are exchanged, and the work that drives it until it ends.
-    pub(crate) fn new(connection: Connection, hello: ServerHello, pool: Pool) -> (Session, impl Future<Output = ()>) {
+    pub(crate) fn new(
+        connection: Connection,
+        hello: ServerHello,
+        pool: Pool,
+        stalls: Arc<Stalls>,
+    ) -> (Session, impl Future<Output = ()>) {
         let unasked_kib = usize::try_from(hello.unasked_max / KIB as u64).unwrap_or(usize::MAX).min(64 * KIB);
         let open_max = usize::try_from(hello.open_max).unwrap_or(usize::MAX).clamp(1, 4096);
         let desk = Desk {
@@ -155,6 +162,7 @@ impl Session {
             unasked_kib,
             room: Arc::new(Semaphore::new(ROOM)),
             wanted: Arc::new(Semaphore::new(WANTED_GROUPS_MAX)),
+            stalls,
         }));
         let work = drive(connection, session.clone(), pool);
         (session, work)
@@ -307,7 +315,18 @@ impl Session {
 
     async fn permit(&self, semaphore: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        Arc::clone(semaphore).acquire_many_owned(count).await.map_err(|_| self.reason())
+        if let Ok(permit) = Arc::clone(semaphore).try_acquire_many_owned(count) {
+            return Ok(permit);
+        }
+        let cause = if Arc::ptr_eq(semaphore, &self.0.room) {
+            Cause::Room
+        } else if Arc::ptr_eq(semaphore, &self.0.wanted) {
+            Cause::Content
+        } else {
+            Cause::Window
+        };
+        let permit = Arc::clone(semaphore).acquire_many_owned(count);
+        self.0.stalls.during(cause, permit).await.map_err(|_| self.reason())
     }
 
     fn enter(
@@ -645,7 +664,12 @@ async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut life = Life::new();
     let ended = {
-        let step = std::future::poll_fn(|cx| poll_step(cx, &mut connection, &mut front, &mut ticks, &mut life));
+        let step = std::future::poll_fn(|cx| {
+            let begun = std::time::Instant::now();
+            let step = poll_step(cx, &mut connection, &mut front, &mut ticks, &mut life);
+            session.0.stalls.since(Cause::Driving, begun);
+            step
+        });
         pin!(step).await
     };
     match ended {

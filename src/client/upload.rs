@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -23,6 +24,7 @@ use crate::client::api::{Client, Item, random_id};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
+use crate::client::stalls::{Cause, Stalls};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_len, group_offset};
@@ -400,7 +402,7 @@ enum ReadSmall {
     Failed(Error),
 }
 
-fn read_small(source: &Source) -> ReadSmall {
+fn read_small(source: &Source, stalls: &Stalls) -> ReadSmall {
     let read = || -> Result<Option<Small>> {
         let open = source.open()?;
         if open.version.size > UNASKED_FILE_MAX {
@@ -408,9 +410,9 @@ fn read_small(source: &Source) -> ReadSmall {
         }
         let size = usize::try_from(open.version.size).unwrap_or(0);
         let mut content = vec![0; size];
-        read_exact_at(&open, &mut content, 0)?;
+        stalls.working(Cause::Reading, || read_exact_at(&open, &mut content, 0))?;
         open.check_unchanged()?;
-        let root = Root::of(&content);
+        let root = stalls.working(Cause::Hashing, || Root::of(&content));
         let (version, attributes) = (open.version, open.attributes);
         Ok(Some(Small { content: content.into(), root, version, attributes }))
     };
@@ -511,7 +513,9 @@ impl Job {
             Err(error) => return (files, Some(error)),
         };
         let sources: Vec<Source> = files.iter().map(|file| file.source.clone()).collect();
-        let read = spawn_blocking(move || sources.iter().map(read_small).collect::<Vec<_>>()).await;
+        let stalls = Arc::clone(self.client.stalls());
+        let read = spawn_blocking(move || sources.iter().map(|source| read_small(source, &stalls)).collect::<Vec<_>>());
+        let read = self.client.stalls().during(Cause::Source, read).await;
         let read = match read {
             Ok(read) => read,
             Err(error) => return (files, Some(panicked(error))),
@@ -566,7 +570,7 @@ impl Job {
             }
         }
         drop(replies);
-        while let Some((transfer, reply)) = answers.recv().await {
+        while let Some((transfer, reply)) = self.client.stalls().during(Cause::Answer, answers.recv()).await {
             let Some((mut file, small)) = waiting.remove(&transfer) else { continue };
             let size = small.version.size;
             match reply {
@@ -707,7 +711,7 @@ impl Job {
         }
         exchange.finish(&finish);
         loop {
-            match exchange.next().await? {
+            match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
                 Reply::Stored(stored) => {
                     check_root(&stored, finish.root)?;
                     return Ok(Known::Stored(stored, finish.root));
@@ -737,16 +741,18 @@ impl Job {
                     None => break,
                 };
                 let Some(group) = sender.take() else { break };
-                let content = content.clone();
-                reads.spawn_blocking(move || content.read(group, buffer));
+                let (content, stalls) = (content.clone(), Arc::clone(self.client.stalls()));
+                reads.spawn_blocking(move || content.read(group, buffer, &stalls));
             }
             if reads.is_empty()
                 && let Some(finish) = sender.finish()
             {
                 return Ok(Sent::Finished(finish));
             }
+            let begun = Instant::now();
             tokio::select! {
                 Some(read) = reads.join_next() => {
+                    self.client.stalls().since(Cause::Source, begun);
                     let (group, bytes, hash) = read.map_err(panicked)??;
                     let len = bytes.len() as u64;
                     match sender.judge(group, hash) {
@@ -785,7 +791,7 @@ impl Job {
     ) -> Result<(Stored, Root, u64)> {
         let upload_id = random_id()?;
         let (mut blocks, check) = read_stream(stream)?;
-        let first = next_block(&mut blocks).await?;
+        let first = self.client.stalls().during(Cause::Source, next_block(&mut blocks)).await?;
         let put = self.put_message(target, upload_id);
         if first.is_last {
             self.check_stream_end(check).await?;
@@ -835,7 +841,7 @@ impl Job {
                 break;
             }
             tokio::select! {
-                next = next_block(&mut blocks) => block = next?,
+                next = self.client.stalls().during(Cause::Source, next_block(&mut blocks)) => block = next?,
                 reply = exchange.next() => {
                     let reply = reply?;
                     return Err(exchange.unexpected(&reply));
@@ -850,7 +856,7 @@ impl Job {
             return Err(error);
         }
         exchange.finish(&Finish { size, root });
-        match exchange.next().await? {
+        match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
             Reply::Stored(stored) => {
                 check_root(&stored, root)?;
                 Ok((stored, root, size))
@@ -1086,17 +1092,17 @@ enum Content {
 
 impl Content {
     /// Reads and hashes a group while it is hot.
-    fn read(&self, group: u64, mut buffer: Buffer) -> Result<(u64, Bytes, GroupHash)> {
+    fn read(&self, group: u64, mut buffer: Buffer, stalls: &Stalls) -> Result<(u64, Bytes, GroupHash)> {
         let bytes = match self {
             Content::File(open) => {
                 let len = group_len(open.version.size, group);
                 let space = buffer.get_mut(..len).ok_or_else(|| Error::new(ErrorKind::Internal, "a group too long"))?;
-                read_exact_at(open, space, group_offset(group))?;
+                stalls.working(Cause::Reading, || read_exact_at(open, space, group_offset(group)))?;
                 Bytes::from_owner(buffer).slice(..len)
             }
             Content::Memory(bytes) => bytes.clone(),
         };
-        let hash = GroupHash::of(group, &bytes);
+        let hash = stalls.working(Cause::Hashing, || GroupHash::of(group, &bytes));
         Ok((group, bytes, hash))
     }
 

@@ -26,3 +26,4 @@ mod terminal;
 mod tls;
 mod transfer;
 mod vectors;
+mod why;
