@@ -11,6 +11,7 @@ use sealift::client::event::{self, Event};
 use sealift::client::{ClientOptions, PutOptions};
 use sealift::tls::{self, ClientTls};
 use sealift::{Client, Error, ErrorKind, Result};
+use tokio::task::JoinSet;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -23,7 +24,8 @@ async fn main() -> Result<()> {
 
     // Events come over a bounded channel: whoever asks for them reads them.
     let (events, mut heard) = event::channel();
-    let shower = tokio::spawn(async move {
+    let mut shower = JoinSet::new();
+    shower.spawn(async move {
         let (mut found, mut done) = (0, 0_u64);
         while let Some(event) = heard.recv().await {
             match event {
@@ -44,7 +46,7 @@ async fn main() -> Result<()> {
     client.close().await;
     drop(client);
     // It ends with the last handle of the client.
-    shower.await.expect("showing progress does not panic");
+    shower.join_all().await;
 
     // Success means: hashed on both sides, synced, and under its name.
     let summary = report.whole()?;

@@ -114,6 +114,8 @@ fn look_up(name: &str, path: &OsStr, argument: &OsStr) -> Result<Named> {
         Err(_) if path.as_bytes().starts_with(b"//") || contains_invite(path) => {
             Err(Location::parse(argument).err().unwrap_or_else(|| usage("not a remote")))
         }
+        // `./NAME:` is hardly what was meant.
+        Err(error) if path.is_empty() => Err(error),
         Err(error) => {
             Err(usage(format!("{}; for a local file write ./{}", error.chain(), Escaped(argument.as_bytes()))))
         }

@@ -8,8 +8,10 @@
 //! no mixture is ever committed; a source is removed only after its durable answer; memory does not grow with the
 //! number of files, only with the directories that are being filled.
 
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +31,7 @@ use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_len, group_offset};
 use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
-use crate::path::{Escaped, RemotePath};
+use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{
     self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
@@ -164,6 +166,11 @@ impl Client {
                 walked.push(item);
             }
         }
+        let tops = walked.iter().filter_map(|item| match &item.source {
+            PutSource::Local(path) => Some((item.target.clone(), path.clone())),
+            PutSource::Stream => None,
+        });
+        let tops = tops.collect();
         let (found_sender, mut found) = mpsc::channel(FOUND_MAX);
         let mut walk = JoinSet::new();
         walk.spawn_blocking(move || {
@@ -177,6 +184,7 @@ impl Client {
             job,
             dry_run: options.dry_run,
             stream: options.stream.take(),
+            tops,
             tasks: JoinSet::new(),
             batches: Arc::new(Semaphore::new(BATCHES_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
@@ -217,6 +225,8 @@ struct Run {
     job: Arc<Job>,
     dry_run: bool,
     stream: Option<StreamSource>,
+    /// What was named, by where it goes.
+    tops: HashMap<RemotePath, PathBuf>,
     tasks: JoinSet<()>,
     batches: Arc<Semaphore>,
     large: Arc<Semaphore>,
@@ -234,7 +244,7 @@ impl Run {
             Found::Directory { target, attributes } => {
                 self.leave_until(&target);
                 let parent = self.parent();
-                let name = target.to_bytes();
+                let name = self.local_name(&target);
                 if !self.dry_run && attributes.mode & FILLABLE != FILLABLE {
                     self.job.make_fillable(&target, attributes.mode).await;
                 }
@@ -269,7 +279,7 @@ impl Run {
             Found::Link { target, points_to, attributes } => {
                 self.leave_until(&target);
                 let directory = self.parent();
-                let item = self.job.client.item(target.to_bytes());
+                let item = self.job.client.item(self.local_name(&target));
                 if self.dry_run {
                     events.tell(planned(&item, ItemKind::Link, 0)).await;
                     return Ok(());
@@ -302,6 +312,21 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// What the person calls what goes to `target`: everything is told under its name here.
+    fn local_name(&self, target: &RemotePath) -> Vec<u8> {
+        let (mut above, mut below) = (target.clone(), Vec::new());
+        loop {
+            if let Some(top) = self.tops.get(&above) {
+                let mut path = top.clone();
+                path.extend(below.iter().rev().map(|name: &Component| OsStr::from_bytes(name.as_bytes())));
+                return path.into_os_string().into_vec();
+            }
+            let Some((parent, name)) = above.split() else { return target.to_bytes() };
+            below.push(name.clone());
+            above = parent;
+        }
     }
 
     /// The directory that the walk is in, which now holds something.
@@ -522,7 +547,7 @@ impl Job {
         };
         let mut again = Vec::new();
         let mut reason = None;
-        let mut waiting: std::collections::HashMap<u32, (FileJob, Small)> = std::collections::HashMap::new();
+        let mut waiting: HashMap<u32, (FileJob, Small)> = HashMap::new();
         // Each file has one answer, so there is always room for it.
         let (replies, mut answers) = mpsc::channel(files.len().max(1));
         for (mut file, read) in files.into_iter().zip(read) {

@@ -6,6 +6,7 @@ mod changing;
 mod codec;
 mod crash;
 mod doctor;
+mod errors;
 mod faults;
 mod help;
 mod hostile;
