@@ -72,7 +72,7 @@ struct Named<'a> {
 /// Reads and checks everything that the arguments name.
 fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
     let Named { root, tls, access, memory } = named(args)?;
-    let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
+    let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
     }

@@ -71,6 +71,8 @@ pub struct StoreOptions {
     pub directory_mode: ModeRange,
     /// Whether large files may be written past the page cache.
     pub direct: bool,
+    /// Whether each file is synced and named by itself: to measure what doing it for many at once is worth.
+    pub sync_each: bool,
 }
 
 impl Default for StoreOptions {
@@ -80,6 +82,7 @@ impl Default for StoreOptions {
             file_mode: ModeRange { min: 0, max: 0o775 },
             directory_mode: ModeRange { min: 0, max: 0o775 },
             direct: true,
+            sync_each: false,
         }
     }
 }

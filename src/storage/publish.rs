@@ -63,6 +63,9 @@ impl Store {
         if let Err(error) = inner.writable() {
             return files.iter().map(|_| Err(error.duplicate())).collect();
         }
+        if inner.options.sync_each && files.len() > 1 {
+            return files.into_iter().flat_map(|staged| self.publish(vec![staged])).collect();
+        }
         let mut answers: Vec<Result<Published>> = Vec::with_capacity(files.len());
         let mut directories: HashMap<Identity, Touched> = HashMap::new();
         for staged in inner.sync_staged(files) {
