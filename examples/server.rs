@@ -34,6 +34,9 @@ async fn main() -> Result<()> {
         listen: vec![address],
         memory: limits::BUFFER_BUDGET,
         threads: 1,
+        congestion: sealift::net::Congestion::default(),
+        rate: None,
+        rate_of_one: None,
     })?;
     for address in server.addresses()? {
         println!("listening on {address}");

@@ -81,7 +81,17 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
     }
     let store = Store::open_served(root, store)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory, threads })
+    Ok(ServerOptions {
+        store,
+        tls,
+        access,
+        listen: args.listen.clone(),
+        memory,
+        threads,
+        congestion: args.cc.clone().unwrap_or_default(),
+        rate: args.bwlimit,
+        rate_of_one: args.bwlimit_client,
+    })
 }
 
 fn named(args: &ServeArgs) -> Result<Named<'_>> {

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use crate::cli::args::ConnectArgs;
+use crate::cli::args::{ConnectArgs, TransferArgs};
 use crate::cli::names::Named;
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
@@ -22,7 +22,8 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Session<'a> {
     pub(super) command: &'static str,
     pub(super) connect: &'a ConnectArgs,
-    pub(super) streams: Option<u16>,
+    /// How content is moved, if any is.
+    pub(super) transfer: Option<&'a TransferArgs>,
     pub(super) endpoint: Endpoint,
     /// Whether standard output carries data.
     pub(super) data_on_stdout: bool,
@@ -58,7 +59,9 @@ impl Session<'_> {
             .while_doing(|| "start a thread for the output".to_owned())?;
         let options = ClientOptions {
             timeout: self.connect.timeout(trust::environment)?,
-            streams: self.connect.streams(self.streams, trust::environment)?,
+            streams: self.connect.streams(self.transfer.and_then(|transfer| transfer.streams), trust::environment)?,
+            congestion: self.transfer.and_then(|transfer| transfer.cc.clone()).unwrap_or_default(),
+            rate: self.transfer.and_then(|transfer| transfer.bwlimit),
             ..ClientOptions::new(self.endpoint, tls)
         };
         let ending = runtime.block_on(async {
