@@ -219,9 +219,10 @@ fn logging(args: &ServeArgs) {
 
 fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs());
-    let rows: [(&str, String); 14] = [
+    let rows: [(&str, String); 15] = [
         ("connections at once", limits::CONNECTIONS_MAX.to_string()),
         ("connections that have not said hello", limits::HALF_OPEN_MAX.to_string()),
+        ("connections that join one client's first", limits::JOINS_MAX.to_string()),
         ("handshake deadline", seconds(limits::HANDSHAKE_TIMEOUT)),
         ("hello deadline", seconds(limits::HELLO_TIMEOUT)),
         ("idle connections end after", seconds(limits::IDLE_TIMEOUT)),
