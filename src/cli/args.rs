@@ -140,7 +140,7 @@ pub struct TransferArgs {
     /// Bytes of content per second, at most
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub bwlimit: Option<u64>,
-    /// TCP congestion control [default: bbr for a far server, if allowed]
+    /// TCP congestion control [default: bbr when far, cubic when near]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
     /// Say what would be done, and do nothing
@@ -371,18 +371,18 @@ pub struct ServeArgs {
     /// Bytes of memory for content in flight
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
     pub memory: u64,
+    /// Sync each small file by itself, to measure what group commits are worth
+    #[arg(long, hide = true)]
+    pub sync_each: bool,
     /// Bytes of content per second in each direction, all clients together
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub bwlimit: Option<u64>,
     /// The same for each client, whatever number of connections it makes
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub bwlimit_client: Option<u64>,
-    /// TCP congestion control [default: bbr for far clients, if allowed]
+    /// TCP congestion control [default: bbr when far, cubic when near]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
-    /// Sync each small file by itself, to measure what group commits are worth
-    #[arg(long, hide = true)]
-    pub sync_each: bool,
     /// Permissions of stored files, at least and at most, octal
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub file_mode: Option<ModeRange>,

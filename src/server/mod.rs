@@ -50,15 +50,15 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
+    /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
+    /// in the runtime that the server runs in.
+    pub threads: usize,
     /// What is asked of the system for each connection.
     pub congestion: Congestion,
     /// Bytes of content per second in each direction, over all connections; none: as many as there can be.
     pub rate: Option<u64>,
     /// The same for all connections of one principal.
     pub rate_of_one: Option<u64>,
-    /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
-    /// in the runtime that the server runs in.
-    pub threads: usize,
 }
 
 /// A server that is bound and not yet running.
