@@ -5,13 +5,16 @@
 //! entries and hashes, [`signals`] listens.
 
 pub mod args;
+pub mod audit;
 pub mod bench;
 pub mod certs;
 pub mod format;
 mod get;
+mod notify;
 mod ops;
 pub mod output;
 mod put;
+pub mod receipt;
 pub mod serve;
 mod session;
 pub mod signals;
@@ -61,6 +64,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Rm(args) => ops::rm(&args),
         Command::Mv(args) => ops::mv(&args),
         Command::Mkdir(args) => ops::mkdir(&args),
+        Command::Receipt(args) => receipt::run(&args, &mut io::stdout(), &mut io::stderr()),
+        Command::Audit(args) => audit::run(&args, &mut io::stdout(), &mut io::stderr()),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

@@ -13,6 +13,7 @@ pub mod glob;
 mod lanes;
 pub mod link;
 pub mod plan;
+pub mod receipts;
 pub mod remote;
 mod session;
 mod upload;

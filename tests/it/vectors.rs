@@ -60,6 +60,16 @@ pub(super) fn vectors() -> Vec<Vector> {
         no_base: false,
     };
     let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None };
+    let statement = Statement {
+        root,
+        size: 3,
+        path: path("in/a b"),
+        principal: "alice".into(),
+        principal_key: Some(Bytes32(numbered(0x20))),
+        time: mtime,
+        outcome: Outcome::Stored,
+        key: Bytes32(numbered(0x40)),
+    };
     let entry = Entry { name: b"a".to_vec(), kind: EntryKind::File, size: 3, mtime, mode: 0o644, target: None };
     let link = Entry {
         name: vec![0xff],
@@ -80,7 +90,13 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector(
             "ClientHello",
             0,
-            ClientHello { versions: List(vec![1]), agent: "sealift/0.1.0".into(), join: None, redeem: None },
+            ClientHello {
+                versions: List(vec![1]),
+                agent: "sealift/0.1.0".into(),
+                join: None,
+                redeem: None,
+                receipts: None,
+            },
         ),
         vector(
             "ClientHello reserved",
@@ -90,6 +106,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 agent: String::new(),
                 join: Some(id),
                 redeem: Some(b"secret".to_vec()),
+                receipts: Some(true),
             },
         ),
         vector(
@@ -105,6 +122,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 open_max: limits::OPEN_TRANSFERS_MAX as u32,
                 idle_seconds: 300,
                 now: 1_700_000_000,
+                receipt_key: Some(Bytes32(numbered(0x40))),
             },
         ),
         vector(
@@ -120,6 +138,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 open_max: 1,
                 idle_seconds: 0,
                 now: -1,
+                receipt_key: None,
             },
         ),
         vector("Goodbye", 0, Goodbye { code: ErrorKind::Stopping.code(), text: "the server is stopping".into() }),
@@ -197,6 +216,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             },
         ),
         vector("Written", 8, Written { groups: List(vec![0, 1, 70_000]) }),
+        vector("Receipt", 7, Receipt { statement: statement.to_bytes(), signature: numbered::<64>(0x80).to_vec() }),
         vector("Get", 10, Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX }),
         vector(
             "GetAnswer",
