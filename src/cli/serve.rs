@@ -1,7 +1,6 @@
 //! `sealift serve`: checks everything, listens, and runs until it is told to stop.
 
 use std::io::Write;
-use std::path::Path;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -9,14 +8,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::args::{AccessArgs, ServeArgs};
+use super::rules::{Loaded, Sources};
 use crate::access::Access;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{self, GROUP_LEN, MIB};
-use crate::path::NamePolicy;
 use crate::protocol::Rights;
 use crate::server::{Server, ServerOptions};
 use crate::storage::{Store, StoreOptions};
-use crate::tls;
 
 /// Runs the command. `listening on ADDR:PORT` goes to `out`, once it accepts.
 ///
@@ -38,19 +36,10 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
 }
 
 /// Reads and checks everything that the arguments name.
-fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
-    let root = args.root.as_deref().ok_or_else(|| usage("which directory to serve is not said: give --root DIR"))?;
-    let options = args.identity.resolve(args.access.allow_anonymous, |name| std::env::var_os(name))?;
-    let files = [Some(&options.certificate), Some(&options.key), options.client_ca.as_ref(), options.crl.as_ref()];
-    for file in files.into_iter().flatten() {
-        refuse_beneath(root, file)?;
-    }
-    let tls = tls::ServerTls::load(&options)?;
-    let access = rights(&args.access, options.client_ca.is_some());
-    let memory = usize::try_from(args.memory).map_err(|_| usage("--memory is more than this machine can address"))?;
-    if memory < 4 * GROUP_LEN {
-        return Err(usage("--memory is less than 4M, too little for one transfer"));
-    }
+fn prepare(args: &ServeArgs) -> Result<(Store, Sources, Loaded)> {
+    let sources = Sources::new(args)?;
+    let loaded = sources.load()?;
+    memory(args)?;
     let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
@@ -58,54 +47,34 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
     if let Some(mode) = args.dir_mode {
         store.directory_mode = mode;
     }
-    let store = Store::open_served(root, store)?;
-    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory })
+    let store = Store::open_served(sources.root(), store)?;
+    Ok((store, sources, loaded))
 }
 
-/// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.
-fn refuse_beneath(root: &Path, file: &Path) -> Result<()> {
-    // A root that is not there yet holds nothing.
-    let Ok(root_real) = root.canonicalize() else { return Ok(()) };
-    let file_real = file.canonicalize().while_doing(|| format!("read {}", file.display()))?;
-    let beneath = |path: &Path| path.starts_with(&root_real);
-    let named_beneath = std::path::absolute(file).is_ok_and(|file| beneath(&file));
-    if beneath(&file_real) || named_beneath {
-        return Err(usage(&format!(
-            "{} lies beneath the root {}: clients could reach it; keep certificates and keys elsewhere",
-            file.display(),
-            root.display()
-        )));
+/// Bytes of buffers.
+fn memory(args: &ServeArgs) -> Result<usize> {
+    let memory = usize::try_from(args.memory).map_err(|_| usage("--memory is more than this machine can address"))?;
+    if memory < 4 * GROUP_LEN {
+        return Err(usage("--memory is less than 4M, too little for one transfer"));
     }
-    Ok(())
+    Ok(memory)
 }
 
-fn rights(args: &AccessArgs, has_authority: bool) -> Access {
-    let narrow = |mut rights: Rights| {
-        if args.read_only {
-            rights = Rights(rights.0 & Rights::LIST.with(Rights::READ).0);
-        }
-        // A name that can be taken away from its file can be given to another: without the right to replace or to
-        // remove there is none to rename either.
-        if args.no_overwrite {
-            rights = rights.without(Rights::OVERWRITE).without(Rights::RENAME);
-        }
-        if args.no_delete {
-            rights = rights.without(Rights::DELETE).without(Rights::RENAME);
-        }
-        rights
-    };
-    let anonymous = args.allow_anonymous.then(|| narrow(args.anonymous_rights.unwrap_or(Access::ANONYMOUS_DEFAULT)));
-    let certified = if has_authority { narrow(Rights::ALL) } else { Rights::NONE };
-    Access { certified, anonymous, names: NamePolicy::default() }
-}
-
-async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) -> Result<()> {
+async fn serve(args: &ServeArgs, prepared: (Store, Sources, Loaded), out: &mut dyn Write) -> Result<()> {
     raise_descriptor_limit();
-    for warning in options.tls.warnings(time::OffsetDateTime::now_utc()).iter().chain(options.store.warnings()) {
+    let (store, sources, loaded) = prepared;
+    for warning in loaded.tls.warnings(time::OffsetDateTime::now_utc()).iter().chain(store.warnings()) {
         warn!("{warning}");
     }
-    let pin = options.tls.pin();
-    let access = options.access.clone();
+    let pin = loaded.tls.pin();
+    let access = loaded.access.clone();
+    let options = ServerOptions {
+        store,
+        tls: loaded.tls.clone(),
+        access: access.clone(),
+        listen: args.listen.clone(),
+        memory: memory(args)?,
+    };
     let server = Server::bind(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     if args.check {
         return print(out, "everything is in order\n");
@@ -115,14 +84,7 @@ async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) ->
     let mut terminate = signal(SignalKind::terminate()).while_doing(|| "wait for SIGTERM".into())?;
     let mut interrupt = signal(SignalKind::interrupt()).while_doing(|| "wait for SIGINT".into())?;
     info!("server key {pin}");
-    if access.certified == Rights::ALL {
-        info!("every certificate of the client authority has all rights here");
-    } else {
-        info!("certificates of the client authority may: {}", access.certified);
-    }
-    if let Some(rights) = access.anonymous {
-        warn!("clients without a certificate are let in and may: {rights}");
-    }
+    say_who_may_what(&args.access, &access);
     for address in server.addresses()? {
         print(out, &format!("listening on {address}\n"))?;
     }
@@ -138,12 +100,33 @@ async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) ->
         stop.cancel();
         std::future::pending::<()>().await;
     };
+    let control = server.control();
     tokio::select! {
         () = server.run(drain.clone(), stop.clone()) => {}
         () = signals => {}
+        followed = sources.follow(control, loaded) => match followed {
+            Ok(never) => match never {},
+            Err(error) => return Err(error),
+        },
     }
     info!("stopped");
     Ok(())
+}
+
+fn say_who_may_what(args: &AccessArgs, access: &Access) {
+    let grants = access.grants();
+    if let Some(file) = &args.policy {
+        info!("{} principals by the policy {}", grants.len(), file.display());
+        return;
+    }
+    for grant in grants {
+        let rights = access.rights_of(&grant);
+        match (grant.name.as_str(), rights) {
+            ("anonymous", rights) => warn!("clients without a certificate are let in and may: {rights}"),
+            (_, Rights::ALL) => info!("every certificate of the client authority has all rights here"),
+            (_, rights) => info!("certificates of the client authority may: {rights}"),
+        }
+    }
 }
 
 fn print(out: &mut dyn Write, text: &str) -> Result<()> {

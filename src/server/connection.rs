@@ -21,7 +21,7 @@ use super::commit::Opened;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::requests::{self, Got, ListStep};
 use super::shared::{Shared, Who};
-use crate::access::Principal;
+use crate::access::{Action, Principal};
 use crate::error::{Blame, Error, ErrorKind, Result};
 use crate::hash::group_count;
 use crate::limits;
@@ -88,7 +88,8 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
         return Err(error);
     }
     let described = tls::describe(stream.get_ref().1);
-    let principal = match tls::Principal::of_peer(stream.get_ref().1.peer_certificates()) {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let principal = match tls::Principal::of_peer(Some(&chain)) {
         Ok(Some(principal)) => {
             Principal::Certified { name: principal.name().map(str::to_owned), key: *principal.key().as_bytes() }
         }
@@ -99,8 +100,9 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
         }
     };
     let mut connection = Connection::new(TlsStream::Server(stream));
-    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal)).await {
-        Ok(Ok(who)) => {
+    let who = Who::new(principal, chain, &shared.shares);
+    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, &who)).await {
+        Ok(Ok(())) => {
             connection.greeted();
             info!("{} connected, {described}", who.principal);
             Ok((connection, Arc::new(who)))
@@ -117,7 +119,7 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal) -> Result<Who> {
+async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Result<()> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -142,11 +144,7 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
         let what = if hello.join.is_some() { "joining a session" } else { "invites" };
         return Err(Error::new(ErrorKind::Unsupported, format!("this server does not offer {what}")));
     }
-    let rights = shared.access.rights(&principal)?;
-    let name = match &principal {
-        Principal::Certified { name, .. } => name.clone(),
-        Principal::Anonymous => None,
-    };
+    let pass = shared.pass(who)?;
     debug!("client {}", escape_text(&hello.agent));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
     connection.send(
@@ -154,8 +152,8 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
         &ServerHello {
             version,
             agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).into(),
-            principal: name,
-            rights: rights.0,
+            principal: pass.name(),
+            rights: pass.rights().0,
             token: None,
             unasked_max: limits::UNASKED_CONNECTION_MAX,
             open_max: u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX),
@@ -163,8 +161,7 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
             now: i64::try_from(now).unwrap_or(i64::MAX),
         },
     );
-    let share = shared.shares.of(&principal);
-    Ok(Who { principal, rights, share })
+    Ok(())
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
@@ -275,6 +272,9 @@ impl Driver {
     /// Runs until the end of the connection; an error is told to the peer.
     async fn drive(&mut self) -> Result<()> {
         let (draining, stopping) = (self.shared.draining.clone(), self.shared.stopping.clone());
+        let mut rules = self.shared.rules.subscribe();
+        // They may have changed since the hello.
+        rules.mark_changed();
         let mut tick = interval_at(Instant::now() + limits::WORKING_INTERVAL, limits::WORKING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut spill = interval(limits::LEASE_TIMEOUT / 2);
@@ -305,6 +305,11 @@ impl Driver {
                     return Err(Error::new(ErrorKind::Stopping, "the server has stopped"));
                 }
                 () = draining.cancelled(), if idle => continue,
+                // The sender lives as long as the server.
+                Ok(()) = rules.changed() => {
+                    self.review()?;
+                    continue;
+                }
                 _ = tick.tick() => {
                     self.tick(&mut watch)?;
                     continue;
@@ -345,9 +350,21 @@ impl Driver {
     fn tick(&mut self, watch: &mut Watch) -> Result<()> {
         let traffic = self.connection.traffic();
         watch.look(traffic.received + traffic.sent, self.is_idle(), self.flow.is_working())?;
+        if !self.is_idle() {
+            // Certificates and revocation lists end by themselves.
+            self.review()?;
+        }
         if !self.is_idle() && self.connection.is_flushed() {
             let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
             self.connection.send(0, &Working { phase, done: 0, total: 0 });
+        }
+        Ok(())
+    }
+
+    /// Ends what the principal may not do any more; an error is the end of the connection.
+    fn review(&mut self) -> Result<()> {
+        for (transfer, error) in self.flow.review()? {
+            self.failed(transfer, &error);
         }
         Ok(())
     }
@@ -425,13 +442,8 @@ impl Driver {
                 let request = Hash::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
-                    let run = requests::open_to_hash(shared, who, &request.path).map(|file| HashRun {
-                        file: Arc::new(file),
-                        tree: crate::hash::Tree::new(),
-                        from: 0,
-                        next: 0,
-                        purpose: Purpose::Root,
-                    });
+                    let file = requests::open_to_hash(shared, who, &request.path);
+                    let run = file.map(|file| HashRun::new(request.path, Arc::new(file), Purpose::Root));
                     Job::OpenedToHash(transfer, run)
                 });
             }
@@ -496,13 +508,8 @@ impl Driver {
         if std::mem::replace(&mut download.is_hashing, true) {
             return Err(Breach::Excess("group values at once").into());
         }
-        let run = HashRun {
-            file: Arc::clone(&download.file),
-            tree: crate::hash::Tree::new(),
-            from: request.first,
-            next: request.first,
-            purpose: Purpose::Values(end),
-        };
+        let mut run = HashRun::new(download.path.clone(), Arc::clone(&download.file), Purpose::Values(end));
+        (run.from, run.next) = (request.first, request.first);
         self.flow.hash(transfer, run);
         Ok(())
     }
@@ -595,10 +602,9 @@ impl Driver {
                 }
             }
             Job::MadeDirectory(transfer, path, made) => {
-                if made.as_ref().is_ok_and(|&made| made)
-                    && !self.flow.who.rights.contains(protocol::Rights::OVERWRITE)
-                    && self.made.len() < MADE_DIRECTORIES_MAX
-                {
+                let may_change =
+                    || self.shared.pass(&self.flow.who).is_ok_and(|pass| pass.may(Action::Overwrite(&path)));
+                if made.as_ref().is_ok_and(|&made| made) && self.made.len() < MADE_DIRECTORIES_MAX && !may_change() {
                     self.made.insert(path);
                 }
                 if self.requests.remove(&transfer) {
@@ -660,8 +666,8 @@ impl Driver {
             Ok(Got { frames, file }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match file {
-                    Some(file) => {
-                        let download = Download { file, tree: crate::hash::Tree::new(), is_hashing: false };
+                    Some((path, file)) => {
+                        let download = Download { path, file, tree: crate::hash::Tree::new(), is_hashing: false };
                         self.flow.downloads.insert(transfer, download);
                     }
                     None => self.sent_count += 1,
@@ -682,8 +688,8 @@ impl Driver {
             self.listing += 1;
             self.flow.spawn(move |shared, who| {
                 let step = match stage {
-                    ListStage::Asked(path) => requests::list(shared, who, transfer, &path),
-                    ListStage::Begun(rest, count) => requests::list_step(transfer, rest, count),
+                    ListStage::Asked(path) => requests::list(shared, who, transfer, path),
+                    ListStage::Begun(rest, count) => requests::list_step(shared, who, transfer, rest, count),
                 };
                 Job::Listed(transfer, step)
             });

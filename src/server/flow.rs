@@ -19,6 +19,7 @@ use super::commit::{self, Incoming, Opened, SmallUpload};
 use super::requests;
 use super::share::Lease;
 use super::shared::{Shared, Who};
+use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
@@ -88,6 +89,7 @@ struct OpenGroup {
 
 /// An open download.
 pub(super) struct Download {
+    pub(super) path: RemotePath,
     pub(super) file: Arc<StoredFile>,
     /// Groups that were sent whole.
     pub(super) tree: Tree,
@@ -97,6 +99,7 @@ pub(super) struct Download {
 
 /// The hashing of a stored file in steps, so that a disk thread is not held for minutes.
 pub(super) struct HashRun {
+    pub(super) path: RemotePath,
     pub(super) file: Arc<StoredFile>,
     pub(super) tree: Tree,
     /// The first group of the latest step.
@@ -107,6 +110,10 @@ pub(super) struct HashRun {
 }
 
 impl HashRun {
+    pub(super) fn new(path: RemotePath, file: Arc<StoredFile>, purpose: Purpose) -> HashRun {
+        HashRun { path, file, tree: Tree::new(), from: 0, next: 0, purpose }
+    }
+
     /// The group behind the last one to hash.
     pub(super) fn end(&self) -> u64 {
         match self.purpose {
@@ -268,6 +275,21 @@ impl Flow {
 
     // ---- uploads -------------------------------------------------------------------------------------------
 
+    /// Looks at what runs by the rules that hold now, and tells what must be ended, and why.
+    pub(super) fn review(&self) -> Result<Vec<(u32, Error)>> {
+        let pass = self.shared.pass(&self.who)?;
+        let uploads = self.uploads.iter().filter_map(|(&transfer, upload)| match &upload.phase {
+            Phase::Receiving(Incoming { if_exists, .. }) => {
+                Some((transfer, commit::check_still(&pass, &upload.put, *if_exists)))
+            }
+            // These are looked at when they begin, and end by themselves.
+            Phase::Unasked | Phase::Opening | Phase::Committing => None,
+        });
+        let downloads = self.downloads.iter();
+        let downloads = downloads.map(|(&transfer, download)| (transfer, pass.decide(Action::Read(&download.path))));
+        Ok(uploads.chain(downloads).filter_map(|(transfer, decided)| Some((transfer, decided.err()?))).collect())
+    }
+
     /// Takes a description.
     pub(super) fn put(&mut self, transfer: u32, put: Put) -> Result<()> {
         let mut phase = Phase::Opening;
@@ -345,8 +367,7 @@ impl Flow {
         if let Some(upload) = self.uploads.get_mut(&transfer) {
             if let Some(base) = &incoming.base {
                 upload.receiver.set_base(base.size());
-                let run =
-                    HashRun { file: Arc::clone(base), tree: Tree::new(), from: 0, next: 0, purpose: Purpose::Base };
+                let run = HashRun::new(upload.put.path.clone(), Arc::clone(base), Purpose::Base);
                 upload.phase = Phase::Receiving(incoming);
                 self.hash(transfer, run);
             } else {
@@ -370,8 +391,9 @@ impl Flow {
     fn make_file(&mut self, transfer: u32) {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return };
         if !std::mem::replace(&mut upload.making, true) {
+            let Phase::Receiving(Incoming { if_exists, .. }) = upload.phase else { return };
             let put = upload.put.clone();
-            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put)));
+            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put, if_exists)));
         }
     }
 
@@ -652,8 +674,10 @@ impl Flow {
 
     /// Hashes the next groups of a stored file: 64 MiB in one step.
     fn hash_step(&mut self, transfer: u32, mut run: HashRun) {
-        self.spawn(move |_, _| {
+        self.spawn(move |shared, who| {
             let step = || {
+                // A file of terabytes takes an hour: who may not read it any more does not learn the rest.
+                shared.pass(who)?.decide(Action::Read(&run.path))?;
                 let size = run.file.size();
                 run.from = run.next;
                 let mut buffer = vec![0; GROUP_LEN];

@@ -15,7 +15,7 @@ mod shared;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
@@ -24,13 +24,11 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
-use crate::net::SocketBuffers;
 use crate::storage::Store;
 use crate::tls::ServerTls;
 
@@ -51,8 +49,24 @@ pub struct ServerOptions {
 /// A server that is bound and not yet running.
 pub struct Server {
     shared: Arc<shared::Shared>,
-    acceptor: TlsAcceptor,
     listeners: Vec<TcpListener>,
+}
+
+/// Changes the rules of a server that runs.
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<shared::Shared>,
+}
+
+impl Control {
+    /// From now on these certificates are shown and looked for, and these rights hold: for new connections, for the
+    /// next operation of each that is open, and for what runs. Homes that are missing are made. Blocks.
+    ///
+    /// # Errors
+    /// A home that cannot be one: then everything stays as it was.
+    pub fn replace(&self, tls: ServerTls, access: Access) -> Result<()> {
+        self.shared.replace(shared::Rules { tls, access })
+    }
 }
 
 impl Server {
@@ -62,19 +76,16 @@ impl Server {
     /// An address that cannot be listened on.
     pub fn bind(options: ServerOptions) -> Result<Server> {
         let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
-        let shared = shared::Shared {
-            store: options.store,
-            access: options.access,
-            shares: share::Shares::new(options.memory),
-            socket_buffers: SocketBuffers::new(),
-            outcomes: outcomes::Outcomes::default(),
-            tasks: TaskTracker::new(),
-            draining: CancellationToken::new(),
-            stopping: CancellationToken::new(),
-            connection_count: AtomicUsize::new(0),
-            next_connection: AtomicU64::new(1),
-        };
-        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners })
+        let ServerOptions { store, tls, access, memory, .. } = options;
+        shared::prepare(&store, &access)?;
+        let shared = shared::Shared::new(store, shared::Rules { tls, access }, memory);
+        Ok(Server { shared: Arc::new(shared), listeners })
+    }
+
+    /// A handle to change the rules while it runs.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        Control { shared: Arc::clone(&self.shared) }
     }
 
     /// The addresses that it listens on, with their real ports.
@@ -92,19 +103,13 @@ impl Server {
     /// # Cancel safety
     /// Not safe: use the tokens.
     pub async fn run(self, drain: CancellationToken, stop: CancellationToken) {
-        let Server { shared, acceptor, listeners } = self;
+        let Server { shared, listeners } = self;
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
         for listener in listeners {
-            let loop_ = accept(
-                Arc::clone(&shared),
-                listener,
-                acceptor.clone(),
-                Arc::clone(&permits),
-                Arc::clone(&half_open),
-                drain.clone(),
-            );
+            let loop_ =
+                accept(Arc::clone(&shared), listener, Arc::clone(&permits), Arc::clone(&half_open), drain.clone());
             accepting.spawn(loop_);
         }
         while let Some(ended) = accepting.join_next().await {
@@ -149,7 +154,6 @@ fn listen(address: &SocketAddr) -> Result<TcpListener> {
 async fn accept(
     shared: Arc<shared::Shared>,
     listener: TcpListener,
-    acceptor: TlsAcceptor,
     permits: Arc<Semaphore>,
     half_open: Arc<Semaphore>,
     drain: CancellationToken,
@@ -181,7 +185,8 @@ async fn accept(
             continue;
         };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
-        let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+        let shared = Arc::clone(&shared);
+        let acceptor = TlsAcceptor::from(shared.rules.borrow().tls.config());
         let tasks = shared.tasks.clone();
         tasks.spawn(async move {
             shared.connection_count.fetch_add(1, Ordering::Relaxed);

@@ -281,7 +281,7 @@ fn links_are_never_walked() {
         if !openat2 {
             // The way of a kernel without openat2.
             store = Store::open_local(&root).unwrap();
-            Arc::get_mut(&mut store.inner).unwrap().openat2 = false;
+            core_of(&mut store).openat2 = false;
         }
         for (index, target) in targets.iter().enumerate() {
             let link = format!("links/{index}");
@@ -368,7 +368,7 @@ fn flip_for_a_while(openat2: bool) {
     use std::time::{Duration, Instant};
     let dir = disk();
     let (mut store, root) = served(&dir);
-    Arc::get_mut(&mut store.inner).unwrap().openat2 = openat2;
+    core_of(&mut store).openat2 = openat2;
     let outside = dir.path().join("outside");
     plant_canary(&outside);
     std::fs::create_dir(root.join("flip")).unwrap();
@@ -878,9 +878,14 @@ fn a_later_download_removes_what_a_dead_one_left() {
     put(&store, "young", &bytes(2_000_000, 1), IfExists::Overwrite).unwrap();
     assert!(names.iter().all(|path| path.exists()), "what is young is left alone");
     store = Store::open_local(dir.path()).unwrap();
-    Arc::get_mut(&mut store.inner).unwrap().leftover_age = Duration::ZERO;
+    core_of(&mut store).leftover_age = Duration::ZERO;
     put(&store, "old", &bytes(2_000_000, 1), IfExists::Overwrite).unwrap();
     assert!(!names[0].exists(), "what a dead process left stays");
     assert!(names[1].exists(), "what somebody writes to was removed");
     assert!(mine.exists(), "a name that is none of ours was removed");
+}
+
+/// The whole tree, to change how it works.
+fn core_of(store: &mut Store) -> &mut super::Core {
+    Arc::get_mut(&mut Arc::get_mut(&mut store.inner).unwrap().core).unwrap()
 }

@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 10] = ["certs", "serve", "put", "get", "ls", "stat", "hash", "rm", "mv", "mkdir"];
+const COMMANDS: [&str; 12] =
+    ["certs", "serve", "user", "grant", "put", "get", "ls", "stat", "hash", "rm", "mv", "mkdir"];
+
+const USER_COMMANDS: [&str; 5] = ["add", "ls", "rm", "revoke", "restore"];
 
 fn sealift(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sealift"))
@@ -37,6 +40,9 @@ fn help_is_what_was_agreed() {
     check("sealift", &["--help"]);
     for command in COMMANDS {
         check(command, &[command, "--help"]);
+    }
+    for command in USER_COMMANDS {
+        check(&format!("user-{command}"), &["user", command, "--help"]);
     }
 }
 
