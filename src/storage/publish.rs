@@ -51,6 +51,8 @@ pub struct Published {
     pub outcome: Outcome,
     /// The version that was stored; for [`Outcome::Skipped`], the one that is there.
     pub version: Version,
+    /// Bytes of the file in whose place it is, as they were a moment before; 0 for none and for a link.
+    pub replaced_size: u64,
 }
 
 impl Store {
@@ -186,8 +188,13 @@ impl Inner {
     fn place(&self, staged: &mut Staged) -> Result<Published> {
         let name = staged.name.clone();
         let path = staged.path.clone();
+        let mut replaced_size = 0;
         let outcome = match staged.if_exists {
-            IfExists::Overwrite => self.place_over(staged)?,
+            IfExists::Overwrite => {
+                let (outcome, size) = self.place_over(staged)?;
+                replaced_size = size;
+                outcome
+            }
             IfExists::Fail | IfExists::Skip => match place_new(&mut staged.staging, name.as_bytes()) {
                 Ok(()) => Outcome::Created,
                 // Tells what is there; if that has just gone, what was found still holds.
@@ -202,18 +209,19 @@ impl Inner {
             },
             IfExists::Rename => return self.place_renamed(staged),
         };
-        self.published(staged, path, name, outcome)
+        let published = self.published(staged, path, name, outcome)?;
+        Ok(Published { replaced_size, ..published })
     }
 
-    fn place_over(&self, staged: &mut Staged) -> Result<Outcome> {
+    fn place_over(&self, staged: &mut Staged) -> Result<(Outcome, u64)> {
         let path = &staged.path;
         let name = staged.name.as_bytes();
-        let replaced = self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
-        if !replaced {
+        let mut there = self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
+        if there.is_none() {
             match place_new(&mut staged.staging, name) {
-                Ok(()) => return Ok(Outcome::Created),
+                Ok(()) => return Ok((Outcome::Created, 0)),
                 Err(Errno::EXIST) => {
-                    self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
+                    there = self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
                 }
                 Err(errno) => return Err(placing(path, errno)),
             }
@@ -224,7 +232,7 @@ impl Inner {
             }
             errno => placing(path, errno),
         })?;
-        Ok(Outcome::Replaced)
+        Ok((Outcome::Replaced, there.unwrap_or(0)))
     }
 
     fn place_renamed(&self, staged: &mut Staged) -> Result<Published> {
@@ -252,7 +260,7 @@ impl Inner {
             _ => sys::status_at(&*staged.staging.directory, name.as_bytes()),
         };
         let version = status.while_doing(|| format!("look at {path}"))?.version();
-        Ok(Published { path, outcome, version })
+        Ok(Published { path, outcome, version, replaced_size: 0 })
     }
 }
 

@@ -7,6 +7,7 @@
 mod bytes;
 mod content;
 mod limits;
+mod matrix;
 mod names;
 mod peer;
 mod rights;

@@ -172,7 +172,7 @@ impl World {
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from("localhost").unwrap();
         let stream = timeout(SOON, TlsConnector::from(config).connect(name, tcp)).await.expect("a handshake")?;
-        Ok(Peer { stream, last: 0, buffer: Vec::new() })
+        Ok(Peer { stream, last: 0, buffer: Vec::new(), said: String::new() })
     }
 
     /// A connection that has been greeted.
@@ -365,6 +365,8 @@ pub(super) struct Peer {
     pub(super) stream: tokio_rustls::client::TlsStream<TcpStream>,
     last: u32,
     buffer: Vec<u8>,
+    /// The sentence of the latest failure.
+    pub(super) said: String,
 }
 
 /// What an answer to a request is.
@@ -461,9 +463,15 @@ impl Peer {
         loop {
             let (kind, other, payload) = self.frame().await.ok_or(ErrorKind::Connection)?;
             match kind {
-                Kind::Goodbye => return Err(ErrorKind::from_code(Goodbye::from_payload(&payload).unwrap().code)),
+                Kind::Goodbye => {
+                    let goodbye = Goodbye::from_payload(&payload).unwrap();
+                    self.said = goodbye.text;
+                    return Err(ErrorKind::from_code(goodbye.code));
+                }
                 Kind::Failed if other == transfer => {
-                    return Err(ErrorKind::from_code(Failed::from_payload(&payload).unwrap().code));
+                    let failed = Failed::from_payload(&payload).unwrap();
+                    self.said = failed.text;
+                    return Err(ErrorKind::from_code(failed.code));
                 }
                 Kind::StoredBatch => {
                     let items = StoredBatch::from_payload(&payload).unwrap().items.0;
@@ -476,6 +484,11 @@ impl Peer {
                 _ => {}
             }
         }
+    }
+
+    /// The next part of the answer to the latest request.
+    pub(super) async fn more(&mut self) -> Answer {
+        self.answer(self.last).await
     }
 
     /// Sends a request under a new number and waits for its first answer.
