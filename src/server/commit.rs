@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::convert;
 use super::outcomes::{Attempt, Begin};
+use super::quota::{Reservation, Seat};
 use super::shared::{Pass, Shared, Who};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,6 +32,8 @@ pub(super) struct Incoming {
     pub(super) if_exists: IfExists,
     /// Where it is written; made with the first group when there is a base.
     pub(super) file: Option<Arc<storage::Upload>>,
+    /// Its room in the principal's quota.
+    pub(super) reservation: Reservation,
     /// The version that is there, whose groups need not come.
     pub(super) base: Option<Arc<StoredFile>>,
     /// The root of that version, once it has been hashed to its end.
@@ -45,6 +48,7 @@ pub(super) struct SmallUpload {
     pub(super) put: Put,
     pub(super) content: Vec<u8>,
     pub(super) finish: Finish,
+    pub(super) seat: Seat,
 }
 
 /// Checks that the principal may store under this name, and says what happens to what is there.
@@ -53,6 +57,7 @@ fn admit(pass: &Pass, put: &Put) -> Result<IfExists> {
     if put.size.is_some_and(|size| size > FILE_SIZE_MAX) {
         return Err(Error::new(ErrorKind::Limit, format!("{} is larger than any file may be", put.path)));
     }
+    pass.check_size(&put.path, put.size.unwrap_or(0))?;
     Ok(pass.if_exists(&put.path, put.if_exists))
 }
 
@@ -74,6 +79,14 @@ pub(super) fn check_still(pass: &Pass, put: &Put, begun: IfExists) -> Result<()>
 
 fn may_read(pass: &Pass, put: &Put) -> bool {
     pass.may(Action::Read(&put.path))
+}
+
+/// Begins to store what was admitted, if the principal's quota has room for it.
+fn begin(pass: &Pass, put: &Put, key: [u8; 32], if_exists: IfExists) -> Result<(storage::Upload, Reservation)> {
+    let (mut reservation, directories) = pass.reserve(Some(key), &put.path, put.size.unwrap_or(0), if_exists)?;
+    let file = pass.store.begin(&put.path, new_file(put, if_exists))?;
+    pass.made(&mut reservation, &put.path, directories);
+    Ok((file, reservation))
 }
 
 fn new_file(put: &Put, if_exists: IfExists) -> NewFile {
@@ -121,8 +134,10 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         Begin::Known(stored) => return Ok(Opened::Ended(stored)),
         Begin::Go(attempt) => attempt,
     };
-    let upload = |file, base, compare_only| {
-        Ok(Opened::Upload(Incoming { attempt, if_exists, file, base, base_root: None, compare_only }))
+    let key = attempt.key();
+    let upload = |file, reservation, base, compare_only| {
+        let incoming = Incoming { attempt, if_exists, file, reservation, base, base_root: None, compare_only };
+        Ok(Opened::Upload(incoming))
     };
     if if_exists == IfExists::Rename
         && let Some(stored) = known_renamed(&pass, put)?
@@ -139,9 +154,11 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         let same_size = put.size == Some(file.size());
         match if_exists {
             IfExists::Overwrite if put.size.is_some() && !put.no_base && file.size() > UNASKED_FILE_MAX => {
-                return upload(None, Some(Arc::new(file)), false);
+                return upload(None, Reservation::default(), Some(Arc::new(file)), false);
             }
-            IfExists::Skip | IfExists::Fail if same_size => return upload(None, Some(Arc::new(file)), true),
+            IfExists::Skip | IfExists::Fail if same_size => {
+                return upload(None, Reservation::default(), Some(Arc::new(file)), true);
+            }
             // A stream is not compared: its content is not known before all of it has come.
             IfExists::Skip | IfExists::Fail => return taken(&pass, put, if_exists).map(Opened::Ended),
             IfExists::Overwrite | IfExists::Rename => {}
@@ -149,8 +166,8 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(&pass, put)? {
         return taken(&pass, put, if_exists).map(Opened::Ended);
     }
-    let file = pass.store.begin(&put.path, new_file(put, if_exists))?;
-    upload(Some(Arc::new(file)), None, false)
+    let (file, reservation) = begin(&pass, put, key, if_exists)?;
+    upload(Some(Arc::new(file)), reservation, None, false)
 }
 
 /// Under `rename`: whether this very upload was stored before the server forgot it, under whatever name it got.
@@ -172,10 +189,17 @@ fn known_by_record(pass: &Pass, put: &Put, file: &StoredFile) -> Result<Option<S
 }
 
 /// Makes the file for an upload that began with a base and differs from it.
-pub(super) fn make_file(shared: &Shared, who: &Who, put: &Put, begun: IfExists) -> Result<Arc<storage::Upload>> {
+pub(super) fn make_file(
+    shared: &Shared,
+    who: &Who,
+    put: &Put,
+    key: [u8; 32],
+    begun: IfExists,
+) -> Result<(Arc<storage::Upload>, Reservation)> {
     let pass = shared.pass(who)?;
     let if_exists = admit_still(&pass, put, begun)?;
-    pass.store.begin(&put.path, new_file(put, if_exists)).map(Arc::new)
+    let (file, reservation) = begin(&pass, put, key, if_exists)?;
+    Ok((Arc::new(file), reservation))
 }
 
 /// Hashes the next bytes of a group while they are hot and writes them to their place, `start` bytes into the group.
@@ -197,7 +221,7 @@ pub(super) fn commit(
     incoming: Incoming,
     mut receiver: Receiver,
 ) -> Result<Stored> {
-    let Incoming { attempt, file, base, base_root, if_exists, .. } = incoming;
+    let Incoming { attempt, file, mut reservation, base, base_root, if_exists, .. } = incoming;
     let pass = shared.pass(who)?;
     admit_still(&pass, put, if_exists)?;
     attempt.enter_commit(&put.path)?;
@@ -218,6 +242,7 @@ pub(super) fn commit(
         copy_missing(&file, base, &mut receiver, finish.size)?;
     }
     let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
+    pass.settle_credit(&mut reservation, &put.path, finish.size)?;
     let file = Arc::into_inner(file).ok_or_else(|| Error::new(ErrorKind::Internal, "an upload still being written"))?;
     let staged = file.finish(finish.size, metadata(put, root))?;
     let published = pass
@@ -294,6 +319,7 @@ fn settle(pass: &Pass, put: &Put, root: Root, size: u64, published: Result<stora
     let left_alone = match published {
         Ok(published) if published.outcome == storage::Outcome::Skipped => None,
         Ok(published) => {
+            pass.stored(&published, size);
             let path = (published.path != put.path).then_some(published.path);
             return Ok(Stored { outcome: Outcome::Stored, root: Some(root), size, path });
         }
@@ -331,23 +357,25 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     let mut answers = Vec::with_capacity(batch.len());
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
-    for SmallUpload { transfer, put, content, finish } in batch {
+    let mut seats = Vec::with_capacity(batch.len());
+    for SmallUpload { transfer, put, content, finish, seat } in batch {
+        seats.push(seat);
         let small = shared.pass(who).and_then(|pass| {
             let small = stage_small(shared, who, &pass, &put, &content, &finish)?;
             Ok((small, pass))
         });
         match small {
             Ok((Small::Ended(stored), _)) => answers.push((transfer, finish.size, Ok(stored))),
-            Ok((Small::Staged(file, attempt), pass)) => {
+            Ok((Small::Staged(file, attempt, reservation), pass)) => {
                 staged.push(file);
-                waiting.push((transfer, put, finish, attempt, pass));
+                waiting.push((transfer, put, finish, attempt, reservation, pass));
             }
             Err(error) => answers.push((transfer, finish.size, Err(error))),
         }
     }
     let Some((.., pass)) = waiting.first() else { return answers };
     let published = pass.store.publish(staged);
-    for ((transfer, put, finish, attempt, pass), published) in waiting.into_iter().zip(published) {
+    for ((transfer, put, finish, attempt, _reservation, pass), published) in waiting.into_iter().zip(published) {
         let stored = settle(&pass, &put, finish.root, finish.size, published);
         if let Ok(stored) = &stored {
             attempt.ended(stored);
@@ -358,7 +386,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
 }
 
 enum Small {
-    Staged(storage::Staged, Attempt),
+    Staged(storage::Staged, Attempt, Reservation),
     Ended(Stored),
 }
 
@@ -399,14 +427,14 @@ fn stage_small(shared: &Shared, who: &Who, pass: &Pass, put: &Put, content: &[u8
             }
         }
     }
-    let file = match pass.store.begin(&put.path, new_file(put, if_exists)) {
+    let (file, reservation) = match begin(pass, put, attempt.key(), if_exists) {
         Err(error) if error.kind() == ErrorKind::Exists => {
             return taken(pass, put, if_exists).map(Small::Ended);
         }
-        file => file?,
+        begun => begun?,
     };
     if !content.is_empty() {
         file.write_at(0, content)?;
     }
-    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt))
+    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt, reservation))
 }

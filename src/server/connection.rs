@@ -19,6 +19,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::commit::Opened;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
+use super::quota::Seat;
 use super::requests::{self, Got, ListStep};
 use super::shared::{Shared, Who};
 use crate::access::{Action, Principal};
@@ -55,7 +56,7 @@ pub(super) async fn serve(
     async move {
         let started = Instant::now();
         match greet(&shared, acceptor, tcp).await {
-            Ok((connection, who)) => {
+            Ok((connection, who, _seat)) => {
                 drop(half_open);
                 Box::pin(run(shared, connection, who, started)).await;
             }
@@ -70,7 +71,7 @@ pub(super) async fn serve(
 }
 
 /// Handshake, choice of protocol and hellos, each under its deadline.
-async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>)> {
+async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>, Seat)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
     let accept = acceptor.accept(socket).into_fallible();
     let stream = match timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
@@ -102,10 +103,10 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     let mut connection = Connection::new(TlsStream::Server(stream));
     let who = Who::new(principal, chain, &shared.shares);
     match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, &who)).await {
-        Ok(Ok(())) => {
+        Ok(Ok(seat)) => {
             connection.greeted();
             info!("{} connected, {described}", who.principal);
-            Ok((connection, Arc::new(who)))
+            Ok((connection, Arc::new(who), seat))
         }
         Ok(Err(error)) => {
             say_goodbye(connection, &error).await;
@@ -119,7 +120,7 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Result<()> {
+async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Result<Seat> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -145,6 +146,7 @@ async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Resul
         return Err(Error::new(ErrorKind::Unsupported, format!("this server does not offer {what}")));
     }
     let pass = shared.pass(who)?;
+    let seat = pass.connection_seat()?;
     debug!("client {}", escape_text(&hello.agent));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
     connection.send(
@@ -156,12 +158,12 @@ async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Resul
             rights: pass.rights().0,
             token: None,
             unasked_max: limits::UNASKED_CONNECTION_MAX,
-            open_max: u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX),
+            open_max: pass.open_max(),
             idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
             now: i64::try_from(now).unwrap_or(i64::MAX),
         },
     );
-    Ok(())
+    Ok(seat)
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
@@ -376,7 +378,13 @@ impl Driver {
         match kind {
             Kind::Put => {
                 let put = Put::from_payload(payload)?;
-                self.flow.put(transfer, put)?;
+                match self.shared.pass(&self.flow.who).and_then(|pass| pass.upload_seat()) {
+                    Ok(seat) => self.flow.put(transfer, put, seat)?,
+                    Err(error) => {
+                        self.flow.throw_away(transfer);
+                        self.fail(transfer, &error);
+                    }
+                }
             }
             Kind::Finish => self.flow.finish(transfer, Finish::from_payload(payload)?)?,
             Kind::Get => {
@@ -562,7 +570,7 @@ impl Driver {
                 }
             }
             Job::Opened(transfer, Err(error)) => self.failed(transfer, &error),
-            Job::Made(transfer, Ok(file)) => self.flow.made(transfer, file),
+            Job::Made(transfer, Ok((file, reservation))) => self.flow.made(transfer, file, reservation),
             Job::Made(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Written(transfer, group, result) => {
                 let written = self.flow.written(transfer, group, result);

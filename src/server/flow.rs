@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::commit::{self, Incoming, Opened, SmallUpload};
+use super::quota::{Reservation, Seat};
 use super::requests;
 use super::share::Lease;
 use super::shared::{Shared, Who};
@@ -32,7 +33,7 @@ use crate::transfer::Receiver;
 /// What a job of this connection found.
 pub(super) enum Job {
     Opened(u32, Result<Opened>),
-    Made(u32, Result<Arc<storage::Upload>>),
+    Made(u32, Result<(Arc<storage::Upload>, Reservation)>),
     Written(u32, u64, Result<GroupHash>),
     /// The beginning of a group is written; the hasher goes on with the rest.
     Spilled(u32, Result<Box<GroupHasher>>),
@@ -58,6 +59,7 @@ pub(super) struct Upload {
     /// The content of an unasked upload, as far as it came.
     content: Vec<u8>,
     open: Option<OpenGroup>,
+    seat: Seat,
     /// Group jobs that have not come back.
     writing: usize,
     /// The file of an upload with a base is being made.
@@ -291,7 +293,7 @@ impl Flow {
     }
 
     /// Takes a description.
-    pub(super) fn put(&mut self, transfer: u32, put: Put) -> Result<()> {
+    pub(super) fn put(&mut self, transfer: u32, put: Put, seat: Seat) -> Result<()> {
         let mut phase = Phase::Opening;
         if put.unasked {
             let size = put.size.filter(|&size| size <= limits::UNASKED_FILE_MAX);
@@ -306,7 +308,8 @@ impl Flow {
             self.spawn(move |shared, who| Job::Opened(transfer, commit::open(shared, who, &put)));
         }
         let receiver = Receiver::new(put.size);
-        let upload = Upload { put, receiver, phase, content: Vec::new(), open: None, writing: 0, making: false };
+        let content = Vec::new();
+        let upload = Upload { put, receiver, phase, content, open: None, seat, writing: 0, making: false };
         self.uploads.insert(transfer, upload);
         Ok(())
     }
@@ -328,8 +331,8 @@ impl Flow {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
             }
             let Some(upload) = self.uploads.remove(&transfer) else { return Ok(()) };
-            let Upload { put, content, .. } = upload;
-            self.small.push(SmallUpload { transfer, put, content, finish });
+            let Upload { put, content, seat, .. } = upload;
+            self.small.push(SmallUpload { transfer, put, content, finish, seat });
             self.commit_small();
             return Ok(());
         }
@@ -391,17 +394,18 @@ impl Flow {
     fn make_file(&mut self, transfer: u32) {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return };
         if !std::mem::replace(&mut upload.making, true) {
-            let Phase::Receiving(Incoming { if_exists, .. }) = upload.phase else { return };
-            let put = upload.put.clone();
-            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put, if_exists)));
+            let Phase::Receiving(Incoming { if_exists, attempt, .. }) = &upload.phase else { return };
+            let (put, key, begun) = (upload.put.clone(), attempt.key(), *if_exists);
+            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put, key, begun)));
         }
     }
 
     /// The file of an upload with a base is made: its content can be taken.
-    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>) {
+    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>, reservation: Reservation) {
         match self.uploads.get_mut(&transfer).map(|upload| (&mut upload.phase, &mut upload.making)) {
             Some((Phase::Receiving(incoming), making)) => {
                 incoming.file = Some(file);
+                incoming.reservation = reservation;
                 *making = false;
             }
             _ => drop_elsewhere(&self.shared, file),
@@ -835,6 +839,14 @@ impl Handler for Flow {
         let piece = upload.receiver.accept(offset, len)?;
         if matches!(upload.phase, Phase::Unasked) {
             upload.content.truncate(piece.start + len);
+            return Ok(());
+        }
+        if upload.put.size.is_none()
+            && let Phase::Receiving(incoming) = &mut upload.phase
+            && let Err(error) = incoming.reservation.cover(offset + len as u64)
+        {
+            // Its end, and that of nothing else; what still comes is thrown away then.
+            self.jobs.spawn(async move { Job::Committed(transfer, Err(error)) });
             return Ok(());
         }
         let Some(open) = &mut upload.open else { return Ok(()) };

@@ -9,6 +9,7 @@ mod connection;
 mod convert;
 mod flow;
 mod outcomes;
+mod quota;
 mod requests;
 mod share;
 mod shared;
@@ -78,8 +79,9 @@ impl Server {
         let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
         let ServerOptions { store, tls, access, memory, .. } = options;
         shared::prepare(&store, &access)?;
-        let shared = shared::Shared::new(store, shared::Rules { tls, access }, memory);
-        Ok(Server { shared: Arc::new(shared), listeners })
+        let shared = Arc::new(shared::Shared::new(store, shared::Rules { tls, access: access.clone() }, memory));
+        shared.keep_accounts(&access);
+        Ok(Server { shared, listeners })
     }
 
     /// A handle to change the rules while it runs.
@@ -107,6 +109,8 @@ impl Server {
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
+        let mut counting = JoinSet::new();
+        counting.spawn(Arc::clone(&shared).count_again());
         for listener in listeners {
             let loop_ =
                 accept(Arc::clone(&shared), listener, Arc::clone(&permits), Arc::clone(&half_open), drain.clone());
@@ -118,6 +122,7 @@ impl Server {
             }
         }
         shared.draining.cancel();
+        counting.abort_all();
         shared.tasks.close();
         let running = shared.connection_count.load(Ordering::Relaxed);
         if running > 0 {

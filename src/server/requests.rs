@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::convert;
 use super::outcomes::Begin;
+use super::quota::Amount;
 use super::shared::{Pass, Shared, Who};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
@@ -149,7 +150,10 @@ fn is_seen(pass: &Pass, directory: &RemotePath, name: &[u8]) -> bool {
 pub(super) fn make_directory(shared: &Shared, who: &Who, request: &MakeDirectory) -> Result<bool> {
     let pass = shared.pass(who)?;
     pass.decide_new(Action::Create(&request.path), &request.path)?;
-    pass.store.make_directory(&request.path, None, true)
+    let (mut reservation, count) = pass.reserve_directories(&request.path)?;
+    let made = pass.store.make_directory(&request.path, None, true)?;
+    pass.made(&mut reservation, &request.path, count);
+    Ok(made)
 }
 
 /// The final mode and time of a directory. Who may not replace may not change what was there before either; for
@@ -187,12 +191,17 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
         pass.store.sync_link(&request.path)?;
         return Ok(vec![frame(transfer, &Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None })]);
     }
+    let (mut reservation, directories) = pass.reserve(None, &request.path, 0, if_exists)?;
     let made = pass.store.make_link(&request.path, &request.target, mtime, convert::if_exists(if_exists));
+    if made.is_ok() {
+        pass.made(&mut reservation, &request.path, directories);
+    }
     let stored = match made {
         Ok(published) if published.outcome == storage::Outcome::Skipped => {
             Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None }
         }
         Ok(published) => {
+            pass.stored(&published, 0);
             let path = (published.path != request.path).then_some(published.path);
             Stored { outcome: Outcome::Stored, root: None, size: 0, path }
         }
@@ -225,7 +234,17 @@ fn is_same_link(pass: &Pass, request: &MakeLink, with_time: bool) -> bool {
 pub(super) fn remove(shared: &Shared, who: &Who, transfer: u32, request: &Remove) -> Result<Vec<Bytes>> {
     let pass = shared.pass(who)?;
     pass.decide(Action::Remove(&request.path))?;
-    let count = pass.store.remove(&request.path, request.recursive)?;
+    let before = pass.measure(&request.path)?;
+    let removed = pass.store.remove(&request.path, request.recursive);
+    if removed.is_ok() {
+        pass.removed(&request.path, before);
+    } else if before != Amount::default() {
+        // Part of it may be gone.
+        let left = pass.measure(&request.path).unwrap_or_default();
+        let bytes = before.bytes.saturating_sub(left.bytes);
+        pass.removed(&request.path, Amount { bytes, files: before.files.saturating_sub(left.files) });
+    }
+    let count = removed?;
     Ok(vec![frame(transfer, &done(count))])
 }
 
@@ -240,7 +259,11 @@ pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename
     };
     attempt.enter_commit(&request.to)?;
     let if_exists = pass.if_exists(&request.to, request.if_exists);
+    let amount = pass.measure(&request.from)?;
+    let (mut reservation, directories) = pass.reserve_parents(&request.to)?;
     let published = pass.store.rename(&request.from, &request.to, convert::if_exists(if_exists))?;
+    pass.made(&mut reservation, &request.to, directories);
+    pass.moved(&request.from, &published, amount);
     let is_skipped = published.outcome == storage::Outcome::Skipped;
     let outcome = if is_skipped { Outcome::Skipped } else { Outcome::Stored };
     let path = (!is_skipped && published.path != request.to).then_some(published.path);

@@ -15,14 +15,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::outcomes::Outcomes;
+use super::quota::{self, Accounts, Amount, Reservation, Seat};
 use super::share::{Share, Shares};
 use crate::access::{Access, Action, Grant, Principal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::net::SocketBuffers;
-use crate::path::RemotePath;
+use crate::path::{Component, RemotePath};
 use crate::protocol::{IfExists, Rights};
-use crate::storage::{Kind, Store};
+use crate::storage::{Kind, Outcome, Published, Store};
 use crate::tls::ServerTls;
 
 /// Handles and counters; connections hold it in an `Arc`.
@@ -32,6 +33,7 @@ pub(super) struct Shared {
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
     pub(super) outcomes: Outcomes,
+    pub(super) accounts: Arc<Accounts>,
     /// Connections, and commits that outlive them.
     pub(super) tasks: TaskTracker,
     /// No new work: finish what runs.
@@ -65,6 +67,7 @@ pub(super) struct Pass {
     pub(super) grant: Arc<Grant>,
     /// The principal's home: its paths and those of the store are the same.
     pub(super) store: Store,
+    accounts: Arc<Accounts>,
 }
 
 impl Shared {
@@ -75,6 +78,7 @@ impl Shared {
             shares: Shares::new(memory),
             socket_buffers: SocketBuffers::new(),
             outcomes: Outcomes::default(),
+            accounts: Arc::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
@@ -87,10 +91,16 @@ impl Shared {
     ///
     /// # Errors
     /// A home that cannot be one; then the old rules go on to hold.
-    pub(super) fn replace(&self, rules: Rules) -> Result<()> {
+    pub(super) fn replace(self: &Arc<Shared>, rules: Rules) -> Result<()> {
         prepare(&self.store, &rules.access)?;
+        self.keep_accounts(&rules.access);
         self.rules.send_replace(Arc::new(rules));
         Ok(())
+    }
+
+    /// The tree as seen from one home, for work that is nobody's.
+    pub(super) fn store_within(&self, home: &RemotePath) -> Store {
+        self.store.within(home)
     }
 
     /// What this connection may do now: its certificate is valid and not revoked, and its principal has a place here.
@@ -116,7 +126,8 @@ impl Shared {
             return Err(Error::new(ErrorKind::Rights, "your place on this server was changed: connect again"));
         }
         let store = self.store.within(&grant.home);
-        let pass = Pass { rules, principal: who.principal.clone(), grant, store };
+        let accounts = Arc::clone(&self.accounts);
+        let pass = Pass { rules, principal: who.principal.clone(), grant, store, accounts };
         *kept = Some((Instant::now(), pass.clone()));
         Ok(pass)
     }
@@ -177,6 +188,156 @@ impl Pass {
             Err(error) if error.kind() == ErrorKind::NotFound => self.decide(Action::Create(&needed)),
             Err(error) => Err(error),
         }
+    }
+
+    fn place(&self, path: &RemotePath) -> Vec<Component> {
+        [self.grant.home.components(), path.components()].concat()
+    }
+
+    /// How many of the names in this path are not there; 0 where nobody counts.
+    fn missing(&self, path: &RemotePath) -> u64 {
+        let mut count = 0;
+        let mut path = path.clone();
+        while self.accounts.counts(&self.place(&path))
+            && !path.is_root()
+            && self.store.stat(&path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        {
+            count += 1;
+            path = path.split().map(|(parent, _)| parent).unwrap_or_default();
+        }
+        count
+    }
+
+    /// Refuses a file of this size if it is larger than one of the principal's may be.
+    ///
+    /// # Errors
+    /// `Limit`.
+    pub(super) fn check_size(&self, path: &RemotePath, size: u64) -> Result<()> {
+        quota::check_size(self.grant.limits.file_size, &path.to_string(), size)
+    }
+
+    /// Bytes of the file of this name, if the principal's quota counts them.
+    fn counted_size(&self, path: &RemotePath) -> Option<u64> {
+        let entry = self.grant.limits.bytes.and_then(|_| self.store.stat(path).ok())?;
+        (entry.kind == Kind::File).then_some(entry.size)
+    }
+
+    /// Room for a new file or link of `size` bytes, and for the directories above it that are missing. The second
+    /// number is how many these are: they are counted by [`Pass::made`] once they are there.
+    ///
+    /// # Errors
+    /// `Limit` when the quota has not so much left; `Busy` while it is not known.
+    pub(super) fn reserve(
+        &self,
+        upload: Option<[u8; 32]>,
+        path: &RemotePath,
+        size: u64,
+        if_exists: IfExists,
+    ) -> Result<(Reservation, u64)> {
+        let missing = self.missing(path);
+        let (new, above) = (missing.min(1), missing.saturating_sub(1));
+        let (credit, new) = match if_exists {
+            IfExists::Overwrite => (self.counted_size(path).unwrap_or(0), new),
+            // It gets another name.
+            IfExists::Rename => (0, 1),
+            IfExists::Fail | IfExists::Skip => (0, new),
+        };
+        let amount = Amount { bytes: size, files: new + above };
+        Ok((self.accounts.reserve(&self.grant, upload, path.to_string(), amount, credit)?, above))
+    }
+
+    /// Room for the directories above this path that are missing, and how many these are.
+    ///
+    /// # Errors
+    /// As [`Pass::reserve`].
+    pub(super) fn reserve_parents(&self, path: &RemotePath) -> Result<(Reservation, u64)> {
+        self.reserve_directories(&path.split().map(|(parent, _)| parent).unwrap_or_default())
+    }
+
+    /// Room for the directories of this path that are missing, and how many these are.
+    ///
+    /// # Errors
+    /// As [`Pass::reserve`].
+    pub(super) fn reserve_directories(&self, path: &RemotePath) -> Result<(Reservation, u64)> {
+        let files = self.missing(path);
+        let amount = Amount { bytes: 0, files };
+        Ok((self.accounts.reserve(&self.grant, None, path.to_string(), amount, 0)?, files))
+    }
+
+    /// Makes sure that there is room for a file of `size` though what it replaces has changed since it was begun.
+    ///
+    /// # Errors
+    /// As [`Pass::reserve`].
+    pub(super) fn settle_credit(&self, reservation: &mut Reservation, path: &RemotePath, size: u64) -> Result<()> {
+        reservation.set_credit(self.counted_size(path).unwrap_or(0), size)
+    }
+
+    /// Directories that were made above or at this path are counted from now on, and need no reservation.
+    pub(super) fn made(&self, reservation: &mut Reservation, path: &RemotePath, count: u64) {
+        if count > 0 {
+            self.accounts.add(&self.place(path), Amount { bytes: 0, files: count });
+            reservation.release_files(count);
+        }
+    }
+
+    /// A file of `size` bytes, or a link, has its name now.
+    pub(super) fn stored(&self, published: &Published, size: u64) {
+        let place = self.place(&published.path);
+        if self.accounts.counts(&place) && published.outcome != Outcome::Skipped {
+            let is_new = published.outcome != Outcome::Replaced;
+            self.accounts.add(&place, Amount { bytes: size, files: u64::from(is_new) });
+            self.accounts.subtract(&place, Amount { bytes: published.replaced_size, files: 0 });
+        }
+    }
+
+    /// What something comes to with all below it; nothing where nobody counts. Blocks.
+    ///
+    /// # Errors
+    /// What looking at it can fail with.
+    pub(super) fn measure(&self, path: &RemotePath) -> Result<Amount> {
+        if self.accounts.counts(&self.place(path)) { quota::measure(&self.store, path) } else { Ok(Amount::default()) }
+    }
+
+    /// So much was removed there.
+    pub(super) fn removed(&self, path: &RemotePath, amount: Amount) {
+        let place = self.place(path);
+        self.accounts.forget_below(&place);
+        self.accounts.subtract(&place, amount);
+    }
+
+    /// So much was moved there.
+    pub(super) fn moved(&self, from: &RemotePath, published: &Published, amount: Amount) {
+        if published.outcome != Outcome::Skipped {
+            let (from, to) = (self.place(from), self.place(&published.path));
+            self.accounts.forget_below(&from);
+            self.accounts.forget_below(&to);
+            self.accounts.subtract(&from, amount);
+            self.accounts.add(&to, amount);
+            let was_there = u64::from(published.outcome == Outcome::Replaced);
+            self.accounts.subtract(&to, Amount { bytes: published.replaced_size, files: was_there });
+        }
+    }
+
+    /// How many transfers and requests its client should have open.
+    pub(super) fn open_max(&self) -> u32 {
+        let all = u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX);
+        self.grant.limits.uploads.map_or(all, |uploads| uploads.clamp(1, all))
+    }
+
+    /// A place among the uploads that the principal may have open.
+    ///
+    /// # Errors
+    /// `Busy` when there is none left.
+    pub(super) fn upload_seat(&self) -> Result<Seat> {
+        self.accounts.upload(&self.grant)
+    }
+
+    /// A place among the connections that the principal may have.
+    ///
+    /// # Errors
+    /// `Busy` when there is none left.
+    pub(super) fn connection_seat(&self) -> Result<Seat> {
+        self.accounts.connection(&self.grant)
     }
 
     /// What happens to something that is at `path` already.

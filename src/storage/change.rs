@@ -177,7 +177,8 @@ impl Store {
             check_link_target(to, &target)?;
         }
         if to == from {
-            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped, version: status.version() });
+            let version = status.version();
+            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped, version, replaced_size: 0 });
         }
         let (target, _) = inner.directory_made(to_parent)?;
         let change = (status.kind == Kind::Directory).then(|| inner.durable.change());
@@ -221,8 +222,9 @@ impl Mover<'_> {
                 let there = self.inner.check_target(self.target, self.to, if_exists)?;
                 sys::rename_over(self.source, self.from_name.as_bytes(), self.target, name.as_bytes())
                     .map_err(|errno| self.error(errno))?;
-                let outcome = if there { Outcome::Replaced } else { Outcome::Created };
-                self.published(self.to.clone(), name, outcome)
+                let outcome = if there.is_some() { Outcome::Replaced } else { Outcome::Created };
+                let published = self.published(self.to.clone(), name, outcome)?;
+                Ok(Published { replaced_size: there.unwrap_or(0), ..published })
             }
             IfExists::Fail | IfExists::Skip => match self.attempt(name) {
                 Ok(()) => self.published(self.to.clone(), name, Outcome::Created),
@@ -261,7 +263,7 @@ impl Mover<'_> {
 
     fn published(&self, path: RemotePath, name: &Component, outcome: Outcome) -> Result<Published> {
         let status = sys::status_at(self.target, name.as_bytes()).while_doing(|| format!("look at {path}"))?;
-        Ok(Published { path, outcome, version: status.version() })
+        Ok(Published { path, outcome, version: status.version(), replaced_size: 0 })
     }
 
     fn error(&self, errno: Errno) -> Error {

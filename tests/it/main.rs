@@ -12,6 +12,8 @@ mod kit;
 mod layers;
 mod many;
 mod order;
+mod policy;
+mod quota;
 mod real;
 mod refusals;
 mod rig;

@@ -13,8 +13,11 @@ use sealift::protocol::*;
 
 use super::peer::{Peer, World, path, put, put_small};
 
+/// Paths below the root, and rights there.
+type Rules = &'static [(&'static str, &'static str)];
+
 /// Name, home, and the rights at home and by path below the root: l(ist) r(ead) c(reate) o(verwrite) m(ove) d(elete).
-const PRINCIPALS: &[(&str, &str, &[(&str, &str)])] = &[
+const PRINCIPALS: &[(&str, &str, Rules)] = &[
     (
         "alice",
         "alice",
@@ -204,12 +207,12 @@ fn parent(path: &str) -> &str {
 
 struct Model {
     home: &'static str,
-    rules: &'static [(&'static str, &'static str)],
+    rules: Rules,
     nodes: BTreeMap<String, Node>,
 }
 
 impl Model {
-    fn new(home: &'static str, rules: &'static [(&'static str, &'static str)]) -> Model {
+    fn new(home: &'static str, rules: Rules) -> Model {
         let mut nodes = BTreeMap::from([(String::new(), Node::Directory)]);
         for entry in TREE {
             if let Some(directory) = entry.strip_suffix('/') {
