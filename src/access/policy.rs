@@ -208,6 +208,10 @@ impl Source<'_> {
     fn entry(&self, name: &str, item: &Item, is_user: bool) -> Result<Entry> {
         let place = if is_user { format!("[user.{}]", Escaped(name.as_bytes())) } else { "[anonymous]".to_owned() };
         let table = self.table(item, &place)?;
+        let known = ["home", "rights", "pins", "overlap", "paths", "limits"];
+        if let Some((key, item)) = table.iter().find(|(key, _)| !known.contains(key) || *key == "pins" && !is_user) {
+            return Err(self.unknown(key, item, &place, &known));
+        }
         let missing = |key: &str| self.wrong(item.span(), format!("{place} has no `{key}`"));
         let home = table.get("home").ok_or_else(|| missing("home"))?;
         let home_text = home.as_str().ok_or_else(|| self.wrong(home.span(), "`home` is a text"))?;
@@ -233,10 +237,7 @@ impl Source<'_> {
                 }
                 "paths" => self.read_paths(&mut entry.grant, item, &place)?,
                 "limits" => entry.grant.limits = self.limits(item, &place)?,
-                key => {
-                    let known = ["home", "rights", "pins", "overlap", "paths", "limits"];
-                    return Err(self.unknown(key, item, &place, &known));
-                }
+                key => return Err(self.unknown(key, item, &place, &known)),
             }
         }
         Ok(entry)

@@ -107,6 +107,7 @@ impl Sources {
         let mut tick = interval(RELOAD_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut options = loaded.options;
+        let mut pin = loaded.tls.pin();
         // The state that was read, or that was tried in vain; and what was there at the last look.
         let mut read = self.look().await;
         let mut seen = read.clone();
@@ -127,13 +128,16 @@ impl Sources {
             let replaced = spawn_blocking(move || {
                 let Loaded { tls, access, options } = sources.load_again(&before)?;
                 let warnings = tls.warnings(time::OffsetDateTime::now_utc());
-                let principals = access.grants().len();
+                let (principals, pin) = (access.grants().len(), tls.pin());
                 control.replace(tls, access)?;
-                Ok::<_, Error>((options, warnings, principals))
+                Ok::<_, Error>((options, warnings, principals, pin))
             });
             match replaced.await {
-                Ok(Ok((new, warnings, principals))) => {
+                Ok(Ok((new, warnings, principals, new_pin))) => {
                     options = new;
+                    if std::mem::replace(&mut pin, new_pin) != new_pin {
+                        info!("server key {pin}");
+                    }
                     info!("certificates and rules are read again: {principals} principals");
                     for warning in warnings {
                         warn!("{warning}");

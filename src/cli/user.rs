@@ -265,6 +265,9 @@ fn add(args: &AddArgs, out: &mut dyn Write) -> Result<()> {
     if !limits.is_empty() {
         user.insert("limits", Item::Table(limits));
     }
+    if edit.before.is_none() {
+        user.decor_mut().set_prefix(format!("{HEADER}\n"));
+    }
     edit.users()?.insert(name, Item::Table(user));
     let policy = edit.save()?;
     let home = if home.trim_matches('/').is_empty() { "the whole root" } else { home };
@@ -345,10 +348,17 @@ fn value(value: impl Into<Value>) -> Item {
 
 /// Gives a key this value; what a person wrote around the old one stays.
 fn set(table: &mut dyn TableLike, key: &str, mut value: Value) {
-    if let Some(old) = table.get(key).and_then(Item::as_value) {
-        *value.decor_mut() = old.decor().clone();
+    match table.get_mut(key) {
+        Some(item) => {
+            if let Some(old) = item.as_value() {
+                *value.decor_mut() = old.decor().clone();
+            }
+            *item = Item::Value(value);
+        }
+        None => {
+            table.insert(key, Item::Value(value));
+        }
     }
-    table.insert(key, Item::Value(value));
 }
 
 /// A policy file that is being changed, and whose other changers wait.
@@ -366,8 +376,7 @@ impl Edit {
         let real = match path.canonicalize() {
             Ok(real) => real,
             Err(error) if error.kind() == io::ErrorKind::NotFound && may_make => {
-                let document = HEADER.parse().map_err(|_| Error::new(ErrorKind::Internal, "the header is no TOML"))?;
-                return Ok(Edit { path: path.to_owned(), document, before: None });
+                return Ok(Edit { path: path.to_owned(), document: DocumentMut::new(), before: None });
             }
             Err(error) => return Err(Error::io(what(), error).with_kind(ErrorKind::Usage)),
         };

@@ -60,6 +60,8 @@ pub(super) struct Upload {
     content: Vec<u8>,
     open: Option<OpenGroup>,
     seat: Seat,
+    /// It came to more than the principal's quota has room for.
+    is_over: bool,
     /// Group jobs that have not come back.
     writing: usize,
     /// The file of an upload with a base is being made.
@@ -309,7 +311,8 @@ impl Flow {
         }
         let receiver = Receiver::new(put.size);
         let content = Vec::new();
-        let upload = Upload { put, receiver, phase, content, open: None, seat, writing: 0, making: false };
+        let upload =
+            Upload { put, receiver, phase, content, open: None, seat, is_over: false, writing: 0, making: false };
         self.uploads.insert(transfer, upload);
         Ok(())
     }
@@ -843,11 +846,12 @@ impl Handler for Flow {
         }
         if upload.put.size.is_none()
             && let Phase::Receiving(incoming) = &mut upload.phase
+            && !upload.is_over
             && let Err(error) = incoming.reservation.cover(offset + len as u64)
         {
-            // Its end, and that of nothing else; what still comes is thrown away then.
+            // Its end, as soon as the connection's task hears of it, and that of nothing else.
+            upload.is_over = true;
             self.jobs.spawn(async move { Job::Committed(transfer, Err(error)) });
-            return Ok(());
         }
         let Some(open) = &mut upload.open else { return Ok(()) };
         open.filled += len;

@@ -388,7 +388,11 @@ impl Shared {
                 }
                 state.since = Amount::default();
             }
-            let counted = measure(&shared.store_within(&ledger.home), &RemotePath::root());
+            let counted = match measure(&shared.store_within(&ledger.home), &RemotePath::root()) {
+                // Somebody has removed the home, and with it all that was in it.
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Amount::default()),
+                counted => counted,
+            };
             let state = &mut *lock(&ledger.state);
             state.is_counting = false;
             match counted {

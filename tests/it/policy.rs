@@ -392,6 +392,7 @@ fn a_new_server_key_is_shown_and_the_old_pin_says_so() {
     ls(&before, 0);
     fs::remove_file(house.world.path("certs/server.pem")).unwrap();
     house.world.certs(&[]);
+    logged(&server, 2, "server key");
     logged(&server, 1, "rules are read again");
     assert!(ls(&before, 3).contains("does not have the pinned key"));
     ls(&pin_of(&server), 0);

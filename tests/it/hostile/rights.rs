@@ -259,7 +259,7 @@ async fn rights_that_shrink_hold_at_once_for_what_is_open() {
     let download = peer.number();
     peer.send(download, &Get { path: path("big"), unasked_max: 0 }).await;
     assert_eq!(peer.answer(download).await.unwrap().0, Kind::GetAnswer);
-    let (upload, _) = peer.begin(&put("new", 5)).await;
+    let (upload, _) = peer.begin(&Put { if_exists: IfExists::Fail, ..put("new", 5) }).await;
     let (replacement, _) = peer.begin(&Put { no_base: true, ..put("big", 5) }).await;
     // What may go on goes on: this one replaces nothing.
     world.change(Access::same_for_all(Rights::LIST.with(Rights::CREATE), None));
@@ -283,4 +283,29 @@ async fn rights_that_shrink_hold_at_once_for_what_is_open() {
     // Who has nothing left is told so, and let go.
     world.change(Access::by_policy(sealift::access::Policy::default()));
     assert_eq!(peer.end().await, super::peer::End::Goodbye(ErrorKind::Rights));
+}
+
+#[tokio::test]
+async fn an_upload_that_is_tried_again_takes_the_room_of_the_attempt_before() {
+    let rules = "[user.client]\nhome = \"client\"\nrights = [\"list\", \"create\"]\n[user.client.limits]\n";
+    let policy = sealift::access::Policy::parse(&format!("{rules}bytes = \"10M\"\n")).unwrap();
+    let world = World::with_access(Access::by_policy(policy), &[]).await;
+    let mut first = world.greeted().await;
+    // Until it is known that nothing is there yet.
+    while first.ask(&MakeDirectory { path: path("d") }).await.map(|_| ()) == Err(ErrorKind::Busy) {}
+    let upload = put("big", 8 << 20);
+    let (old, _) = first.begin(&upload).await;
+    let mut second = world.greeted().await;
+    assert_eq!(second.ask(&put("other", 8 << 20)).await.map(|_| ()), Err(ErrorKind::Limit));
+    // The first connection is alive, and nobody knows whether anyone is behind it.
+    let (new, _) = second.begin(&upload).await;
+    assert_eq!(second.ask(&put("other", 3 << 20)).await.map(|_| ()), Err(ErrorKind::Limit));
+    // Giving up gives back, once.
+    for (peer, transfer) in [(&mut first, old), (&mut second, new)] {
+        peer.send(transfer, &Failed { code: ErrorKind::Refused.code(), text: String::new(), retry: None }).await;
+        assert!(peer.is_alive().await);
+    }
+    // What was staged is removed by and by, and its room with it.
+    while second.ask(&put("other", 10 << 20)).await.map(|_| ()) == Err(ErrorKind::Limit) {}
+    assert_eq!(second.ask(&put("one", 1)).await.map(|_| ()), Err(ErrorKind::Limit));
 }
