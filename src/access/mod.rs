@@ -10,6 +10,7 @@
 
 pub mod policy;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
@@ -169,8 +170,12 @@ impl Grant {
     }
 
     /// Where a name of the principal's is, below the served root.
-    fn place(&self, path: &RemotePath) -> Vec<Component> {
-        [self.home.components(), path.components()].concat()
+    #[must_use]
+    pub fn place<'a>(&self, path: &'a RemotePath) -> Cow<'a, [Component]> {
+        match self.home.components() {
+            [] => Cow::Borrowed(path.components()),
+            home => [home, path.components()].concat().into(),
+        }
     }
 }
 

@@ -369,6 +369,9 @@ pub struct ServeArgs {
     /// Bytes of memory for content in flight
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
     pub memory: u64,
+    /// Sync each small file by itself, to measure what group commits are worth
+    #[arg(long, hide = true)]
+    pub sync_each: bool,
     /// Permissions of stored files, at least and at most, octal
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub file_mode: Option<ModeRange>,

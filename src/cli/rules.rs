@@ -1,7 +1,7 @@
 //! The rules of a server in its files: certificates, revocation list and policy, read at the start and again when one
 //! of them changes.
 //!
-//! Files are looked at by name twice a second, so that one that was replaced by renaming is seen like one that was
+//! Files are looked at by name, four times a second, so that one that was replaced by renaming is seen like one that was
 //! written into. What cannot be read or makes no sense changes nothing: the rules that held go on to hold, and the
 //! log says why.
 
@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
@@ -38,7 +38,7 @@ pub(super) struct Loaded {
 }
 
 /// What tells one state of a file from another; none: it is not there.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
+type Stamp = Option<[i64; 7]>;
 
 impl Sources {
     /// What the arguments of `serve` name.
@@ -99,11 +99,7 @@ impl Sources {
 
     /// Reads the rules again whenever a file of theirs has changed, or at SIGHUP, and has the server follow them.
     /// Never returns.
-    ///
-    /// # Errors
-    /// When no handler for SIGHUP can be set up.
-    pub(super) async fn follow(self, control: Control, loaded: Loaded) -> Result<std::convert::Infallible> {
-        let mut hangup = signal(SignalKind::hangup()).while_doing(|| "wait for SIGHUP".into())?;
+    pub(super) async fn follow(self, control: Control, loaded: Loaded, mut hangup: Signal) -> std::convert::Infallible {
         let mut tick = interval(RELOAD_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut options = loaded.options;
@@ -160,7 +156,8 @@ impl Sources {
 
 fn stamp(file: &Path) -> Stamp {
     let status = fs::metadata(file).ok()?;
-    Some((status.dev(), status.ino(), status.size(), status.mtime_nsec() ^ status.mtime() << 30, status.ctime_nsec()))
+    let [device, inode, size] = [status.dev(), status.ino(), status.size()].map(u64::cast_signed);
+    Some([device, inode, size, status.mtime(), status.mtime_nsec(), status.ctime(), status.ctime_nsec()])
 }
 
 /// Reads a policy file.

@@ -26,10 +26,9 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     }
     logging(args);
     let prepared = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // It accepts and waits for signals; connections have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
-        .thread_name("sealift")
         .build()
         .while_doing(|| "start the runtime".into())?;
     runtime.block_on(serve(args, prepared, out))
@@ -40,7 +39,7 @@ fn prepare(args: &ServeArgs) -> Result<(Store, Sources, Loaded)> {
     let sources = Sources::new(args)?;
     let loaded = sources.load()?;
     memory(args)?;
-    let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
+    let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
     }
@@ -74,6 +73,7 @@ async fn serve(args: &ServeArgs, prepared: (Store, Sources, Loaded), out: &mut d
         access: access.clone(),
         listen: args.listen.clone(),
         memory: memory(args)?,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
     let server = Server::bind(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     if args.check {
@@ -83,6 +83,7 @@ async fn serve(args: &ServeArgs, prepared: (Store, Sources, Loaded), out: &mut d
     // Handlers first: a signal that comes while the line below is read must already drain.
     let mut terminate = signal(SignalKind::terminate()).while_doing(|| "wait for SIGTERM".into())?;
     let mut interrupt = signal(SignalKind::interrupt()).while_doing(|| "wait for SIGINT".into())?;
+    let hangup = signal(SignalKind::hangup()).while_doing(|| "wait for SIGHUP".into())?;
     info!("server key {pin}");
     say_who_may_what(&args.access, &access);
     for address in server.addresses()? {
@@ -104,10 +105,7 @@ async fn serve(args: &ServeArgs, prepared: (Store, Sources, Loaded), out: &mut d
     tokio::select! {
         () = server.run(drain.clone(), stop.clone()) => {}
         () = signals => {}
-        followed = sources.follow(control, loaded) => match followed {
-            Ok(never) => match never {},
-            Err(error) => return Err(error),
-        },
+        never = sources.follow(control, loaded, hangup) => match never {},
     }
     info!("stopped");
     Ok(())

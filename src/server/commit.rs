@@ -82,9 +82,15 @@ fn may_read(pass: &Pass, put: &Put) -> bool {
 }
 
 /// Begins to store what was admitted, if the principal's quota has room for it.
-fn begin(pass: &Pass, put: &Put, key: [u8; 32], if_exists: IfExists) -> Result<(storage::Upload, Reservation)> {
+fn begin(
+    pass: &Pass,
+    parents: &mut storage::Parents,
+    put: &Put,
+    key: [u8; 32],
+    if_exists: IfExists,
+) -> Result<(storage::Upload, Reservation)> {
     let (mut reservation, directories) = pass.reserve(Some(key), &put.path, put.size.unwrap_or(0), if_exists)?;
-    let file = pass.store.begin(&put.path, new_file(put, if_exists))?;
+    let file = pass.store.begin_in(parents, &put.path, new_file(put, if_exists))?;
     pass.made(&mut reservation, &put.path, directories);
     Ok((file, reservation))
 }
@@ -166,7 +172,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(&pass, put)? {
         return taken(&pass, put, if_exists).map(Opened::Ended);
     }
-    let (file, reservation) = begin(&pass, put, key, if_exists)?;
+    let (file, reservation) = begin(&pass, &mut storage::Parents::default(), put, key, if_exists)?;
     upload(Some(Arc::new(file)), reservation, None, false)
 }
 
@@ -198,7 +204,7 @@ pub(super) fn make_file(
 ) -> Result<(Arc<storage::Upload>, Reservation)> {
     let pass = shared.pass(who)?;
     let if_exists = admit_still(&pass, put, begun)?;
-    let (file, reservation) = begin(&pass, put, key, if_exists)?;
+    let (file, reservation) = begin(&pass, &mut storage::Parents::default(), put, key, if_exists)?;
     Ok((Arc::new(file), reservation))
 }
 
@@ -358,10 +364,11 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
     let mut seats = Vec::with_capacity(batch.len());
+    let mut parents = storage::Parents::default();
     for SmallUpload { transfer, put, content, finish, seat } in batch {
         seats.push(seat);
         let small = shared.pass(who).and_then(|pass| {
-            let small = stage_small(shared, who, &pass, &put, &content, &finish)?;
+            let small = stage_small(shared, who, &pass, &mut parents, &put, &content, &finish)?;
             Ok((small, pass))
         });
         match small {
@@ -390,7 +397,15 @@ enum Small {
     Ended(Stored),
 }
 
-fn stage_small(shared: &Shared, who: &Who, pass: &Pass, put: &Put, content: &[u8], finish: &Finish) -> Result<Small> {
+fn stage_small(
+    shared: &Shared,
+    who: &Who,
+    pass: &Pass,
+    parents: &mut storage::Parents,
+    put: &Put,
+    content: &[u8],
+    finish: &Finish,
+) -> Result<Small> {
     let if_exists = admit(pass, put)?;
     let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
         Begin::Known(stored) => return Ok(Small::Ended(stored)),
@@ -408,6 +423,7 @@ fn stage_small(shared: &Shared, who: &Who, pass: &Pass, put: &Put, content: &[u8
         return Ok(Small::Ended(stored));
     }
     if if_exists != IfExists::Rename
+        && !parents.lacks(&pass.store, &put.path)
         && may_read(pass, put)
         && let Some(mut file) = existing_file(pass, put)?
     {
@@ -427,7 +443,7 @@ fn stage_small(shared: &Shared, who: &Who, pass: &Pass, put: &Put, content: &[u8
             }
         }
     }
-    let (file, reservation) = match begin(pass, put, attempt.key(), if_exists) {
+    let (file, reservation) = match begin(pass, parents, put, attempt.key(), if_exists) {
         Err(error) if error.kind() == ErrorKind::Exists => {
             return taken(pass, put, if_exists).map(Small::Ended);
         }

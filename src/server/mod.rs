@@ -1,8 +1,8 @@
 //! The server: accepts many clients and saves what they send.
 //!
 //! [`Server::bind`] opens the root and the listeners, [`Server::run`] accepts until it is told to stop. Accepting
-//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`). Disk work
-//! runs on a bounded set of threads (`commit`, `requests`).
+//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`), which stays
+//! on one of a few threads (`workers`). Disk work runs on a bounded set of others (`commit`, `requests`).
 
 mod commit;
 mod connection;
@@ -13,13 +13,14 @@ mod quota;
 mod requests;
 mod share;
 mod shared;
+mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -45,12 +46,16 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
+    /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
+    /// in the runtime that the server runs in.
+    pub threads: usize,
 }
 
 /// A server that is bound and not yet running.
 pub struct Server {
     shared: Arc<shared::Shared>,
     listeners: Vec<TcpListener>,
+    workers: workers::Workers,
 }
 
 /// Changes the rules of a server that runs.
@@ -74,14 +79,15 @@ impl Server {
     /// Binds every address. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// An address that cannot be listened on.
+    /// An address that cannot be listened on, or no threads to serve with.
     pub fn bind(options: ServerOptions) -> Result<Server> {
         let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
-        let ServerOptions { store, tls, access, memory, .. } = options;
+        let ServerOptions { store, tls, access, memory, threads, .. } = options;
         shared::prepare(&store, &access)?;
+        let workers = workers::Workers::start(threads)?;
         let shared = Arc::new(shared::Shared::new(store, shared::Rules { tls, access: access.clone() }, memory));
         shared.keep_accounts(&access);
-        Ok(Server { shared, listeners })
+        Ok(Server { shared, listeners, workers })
     }
 
     /// A handle to change the rules while it runs.
@@ -105,15 +111,22 @@ impl Server {
     /// # Cancel safety
     /// Not safe: use the tokens.
     pub async fn run(self, drain: CancellationToken, stop: CancellationToken) {
-        let Server { shared, listeners } = self;
+        let Server { shared, listeners, workers } = self;
+        let workers = Arc::new(workers);
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
         let mut counting = JoinSet::new();
         counting.spawn(Arc::clone(&shared).count_again());
         for listener in listeners {
-            let loop_ =
-                accept(Arc::clone(&shared), listener, Arc::clone(&permits), Arc::clone(&half_open), drain.clone());
+            let loop_ = accept(
+                Arc::clone(&shared),
+                listener,
+                Arc::clone(&permits),
+                Arc::clone(&half_open),
+                drain.clone(),
+                Arc::clone(&workers),
+            );
             accepting.spawn(loop_);
         }
         while let Some(ended) = accepting.join_next().await {
@@ -140,6 +153,10 @@ impl Server {
         shared.stopping.cancel();
         // Connections say goodbye within their own bound; commits that have begun finish.
         shared.tasks.wait().await;
+        // The accept loops, which had it too, have ended.
+        if let Some(workers) = Arc::into_inner(workers) {
+            workers.stop().await;
+        }
     }
 }
 
@@ -162,6 +179,7 @@ async fn accept(
     permits: Arc<Semaphore>,
     half_open: Arc<Semaphore>,
     drain: CancellationToken,
+    workers: Arc<workers::Workers>,
 ) {
     let (backoff_min, backoff_max) = limits::ACCEPT_BACKOFF;
     let mut backoff = backoff_min;
@@ -192,10 +210,21 @@ async fn accept(
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::clone(&shared);
         let acceptor = TlsAcceptor::from(shared.rules.borrow().tls.config());
+        // It belongs to the runtime that it is used in.
+        let tcp = match tcp.into_std() {
+            Ok(tcp) => tcp,
+            Err(error) => {
+                warn!("{peer}: closed: {error}");
+                continue;
+            }
+        };
         let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
+        workers.spawn(&tasks, async move {
             shared.connection_count.fetch_add(1, Ordering::Relaxed);
-            connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await;
+            match TcpStream::from_std(tcp) {
+                Ok(tcp) => connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await,
+                Err(error) => warn!("{peer}: closed: {error}"),
+            }
             shared.connection_count.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
         });

@@ -279,8 +279,12 @@ impl Reservation {
                 _ => Ok(()),
             }
         };
-        check("bytes", hold.limits.bytes, more.bytes, state.stored.bytes, state.reserved.bytes)?;
-        check("files and directories", hold.limits.files, more.files, state.stored.files, state.reserved.files)?;
+        // What is not limited need not be held: such sizes are only somebody's word.
+        let limits = hold.limits;
+        let more =
+            Amount { bytes: limits.bytes.map_or(0, |_| more.bytes), files: limits.files.map_or(0, |_| more.files) };
+        check("bytes", limits.bytes, more.bytes, state.stored.bytes, state.reserved.bytes)?;
+        check("files and directories", limits.files, more.files, state.stored.files, state.reserved.files)?;
         for sum in [&mut state.reserved, held] {
             sum.bytes += more.bytes;
             sum.files += more.files;

@@ -4,6 +4,7 @@
 //! asks for its [`Pass`] at its hello and before every operation: by it alone it reaches the store, and the pass is
 //! looked at anew when the rules have changed, and every second.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -190,8 +191,8 @@ impl Pass {
         }
     }
 
-    fn place(&self, path: &RemotePath) -> Vec<Component> {
-        [self.grant.home.components(), path.components()].concat()
+    fn place<'a>(&self, path: &'a RemotePath) -> Cow<'a, [Component]> {
+        self.grant.place(path)
     }
 
     /// How many of the names in this path are not there; 0 where nobody counts.

@@ -177,8 +177,7 @@ impl Store {
             check_link_target(to, &target)?;
         }
         if to == from {
-            let version = status.version();
-            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped, version, replaced_size: 0 });
+            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped, replaced_size: 0 });
         }
         let (target, _) = inner.directory_made(to_parent)?;
         let change = (status.kind == Kind::Directory).then(|| inner.durable.change());
@@ -223,14 +222,13 @@ impl Mover<'_> {
                 sys::rename_over(self.source, self.from_name.as_bytes(), self.target, name.as_bytes())
                     .map_err(|errno| self.error(errno))?;
                 let outcome = if there.is_some() { Outcome::Replaced } else { Outcome::Created };
-                let published = self.published(self.to.clone(), name, outcome)?;
-                Ok(Published { replaced_size: there.unwrap_or(0), ..published })
+                Ok(Published { path: self.to.clone(), outcome, replaced_size: there.unwrap_or(0) })
             }
             IfExists::Fail | IfExists::Skip => match self.attempt(name) {
-                Ok(()) => self.published(self.to.clone(), name, Outcome::Created),
+                Ok(()) => Ok(Published { path: self.to.clone(), outcome: Outcome::Created, replaced_size: 0 }),
                 Err(Errno::EXIST) if if_exists == IfExists::Skip => {
                     self.inner.status_in(self.target, self.to)?;
-                    self.published(self.to.clone(), name, Outcome::Skipped)
+                    Ok(Published { path: self.to.clone(), outcome: Outcome::Skipped, replaced_size: 0 })
                 }
                 Err(errno) => Err(self.error(errno)),
             },
@@ -248,7 +246,7 @@ impl Mover<'_> {
                         Error::new(ErrorKind::Name, format!("move {} to {}: {error}", self.from, self.to))
                     })?;
                     let outcome = if count == 0 { Outcome::Created } else { Outcome::Renamed };
-                    return self.published(path, &name, outcome);
+                    return Ok(Published { path, outcome, replaced_size: 0 });
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(self.error(errno)),
@@ -259,11 +257,6 @@ impl Mover<'_> {
 
     fn attempt(&self, name: &Component) -> rustix::io::Result<()> {
         sys::rename_new(self.source, self.from_name.as_bytes(), self.target, name.as_bytes())
-    }
-
-    fn published(&self, path: RemotePath, name: &Component, outcome: Outcome) -> Result<Published> {
-        let status = sys::status_at(self.target, name.as_bytes()).while_doing(|| format!("look at {path}"))?;
-        Ok(Published { path, outcome, version: status.version(), replaced_size: 0 })
     }
 
     fn error(&self, errno: Errno) -> Error {

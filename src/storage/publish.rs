@@ -13,8 +13,8 @@ use rustix::io::{Errno, Result as IoResult};
 use super::sys;
 use super::upload::{Place, Staged, Staging};
 use super::walk::{Directory, hidden_name};
-use super::{Identity, IfExists, Inner, Store, Version, lock};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use super::{Identity, IfExists, Inner, Store, lock};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::COMPONENT_LEN_MAX;
 use crate::path::{Component, RemotePath};
 
@@ -49,8 +49,6 @@ pub struct Published {
     pub path: RemotePath,
     /// How it came to it.
     pub outcome: Outcome,
-    /// The version that was stored; for [`Outcome::Skipped`], the one that is there.
-    pub version: Version,
     /// Bytes of the file in whose place it is, as they were a moment before; 0 for none and for a link.
     pub replaced_size: u64,
 }
@@ -66,6 +64,9 @@ impl Store {
         let inner = &self.inner;
         if let Err(error) = inner.writable() {
             return files.iter().map(|_| Err(error.duplicate())).collect();
+        }
+        if inner.options.sync_each && files.len() > 1 {
+            return files.into_iter().flat_map(|staged| self.publish(vec![staged])).collect();
         }
         let mut answers: Vec<Result<Published>> = Vec::with_capacity(files.len());
         let mut directories: HashMap<Identity, Touched> = HashMap::new();
@@ -209,30 +210,24 @@ impl Inner {
             },
             IfExists::Rename => return self.place_renamed(staged),
         };
-        let published = self.published(staged, path, name, outcome)?;
-        Ok(Published { replaced_size, ..published })
+        Ok(Published { path, outcome, replaced_size })
     }
 
     fn place_over(&self, staged: &mut Staged) -> Result<(Outcome, u64)> {
         let path = &staged.path;
         let name = staged.name.as_bytes();
-        let mut there = self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
-        if there.is_none() {
-            match place_new(&mut staged.staging, name) {
-                Ok(()) => return Ok((Outcome::Created, 0)),
-                Err(Errno::EXIST) => {
-                    there = self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
-                }
-                Err(errno) => return Err(placing(path, errno)),
-            }
-        }
+        let replaced_size = match place_new(&mut staged.staging, name) {
+            Ok(()) => return Ok((Outcome::Created, 0)),
+            Err(Errno::EXIST) => self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?,
+            Err(errno) => return Err(placing(path, errno)),
+        };
         replace(&mut staged.staging, name).map_err(|errno| match errno {
             Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY => {
                 Error::new(ErrorKind::IsDirectory, format!("{path} is a directory, which a file never replaces"))
             }
             errno => placing(path, errno),
         })?;
-        Ok((Outcome::Replaced, there.unwrap_or(0)))
+        Ok((Outcome::Replaced, replaced_size.unwrap_or(0)))
     }
 
     fn place_renamed(&self, staged: &mut Staged) -> Result<Published> {
@@ -245,22 +240,13 @@ impl Inner {
                     let path = parent
                         .join(name.clone())
                         .map_err(|error| Error::new(ErrorKind::Name, format!("store {}: {error}", staged.path)))?;
-                    return self.published(staged, path, name, outcome);
+                    return Ok(Published { path, outcome, replaced_size: 0 });
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(placing(&staged.path, errno)),
             }
         }
         Err(exists(&staged.path).context(format!("{RENAMES_MAX} names like it are taken")))
-    }
-
-    fn published(&self, staged: &Staged, path: RemotePath, name: Component, outcome: Outcome) -> Result<Published> {
-        let status = match &staged.staging.file {
-            Some(file) if outcome != Outcome::Skipped => sys::status(file),
-            _ => sys::status_at(&*staged.staging.directory, name.as_bytes()),
-        };
-        let version = status.while_doing(|| format!("look at {path}"))?.version();
-        Ok(Published { path, outcome, version, replaced_size: 0 })
     }
 }
 

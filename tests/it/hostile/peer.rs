@@ -277,6 +277,8 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         access,
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         memory: 64 << 20,
+        // The clock of the test is that of the connections.
+        threads: 0,
     };
     let server = Server::bind(options).unwrap();
     let address = server.addresses().unwrap()[0];
