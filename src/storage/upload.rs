@@ -101,7 +101,7 @@ impl Store {
         let directory = parents.open(inner, parent, options.make_parents)?;
         // A small file that may replace is refused as early when it is written and named: all of it is there.
         let is_small = options.size.is_some_and(|size| size <= NAMELESS_SIZE_MAX);
-        if !is_small || matches!(options.if_exists, IfExists::Fail | IfExists::Skip) {
+        if !is_small || options.if_exists != IfExists::Overwrite {
             inner.check_target(&directory, path, options.if_exists)?;
         }
         if let Some(size) = options.size.filter(|_| !is_small) {
