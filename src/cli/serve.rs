@@ -74,6 +74,9 @@ async fn serve(args: &ServeArgs, prepared: (Store, Sources, Loaded), out: &mut d
         listen: args.listen.clone(),
         memory: memory(args)?,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
+        congestion: args.cc.clone().unwrap_or_default(),
+        rate: args.bwlimit,
+        rate_of_one: args.bwlimit_client,
     };
     let server = Server::bind(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     if args.check {

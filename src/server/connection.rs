@@ -19,8 +19,10 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::commit::Opened;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
+use super::lane;
 use super::quota::Seat;
 use super::requests::{self, Got, ListStep};
+use super::session::{self, Session, Source};
 use super::shared::{Shared, Who};
 use crate::access::{Action, Principal};
 use crate::error::{Blame, Error, ErrorKind, Result};
@@ -56,9 +58,13 @@ pub(super) async fn serve(
     async move {
         let started = Instant::now();
         match greet(&shared, acceptor, tcp).await {
-            Ok((connection, who, _seat)) => {
+            Ok((connection, who, Role::First(opened), _seat)) => {
                 drop(half_open);
-                Box::pin(run(shared, connection, who, started)).await;
+                Box::pin(run(shared, connection, who, opened, id, started)).await;
+            }
+            Ok((connection, who, Role::Lane(session), _seat)) => {
+                drop(half_open);
+                Box::pin(lane::run(shared, connection, who, session, id, started)).await;
             }
             Err(error) => {
                 drop(half_open);
@@ -70,9 +76,20 @@ pub(super) async fn serve(
     .await;
 }
 
+/// What a connection is in its session.
+enum Role {
+    First(session::Opened),
+    Lane(Arc<Session>),
+}
+
 /// Handshake, choice of protocol and hellos, each under its deadline.
-async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>, Seat)> {
+async fn greet(
+    shared: &Arc<Shared>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+) -> Result<(Connection, Arc<Who>, Role, Seat)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
+    socket.set_congestion(&shared.congestion);
     let accept = acceptor.accept(socket).into_fallible();
     let stream = match timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
         Err(_) => return Err(Error::new(ErrorKind::Timeout, "the TLS handshake was not finished in time")),
@@ -103,10 +120,11 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     let mut connection = Connection::new(TlsStream::Server(stream));
     let who = Who::new(principal, chain, &shared.shares);
     match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, &who)).await {
-        Ok(Ok(seat)) => {
+        Ok(Ok((role, seat))) => {
             connection.greeted();
-            info!("{} connected, {described}", who.principal);
-            Ok((connection, Arc::new(who), seat))
+            let what = if matches!(role, Role::First(_)) { "connected" } else { "joined its session" };
+            info!("{} {what}, {described}", who.principal);
+            Ok((connection, Arc::new(who), role, seat))
         }
         Ok(Err(error)) => {
             say_goodbye(connection, &error).await;
@@ -120,7 +138,7 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Result<Seat> {
+async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Result<(Role, Seat)> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -141,12 +159,19 @@ async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Resul
             ),
         )
     })?;
-    if hello.join.is_some() || hello.redeem.is_some() {
-        let what = if hello.join.is_some() { "joining a session" } else { "invites" };
-        return Err(Error::new(ErrorKind::Unsupported, format!("this server does not offer {what}")));
+    if hello.redeem.is_some() {
+        return Err(Error::new(ErrorKind::Unsupported, "this server does not offer invites"));
     }
     let pass = shared.pass(who)?;
     let seat = pass.connection_seat()?;
+    let role = match &hello.join {
+        Some(token) => Role::Lane(shared.sessions.join(token, &who.principal)?),
+        None => Role::First(shared.sessions.open(&who.principal)?),
+    };
+    let token = match &role {
+        Role::First(opened) => Some(opened.token),
+        Role::Lane(_) => None,
+    };
     debug!("client {}", escape_text(&hello.agent));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
     connection.send(
@@ -156,18 +181,19 @@ async fn hello(shared: &Shared, connection: &mut Connection, who: &Who) -> Resul
             agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).into(),
             principal: pass.name(),
             rights: pass.rights().0,
-            token: None,
+            token,
             unasked_max: limits::UNASKED_CONNECTION_MAX,
             open_max: pass.open_max(),
             idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
             now: i64::try_from(now).unwrap_or(i64::MAX),
         },
     );
-    Ok(seat)
+    connection.set_limits(&who.share.limits);
+    Ok((role, seat))
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
-async fn say_goodbye(mut connection: Connection, error: &Error) {
+pub(super) async fn say_goodbye(mut connection: Connection, error: &Error) {
     if !error.is_from_peer() && error.kind() != ErrorKind::Connection {
         connection.send(0, &Goodbye::from_error(error));
     }
@@ -202,6 +228,7 @@ enum Step {
 struct Driver {
     shared: Arc<Shared>,
     connection: Connection,
+    session: Arc<Session>,
     flow: Flow,
     /// The highest number that a transfer or request has had. None is used twice, so what a job finds for one that
     /// was given up is never taken for another's.
@@ -229,10 +256,19 @@ enum ListStage {
     Begun(requests::Rest, u64),
 }
 
-async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started: Instant) {
+async fn run(
+    shared: Arc<Shared>,
+    connection: Connection,
+    who: Arc<Who>,
+    opened: session::Opened,
+    id: u64,
+    started: Instant,
+) {
     let principal = who.principal.clone();
+    let session = Arc::clone(&opened.session);
     let mut driver = Driver {
-        flow: Flow::new(Arc::clone(&shared), who),
+        flow: Flow::new(Arc::clone(&shared), who, Arc::clone(&session), id, false),
+        session,
         shared: Arc::clone(&shared),
         connection,
         last_transfer: 0,
@@ -244,6 +280,8 @@ async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started
         sent_count: 0,
     };
     let end = driver.drive().await;
+    // Its lanes have nothing to carry any more.
+    drop(opened);
     let Driver { connection, flow, stored_count, sent_count, listings, .. } = driver;
     // Files are closed and staging removed by a disk thread; commits that run go on.
     drop_elsewhere(&shared, (flow, listings));
@@ -277,6 +315,7 @@ impl Driver {
         let mut rules = self.shared.rules.subscribe();
         // They may have changed since the hello.
         rules.mark_changed();
+        let session = Arc::clone(&self.session);
         let mut tick = interval_at(Instant::now() + limits::WORKING_INTERVAL, limits::WORKING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut spill = interval(limits::LEASE_TIMEOUT / 2);
@@ -299,7 +338,11 @@ impl Driver {
                 let waits = self.listing < LISTINGS_MAX && !self.listings.is_empty()
                     || self.flow.has_hashes()
                     || self.flow.has_gets();
-                if waits && has_room(&self.connection) { Poll::Ready(Ok(Step::Room)) } else { Poll::Pending }
+                if waits && has_room(&self.connection) {
+                    return Poll::Ready(Ok(Step::Room));
+                }
+                // A first job that reading has begun wakes nobody who has not asked for it since.
+                self.flow.poll_job(cx).map(|job| job.map(Step::Job))
             });
             let step = tokio::select! {
                 biased;
@@ -323,6 +366,10 @@ impl Driver {
                     }
                     continue;
                 }
+                () = session.news.notified() => {
+                    self.look_at_news();
+                    continue;
+                }
                 step = step => step?,
             };
             match step {
@@ -344,6 +391,17 @@ impl Driver {
         }
     }
 
+    /// Takes note of what lanes have found.
+    fn look_at_news(&mut self) {
+        let (failed, waiting) = self.session.look();
+        for (transfer, error) in failed {
+            self.failed(transfer, &error);
+        }
+        for transfer in waiting {
+            self.flow.make_file(transfer);
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.flow.is_idle() && self.requests.is_empty() && self.connection.is_flushed()
     }
@@ -351,12 +409,16 @@ impl Driver {
     /// Says that work goes on, and looks at the deadlines.
     fn tick(&mut self, watch: &mut Watch) -> Result<()> {
         let traffic = self.connection.traffic();
-        watch.look(traffic.received + traffic.sent, self.is_idle(), self.flow.is_working())?;
+        watch.look(
+            traffic.received + traffic.sent,
+            self.is_idle(),
+            self.flow.is_working() || self.connection.is_held_back(),
+        )?;
         if !self.is_idle() {
             // Certificates and revocation lists end by themselves.
             self.review()?;
         }
-        if !self.is_idle() && self.connection.is_flushed() {
+        if !self.is_idle() && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
             self.connection.send(0, &Working { phase, done: 0, total: 0 });
         }
@@ -458,6 +520,7 @@ impl Driver {
             Kind::ClientHello
             | Kind::ServerHello
             | Kind::PutAnswer
+            | Kind::Written
             | Kind::Values
             | Kind::Data
             | Kind::Stored
@@ -476,6 +539,7 @@ impl Driver {
             return Err(Breach::Unexpected { kind, why: "numbers of transfers ascend from 1 on" }.into());
         }
         self.last_transfer = transfer;
+        self.session.begun(transfer);
         if self.flow.open_count() + self.requests.len() > 2 * limits::OPEN_TRANSFERS_MAX {
             return Err(Breach::Excess("open transfers").into());
         }
@@ -511,34 +575,35 @@ impl Driver {
             return Err(Breach::Unexpected { kind: Kind::WantValues, why: "no such download is open" }.into());
         };
         let end = request.first.checked_add(request.count);
-        let end = end.filter(|&end| request.count > 0 && end <= group_count(download.file.size()));
+        let end = end.filter(|&end| request.count > 0 && end <= group_count(download.source.file.size()));
         let end = end.ok_or(Breach::Data("group values past the end of a file"))?;
         if std::mem::replace(&mut download.is_hashing, true) {
             return Err(Breach::Excess("group values at once").into());
         }
-        let mut run = HashRun::new(download.path.clone(), Arc::clone(&download.file), Purpose::Values(end));
+        let file = Arc::clone(&download.source.file);
+        let mut run = HashRun::new(download.path.clone(), file, Purpose::Values(end));
         (run.from, run.next) = (request.first, request.first);
         self.flow.hash(transfer, run);
         Ok(())
     }
 
     fn close_download(&mut self, transfer: u32) -> Result<()> {
-        let Some(Download { file, tree, .. }) = self.flow.downloads.get(&transfer) else {
+        let Some(Download { source, .. }) = self.flow.downloads.get(&transfer) else {
             if self.flow.forget_ended(transfer) {
                 return Ok(());
             }
             return Err(Breach::Unexpected { kind: Kind::Close, why: "no such download is open" }.into());
         };
-        let (file, tree) = (Arc::clone(file), tree.clone());
+        let source = Arc::clone(source);
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
         self.requests.insert(transfer);
         self.sent_count += 1;
         self.flow.spawn(move |_, _| {
             let answer = || {
-                file.check_unchanged()?;
-                let size = file.size();
-                let frame = match tree.root(size) {
+                source.file.check_unchanged()?;
+                let size = source.file.size();
+                let frame = match source.tree().root(size) {
                     Some(root) => Finish { size, root }.to_frame(transfer),
                     None => requests::done(0).to_frame(transfer),
                 };
@@ -582,8 +647,8 @@ impl Driver {
                 }
             }
             Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
-            Job::Spilled(transfer, result) => {
-                let written = self.flow.spilled(transfer, result);
+            Job::Spilled(transfer, group, result) => {
+                let written = self.flow.spilled(transfer, group, result);
                 self.written(written)?;
             }
             Job::CommittedSmall(answers) => self.stored_small(answers),
@@ -675,8 +740,9 @@ impl Driver {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match file {
                     Some((path, file)) => {
-                        let download = Download { path, file, tree: crate::hash::Tree::new(), is_hashing: false };
-                        self.flow.downloads.insert(transfer, download);
+                        let source = Source::new(file);
+                        self.session.lend(transfer, session::Transfer::Download(Arc::clone(&source)));
+                        self.flow.downloads.insert(transfer, Download { path, source, is_hashing: false });
                     }
                     None => self.sent_count += 1,
                 }
@@ -813,7 +879,7 @@ impl Driver {
 }
 
 /// The deadlines of a connection: idle, and progress in bytes.
-struct Watch {
+pub(super) struct Watch {
     idle_since: Instant,
     bytes: u64,
     window_began: Instant,
@@ -821,17 +887,17 @@ struct Watch {
 }
 
 impl Watch {
-    fn new() -> Watch {
+    pub(super) fn new() -> Watch {
         let now = Instant::now();
         Watch { idle_since: now, bytes: 0, window_began: now, window_bytes: 0 }
     }
 
     /// The peer says that it is at work.
-    fn heard(&mut self) {
+    pub(super) fn heard(&mut self) {
         self.window_began = Instant::now();
     }
 
-    fn look(&mut self, bytes: u64, idle: bool, working: bool) -> Result<()> {
+    pub(super) fn look(&mut self, bytes: u64, idle: bool, working: bool) -> Result<()> {
         let now = Instant::now();
         let since = |start: Instant| now.saturating_duration_since(start);
         if bytes.saturating_sub(self.window_bytes) >= limits::PROGRESS_LEN_MIN || idle || working {

@@ -8,9 +8,12 @@ mod commit;
 mod connection;
 mod convert;
 mod flow;
+mod groups;
+mod lane;
 mod outcomes;
 mod quota;
 mod requests;
+mod session;
 mod share;
 mod shared;
 mod workers;
@@ -31,6 +34,7 @@ use tracing::{error, info, warn};
 use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
+use crate::net::Congestion;
 use crate::storage::Store;
 use crate::tls::ServerTls;
 
@@ -49,6 +53,12 @@ pub struct ServerOptions {
     /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
     /// in the runtime that the server runs in.
     pub threads: usize,
+    /// What is asked of the system for each connection.
+    pub congestion: Congestion,
+    /// Bytes of content per second in each direction, over all connections; none: as many as there can be.
+    pub rate: Option<u64>,
+    /// The same for all connections of one principal.
+    pub rate_of_one: Option<u64>,
 }
 
 /// A server that is bound and not yet running.
@@ -82,10 +92,12 @@ impl Server {
     /// An address that cannot be listened on, or no threads to serve with.
     pub fn bind(options: ServerOptions) -> Result<Server> {
         let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
-        let ServerOptions { store, tls, access, memory, threads, .. } = options;
+        let ServerOptions { store, tls, access, memory, threads, congestion, rate, rate_of_one, .. } = options;
         shared::prepare(&store, &access)?;
         let workers = workers::Workers::start(threads)?;
-        let shared = Arc::new(shared::Shared::new(store, shared::Rules { tls, access: access.clone() }, memory));
+        let shares = share::Shares::new(memory, rate, rate_of_one);
+        let rules = shared::Rules { tls, access: access.clone() };
+        let shared = Arc::new(shared::Shared::new(store, rules, shares, congestion));
         shared.keep_accounts(&access);
         Ok(Server { shared, listeners, workers })
     }

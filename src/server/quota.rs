@@ -86,6 +86,7 @@ enum Held {
 }
 
 /// A place among those that a principal may hold open, until it is dropped.
+#[derive(Default)]
 pub(super) struct Seat(Option<(Arc<Meter>, Held)>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -17,11 +17,12 @@ use tokio_util::task::TaskTracker;
 
 use super::outcomes::Outcomes;
 use super::quota::{self, Accounts, Amount, Reservation, Seat};
+use super::session::Sessions;
 use super::share::{Share, Shares};
 use crate::access::{Access, Action, Grant, Principal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
-use crate::net::SocketBuffers;
+use crate::net::{Congestion, SocketBuffers};
 use crate::path::{Component, RemotePath};
 use crate::protocol::{IfExists, Rights};
 use crate::storage::{Kind, Outcome, Published, Store};
@@ -33,8 +34,12 @@ pub(super) struct Shared {
     pub(super) rules: watch::Sender<Arc<Rules>>,
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
+    /// What is asked of the system for each connection.
+    pub(super) congestion: Congestion,
     pub(super) outcomes: Outcomes,
     pub(super) accounts: Arc<Accounts>,
+    /// What further connections can join.
+    pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
     pub(super) tasks: TaskTracker,
     /// No new work: finish what runs.
@@ -72,11 +77,13 @@ pub(super) struct Pass {
 }
 
 impl Shared {
-    pub(super) fn new(store: Store, rules: Rules, memory: usize) -> Shared {
+    pub(super) fn new(store: Store, rules: Rules, shares: Shares, congestion: Congestion) -> Shared {
         Shared {
             store,
             rules: watch::Sender::new(Arc::new(rules)),
-            shares: Shares::new(memory),
+            shares,
+            congestion,
+            sessions: Sessions::default(),
             socket_buffers: SocketBuffers::new(),
             outcomes: Outcomes::default(),
             accounts: Arc::default(),
