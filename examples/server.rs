@@ -7,7 +7,6 @@
 use std::path::Path;
 
 use sealift::access::Access;
-use sealift::path::NamePolicy;
 use sealift::protocol::Rights;
 use sealift::server::{CancellationToken, Server, ServerOptions, listen};
 use sealift::storage::{Store, StoreOptions};
@@ -26,11 +25,7 @@ async fn main() -> Result<()> {
         store: Store::open_served(Path::new(root), StoreOptions::default())?,
         tls: ServerTls::load(&tls::ServerOptions::in_folder(Path::new(certs)))?,
         // Whoever has a certificate may do everything but remove; nobody else comes in.
-        access: Access {
-            certified: Rights::ALL.without(Rights::DELETE),
-            anonymous: None,
-            names: NamePolicy::default(),
-        },
+        access: Access::same_for_all(Rights::ALL.without(Rights::DELETE), None),
         listeners: vec![listen(address)?],
         receipt_key: None,
         audit: None,

@@ -124,6 +124,17 @@ pub const BLOCKING_THREADS_MAX: usize = 64;
 /// Directories that are known to be durable; the set is emptied when it is full. A slot is about 40 bytes.
 pub const DURABLE_DIRECTORIES_MAX: usize = 65_536;
 
+/// How long a look at a connection's certificate and revocation holds, as long as no rule has changed.
+pub const PASS_LIFETIME: Duration = Duration::from_secs(1);
+/// How often a server looks whether its certificates or rules have changed; twice this until it follows them.
+pub const RELOAD_INTERVAL: Duration = Duration::from_millis(250);
+/// How often it is looked whether what lies in a home with a quota must be counted (again).
+pub const QUOTA_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How old a count of what lies in a home may be. It follows all that this server does; others may write there too.
+pub const QUOTA_COUNT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of a policy file: some ten thousand principals. Longer: the file is not used.
+pub const POLICY_LEN_MAX: usize = 4 * MIB;
+
 /// 1024 bytes.
 pub const KIB: usize = 1 << 10;
 /// 1024 [`KIB`].

@@ -18,6 +18,7 @@ use crate::cli::names::Named;
 use crate::cli::receipt::ReceiptArgs;
 use crate::cli::remotes::RemoteArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
+use crate::cli::user::{GrantArgs, UserArgs};
 use crate::cli::values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
@@ -71,6 +72,10 @@ Examples:
     Certs(Box<CertsArgs>),
     /// Serve a directory
     Serve(Box<ServeArgs>),
+    /// Name users in a policy file, and revoke them
+    User(Box<UserArgs>),
+    /// Say what a user may do at a path and below
+    Grant(Box<GrantArgs>),
     /// Upload files and directories
     Put(Box<PutArgs>),
     /// Download files and directories
@@ -483,6 +488,9 @@ pub struct ServeArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Who may do what")]
 pub struct AccessArgs {
+    /// Each client's home and rights (`sealift user`)
+    #[arg(long, value_name = "FILE", conflicts_with = "anonymous_rights")]
+    pub policy: Option<PathBuf>,
     /// Let in clients without a certificate, to store new files only
     #[arg(long)]
     pub allow_anonymous: bool,

@@ -1,7 +1,7 @@
 //! The command line: reads flags and the environment, runs a command, prints, exits.
 //!
 //! Only this module and `main` print, exit or look at the environment. [`args`] types the flags, [`sources`] turns
-//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get` and `ops` run over one `session`, [`output`] shows what happens, [`mod@format`] writes
+//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, [`user`] edits policies, `rules` follows them, `put`, `get` and `ops` run over one `session`, [`output`] shows what happens, [`mod@format`] writes
 //! entries and hashes, [`signals`] listens.
 
 pub mod args;
@@ -20,12 +20,14 @@ pub mod output;
 mod put;
 pub mod receipt;
 pub mod remotes;
+mod rules;
 mod screen;
 pub mod serve;
 mod session;
 pub mod signals;
 pub mod sources;
 pub mod trust;
+pub mod user;
 pub mod values;
 
 use std::io::{self, Write as _};
@@ -76,6 +78,8 @@ fn run(mut command: Command) -> Result<u8> {
         Command::Remote(args) => remotes::run(&args).map(|()| 0),
         Command::Doctor(args) => doctor::run(&args),
         Command::Generate(args) => generate::run(&args).map(|()| 0),
+        Command::User(args) => user::user(&args, &mut io::stdout()).map(|()| 0),
+        Command::Grant(args) => user::grant(&args, &mut io::stdout()).map(|()| 0),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

@@ -12,16 +12,16 @@ use zeroize::Zeroizing;
 
 use super::args::{AccessArgs, ServeArgs};
 use super::notify::Notifier;
+use super::rules::{Loaded, Sources, refuse_beneath};
 use crate::access::Access;
 use crate::confine;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{self, GROUP_LEN, MIB};
-use crate::path::NamePolicy;
 use crate::protocol::Rights;
 use crate::server::audit::Audit;
 use crate::server::{Server, ServerOptions, listen};
 use crate::storage::{Store, StoreOptions};
-use crate::tls::{self, SigningKey};
+use crate::tls::SigningKey;
 
 /// Runs the command. `listening on ADDR:PORT` goes to `out`, once it accepts.
 ///
@@ -44,7 +44,7 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         .enable_all()
         .build()
         .while_doing(|| "start the runtime".into())?;
-    runtime.block_on(serve(prepared, &notifier, out))
+    runtime.block_on(serve(args, prepared, &notifier, out))
 }
 
 /// Confines the process, unless it was told not to, and says what holds.
@@ -63,7 +63,9 @@ fn restrict(args: &ServeArgs, plan: &confine::Plan) {
 /// Looks at everything that the arguments name and changes nothing, so that it can be done beside the server that
 /// it is about.
 fn check(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
-    let Named { root, tls, .. } = named(args)?;
+    let sources = Sources::new(args)?;
+    let (root, tls) = (sources.root(), sources.load()?.tls);
+    memory(args)?;
     if let Some(file) = &args.audit {
         refuse_log_beneath(root, file)?;
     }
@@ -85,18 +87,18 @@ fn check(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     }
 }
 
-/// What the arguments name, but for the store.
-struct Named<'a> {
-    root: &'a Path,
-    tls: tls::ServerTls,
-    access: Access,
-    memory: usize,
-    plan: confine::Plan,
+/// All that a server is made of, and where its rules come from.
+struct Prepared {
+    options: ServerOptions,
+    sources: Sources,
+    loaded: Loaded,
 }
 
 /// Reads and checks everything that the arguments name.
-fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
-    let Named { root, tls, access, memory, mut plan } = named(args)?;
+fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
+    let sources = Sources::new(args)?;
+    let loaded = sources.load()?;
+    let memory = memory(args)?;
     let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
@@ -104,11 +106,13 @@ fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
     if let Some(mode) = args.dir_mode {
         store.directory_mode = mode;
     }
-    let store = Store::open_served(root, store)?;
+    let root = sources.root().to_path_buf();
+    let store = Store::open_served(&root, store)?;
+    let mut plan = sources.plan(&loaded);
     let receipt_key = Arc::new(receipt_key(&store)?);
     let audit = match &args.audit {
         Some(file) => {
-            refuse_log_beneath(root, file)?;
+            refuse_log_beneath(&root, file)?;
             plan.log_beside(file);
             Some(Audit::open(file, Arc::clone(&receipt_key))?)
         }
@@ -119,8 +123,8 @@ fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let options = ServerOptions {
         store,
-        tls,
-        access,
+        tls: loaded.tls.clone(),
+        access: loaded.access.clone(),
         receipt_key: Some(receipt_key),
         audit,
         listeners,
@@ -130,7 +134,7 @@ fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
         rate: args.bwlimit,
         rate_of_one: args.bwlimit_client,
     };
-    Ok((options, plan))
+    Ok((Prepared { options, sources, loaded }, plan))
 }
 
 /// The name of the key of receipts and of the audit log in the state directory.
@@ -146,39 +150,13 @@ fn receipt_key(store: &Store) -> Result<SigningKey> {
     Ok(key)
 }
 
-fn named(args: &ServeArgs) -> Result<Named<'_>> {
-    let root = args.root.as_deref().ok_or_else(|| usage("which directory to serve is not said: give --root DIR"))?;
-    let options = args.identity.resolve(args.access.allow_anonymous, |name| std::env::var_os(name))?;
-    let files = [Some(&options.certificate), Some(&options.key), options.client_ca.as_ref(), options.crl.as_ref()];
-    let mut plan = confine::Plan { write: vec![root.to_path_buf()], ..confine::Plan::default() };
-    for file in files.into_iter().flatten() {
-        refuse_beneath(root, file)?;
-        plan.read_beside(file);
-    }
-    let tls = tls::ServerTls::load(&options)?;
-    let access = rights(&args.access, options.client_ca.is_some());
+/// Bytes of buffers.
+fn memory(args: &ServeArgs) -> Result<usize> {
     let memory = usize::try_from(args.memory).map_err(|_| usage("--memory is more than this machine can address"))?;
     if memory < 4 * GROUP_LEN {
         return Err(usage("--memory is less than 4M, too little for one transfer"));
     }
-    Ok(Named { root, tls, access, memory, plan })
-}
-
-/// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.
-fn refuse_beneath(root: &Path, file: &Path) -> Result<()> {
-    // A root that is not there yet holds nothing.
-    let Ok(root_real) = root.canonicalize() else { return Ok(()) };
-    let file_real = file.canonicalize().while_doing(|| format!("read {}", file.display()))?;
-    let beneath = |path: &Path| path.starts_with(&root_real);
-    let named_beneath = std::path::absolute(file).is_ok_and(|file| beneath(&file));
-    if beneath(&file_real) || named_beneath {
-        return Err(usage(&format!(
-            "{} lies beneath the root {}: clients could reach it; keep certificates and keys elsewhere",
-            file.display(),
-            root.display()
-        )));
-    }
-    Ok(())
+    Ok(memory)
 }
 
 /// Refuses a log that a client could reach, or replace. It need not be there yet.
@@ -193,33 +171,14 @@ fn refuse_log_beneath(root: &Path, file: &Path) -> Result<()> {
     })
 }
 
-fn rights(args: &AccessArgs, has_authority: bool) -> Access {
-    let narrow = |mut rights: Rights| {
-        if args.read_only {
-            rights = Rights(rights.0 & Rights::LIST.with(Rights::READ).0);
-        }
-        // A name that can be taken away from its file can be given to another: without the right to replace or to
-        // remove there is none to rename either.
-        if args.no_overwrite {
-            rights = rights.without(Rights::OVERWRITE).without(Rights::RENAME);
-        }
-        if args.no_delete {
-            rights = rights.without(Rights::DELETE).without(Rights::RENAME);
-        }
-        rights
-    };
-    let anonymous = args.allow_anonymous.then(|| narrow(args.anonymous_rights.unwrap_or(Access::ANONYMOUS_DEFAULT)));
-    let certified = if has_authority { narrow(Rights::ALL) } else { Rights::NONE };
-    Access { certified, anonymous, names: NamePolicy::default() }
-}
-
-async fn serve(options: ServerOptions, notifier: &Notifier, out: &mut dyn Write) -> Result<()> {
+async fn serve(args: &ServeArgs, prepared: Prepared, notifier: &Notifier, out: &mut dyn Write) -> Result<()> {
     raise_descriptor_limit();
-    for warning in options.tls.warnings(time::OffsetDateTime::now_utc()).iter().chain(options.store.warnings()) {
+    let Prepared { options, sources, loaded } = prepared;
+    for warning in loaded.tls.warnings(time::OffsetDateTime::now_utc()).iter().chain(options.store.warnings()) {
         warn!("{warning}");
     }
-    let pin = options.tls.pin();
-    let access = options.access.clone();
+    let pin = loaded.tls.pin();
+    let access = loaded.access.clone();
     let receipt_key = options.receipt_key.as_ref().map(|key| key.public());
     let audit = options.audit.clone();
     let server = Server::new(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
@@ -227,18 +186,12 @@ async fn serve(options: ServerOptions, notifier: &Notifier, out: &mut dyn Write)
     // Handlers first: a signal that comes while the line below is read must already drain.
     let mut terminate = signal(SignalKind::terminate()).while_doing(|| "wait for SIGTERM".into())?;
     let mut interrupt = signal(SignalKind::interrupt()).while_doing(|| "wait for SIGINT".into())?;
+    let hangup = signal(SignalKind::hangup()).while_doing(|| "wait for SIGHUP".into())?;
     info!("server key {pin}");
     if let Some(key) = receipt_key {
         info!("receipt key {key}");
     }
-    if access.certified == Rights::ALL {
-        info!("every certificate of the client authority has all rights here");
-    } else {
-        info!("certificates of the client authority may: {}", access.certified);
-    }
-    if let Some(rights) = access.anonymous {
-        warn!("clients without a certificate are let in and may: {rights}");
-    }
+    say_who_may_what(&args.access, &access);
     for address in server.addresses()? {
         print(out, &format!("listening on {address}\n"))?;
     }
@@ -261,10 +214,12 @@ async fn serve(options: ServerOptions, notifier: &Notifier, out: &mut dyn Write)
             None => std::future::pending().await,
         }
     };
+    let control = server.control();
     tokio::select! {
         result = turning => return result,
         () = server.run(drain.clone(), stop.clone()) => {}
         () = signals => {}
+        never = sources.follow(control, loaded, hangup) => match never {},
     }
     info!("stopped");
     Ok(())
@@ -291,6 +246,22 @@ fn try_to_escape() {
     {
         for line in confine::try_to_escape(Path::new(&file), address) {
             warn!("{line}");
+        }
+    }
+}
+
+fn say_who_may_what(args: &AccessArgs, access: &Access) {
+    let grants = access.grants();
+    if let Some(file) = &args.policy {
+        info!("{} principals by the policy {}", grants.len(), file.display());
+        return;
+    }
+    for grant in grants {
+        let rights = access.rights_of(&grant);
+        match (grant.name.as_str(), rights) {
+            ("anonymous", rights) => warn!("clients without a certificate are let in and may: {rights}"),
+            (_, Rights::ALL) => info!("every certificate of the client authority has all rights here"),
+            (_, rights) => info!("certificates of the client authority may: {rights}"),
         }
     }
 }

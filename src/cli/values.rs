@@ -16,15 +16,7 @@ pub const STREAMS_MAX: u16 = 32;
 /// # Errors
 /// What is wrong with it.
 pub fn size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.char_indices().next_back() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        Some((at, 'T' | 't')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number = number(digits).ok_or("a size is written 4096, 64K, 256M or 2G (powers of 1024)")?;
-    number.checked_mul(1 << shift).ok_or_else(|| "too large a size".to_owned())
+    crate::access::policy::size(text)
 }
 
 /// A number of bytes per second, as [`size`] writes it.
@@ -113,12 +105,11 @@ pub fn mode_range(text: &str) -> Result<ModeRange, String> {
 pub fn rights(text: &str) -> Result<Rights, String> {
     let mut rights = Rights::NONE;
     for name in text.split(',') {
-        let known = Rights::NAMES.iter().find(|(known, _)| *known == name);
-        let (_, right) = known.ok_or_else(|| {
+        let right = Rights::named(name).ok_or_else(|| {
             let names: Vec<&str> = Rights::NAMES.iter().map(|(name, _)| *name).collect();
             format!("`{name}` is no right; they are {}", names.join(", "))
         })?;
-        rights = rights.with(*right);
+        rights = rights.with(right);
     }
     Ok(rights)
 }

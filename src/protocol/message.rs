@@ -206,8 +206,10 @@ impl Rights {
     pub const RENAME: Rights = Rights(16);
     /// Remove.
     pub const DELETE: Rights = Rights(32);
+    /// Hand rights on to others.
+    pub const SHARE: Rights = Rights(64);
     /// Every right.
-    pub const ALL: Rights = Rights(63);
+    pub const ALL: Rights = Rights(127);
     /// No right.
     pub const NONE: Rights = Rights(0);
 
@@ -237,7 +239,14 @@ impl Rights {
         ("overwrite", Rights::OVERWRITE),
         ("rename", Rights::RENAME),
         ("delete", Rights::DELETE),
+        ("share", Rights::SHARE),
     ];
+
+    /// The right of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Rights> {
+        Rights::NAMES.iter().find(|(known, _)| *known == name).map(|(_, right)| *right)
+    }
 }
 
 impl std::fmt::Display for Rights {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::convert;
 use super::outcomes::{Attempt, Begin};
+use super::quota::{Reservation, Seat};
 use super::receipts::receipt;
-use super::shared::{Shared, Who};
-use crate::access::Verb;
+use super::shared::{Pass, Shared, Who};
+use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, UNASKED_FILE_MAX};
@@ -28,8 +29,12 @@ pub(super) enum Opened {
 /// An upload that content may come for.
 pub(super) struct Incoming {
     pub(super) attempt: Attempt,
+    /// What happens to what is there, by the rights that the principal had at the beginning.
+    pub(super) if_exists: IfExists,
     /// Where it is written; made with the first group when there is a base.
     pub(super) file: Option<Arc<storage::Upload>>,
+    /// Its room in the principal's quota.
+    pub(super) reservation: Reservation,
     /// The version that is there, whose groups need not come.
     pub(super) base: Option<Arc<StoredFile>>,
     /// The root of that version, once it has been hashed to its end.
@@ -44,19 +49,51 @@ pub(super) struct SmallUpload {
     pub(super) put: Put,
     pub(super) content: Vec<u8>,
     pub(super) finish: Finish,
+    pub(super) seat: Seat,
 }
 
 /// Checks that the principal may store under this name, and says what happens to what is there.
-fn admit(shared: &Shared, who: &Who, put: &Put) -> Result<IfExists> {
-    shared.access.decide(&who.principal, Verb::Create, &put.path)?;
+fn admit(pass: &Pass, put: &Put) -> Result<IfExists> {
+    pass.decide_new(Action::Create(&put.path), &put.path)?;
     if put.size.is_some_and(|size| size > FILE_SIZE_MAX) {
         return Err(Error::new(ErrorKind::Limit, format!("{} is larger than any file may be", put.path)));
     }
-    Ok(shared.access.if_exists(&who.principal, put.if_exists))
+    pass.check_size(&put.path, put.size.unwrap_or(0))?;
+    Ok(pass.if_exists(&put.path, put.if_exists))
 }
 
-fn may_read(shared: &Shared, who: &Who, put: &Put) -> bool {
-    shared.access.decide(&who.principal, Verb::Read, &put.path).is_ok()
+/// As [`admit`], later.
+fn admit_still(pass: &Pass, put: &Put, begun: IfExists) -> Result<IfExists> {
+    check_still(pass, put, begun)?;
+    admit(pass, put)
+}
+
+/// Checks that what was begun by some rights may go on: the principal has them still. Does not look at the disk.
+pub(super) fn check_still(pass: &Pass, put: &Put, begun: IfExists) -> Result<()> {
+    pass.decide(Action::Create(&put.path))?;
+    if pass.if_exists(&put.path, put.if_exists) != begun {
+        let message = format!("your rights to {} were changed while it was uploaded", put.path);
+        return Err(Error::new(ErrorKind::Rights, message));
+    }
+    Ok(())
+}
+
+fn may_read(pass: &Pass, put: &Put) -> bool {
+    pass.may(Action::Read(&put.path))
+}
+
+/// Begins to store what was admitted, if the principal's quota has room for it.
+fn begin(
+    pass: &Pass,
+    parents: &mut storage::Parents,
+    put: &Put,
+    key: [u8; 32],
+    if_exists: IfExists,
+) -> Result<(storage::Upload, Reservation)> {
+    let (mut reservation, directories) = pass.reserve(Some(key), &put.path, put.size.unwrap_or(0), if_exists)?;
+    let file = pass.store.begin_in(parents, &put.path, new_file(put, if_exists))?;
+    pass.made(&mut reservation, &put.path, directories);
+    Ok((file, reservation))
 }
 
 fn new_file(put: &Put, if_exists: IfExists) -> NewFile {
@@ -64,9 +101,9 @@ fn new_file(put: &Put, if_exists: IfExists) -> NewFile {
 }
 
 /// The regular file of this name, if there is one.
-fn existing_file(shared: &Shared, put: &Put) -> Result<Option<StoredFile>> {
-    match shared.store.stat(&put.path) {
-        Ok(entry) if entry.kind == Kind::File => match shared.store.open_file(&put.path) {
+fn existing_file(pass: &Pass, put: &Put) -> Result<Option<StoredFile>> {
+    match pass.store.stat(&put.path) {
+        Ok(entry) if entry.kind == Kind::File => match pass.store.open_file(&put.path) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -78,84 +115,98 @@ fn existing_file(shared: &Shared, put: &Put) -> Result<Option<StoredFile>> {
 }
 
 /// Whether something of this name is there, of whatever kind.
-fn is_taken(shared: &Shared, put: &Put) -> Result<bool> {
-    match shared.store.stat(&put.path) {
+fn is_taken(pass: &Pass, put: &Put) -> Result<bool> {
+    match pass.store.stat(&put.path) {
         Ok(_) => Ok(true),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotDirectory) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-fn taken(shared: &Shared, who: &Who, put: &Put, if_exists: IfExists) -> Result<Stored> {
+fn taken(pass: &Pass, put: &Put, if_exists: IfExists) -> Result<Stored> {
     if if_exists == IfExists::Skip {
         return Ok(Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None });
     }
     if put.if_exists == IfExists::Overwrite {
-        shared.access.decide(&who.principal, Verb::Overwrite, &put.path)?;
+        pass.decide(Action::Overwrite(&put.path))?;
     }
     Err(Error::new(ErrorKind::Exists, format!("{} is there already", put.path)))
 }
 
 /// Opens an upload whose content will be asked for.
 pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
-    let if_exists = admit(shared, who, put)?;
+    let pass = shared.pass(who)?;
+    let if_exists = admit(&pass, put)?;
     let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
         Begin::Known(stored) => return Ok(Opened::Ended(stored)),
         Begin::Go(attempt) => attempt,
     };
-    let upload =
-        |file, base, compare_only| Ok(Opened::Upload(Incoming { attempt, file, base, base_root: None, compare_only }));
+    let key = attempt.key();
+    let upload = |file, reservation, base, compare_only| {
+        let incoming = Incoming { attempt, if_exists, file, reservation, base, base_root: None, compare_only };
+        Ok(Opened::Upload(incoming))
+    };
     if if_exists == IfExists::Rename
-        && let Some(stored) = known_renamed(shared, put)?
+        && let Some(stored) = known_renamed(&pass, put)?
     {
         return Ok(Opened::Ended(stored));
     }
     if if_exists != IfExists::Rename
-        && may_read(shared, who, put)
-        && let Some(file) = existing_file(shared, put)?
+        && may_read(&pass, put)
+        && let Some(file) = existing_file(&pass, put)?
     {
-        if let Some(stored) = known_by_record(shared, put, &file)? {
+        if let Some(stored) = known_by_record(&pass, put, &file)? {
             return Ok(Opened::Ended(stored));
         }
         let same_size = put.size == Some(file.size());
         match if_exists {
             IfExists::Overwrite if put.size.is_some() && !put.no_base && file.size() > UNASKED_FILE_MAX => {
-                return upload(None, Some(Arc::new(file)), false);
+                return upload(None, Reservation::default(), Some(Arc::new(file)), false);
             }
-            IfExists::Skip | IfExists::Fail if same_size => return upload(None, Some(Arc::new(file)), true),
+            IfExists::Skip | IfExists::Fail if same_size => {
+                return upload(None, Reservation::default(), Some(Arc::new(file)), true);
+            }
             // A stream is not compared: its content is not known before all of it has come.
-            IfExists::Skip | IfExists::Fail => return taken(shared, who, put, if_exists).map(Opened::Ended),
+            IfExists::Skip | IfExists::Fail => return taken(&pass, put, if_exists).map(Opened::Ended),
             IfExists::Overwrite | IfExists::Rename => {}
         }
-    } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(shared, put)? {
-        return taken(shared, who, put, if_exists).map(Opened::Ended);
+    } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(&pass, put)? {
+        return taken(&pass, put, if_exists).map(Opened::Ended);
     }
-    let file = shared.store.begin(&put.path, new_file(put, if_exists))?;
-    upload(Some(Arc::new(file)), None, false)
+    let (file, reservation) = begin(&pass, &mut storage::Parents::default(), put, key, if_exists)?;
+    upload(Some(Arc::new(file)), reservation, None, false)
 }
 
 /// Under `rename`: whether this very upload was stored before the server forgot it, under whatever name it got.
-fn known_renamed(shared: &Shared, put: &Put) -> Result<Option<Stored>> {
-    let Some((path, file)) = shared.store.find_upload(&put.path, &put.upload_id.0)? else { return Ok(None) };
-    shared.store.sync_existing(&file, &path)?;
+fn known_renamed(pass: &Pass, put: &Put) -> Result<Option<Stored>> {
+    let Some((path, file)) = pass.store.find_upload(&put.path, &put.upload_id.0)? else { return Ok(None) };
+    pass.store.sync_existing(&file, &path)?;
     let (root, size) = (file.recorded_root(), file.size());
     let path = (path != put.path).then_some(path);
     Ok(Some(Stored { outcome: Outcome::Stored, root, size, path }))
 }
 
 /// Whether the version that is there was stored by this very upload, before the server forgot it.
-fn known_by_record(shared: &Shared, put: &Put, file: &StoredFile) -> Result<Option<Stored>> {
+fn known_by_record(pass: &Pass, put: &Put, file: &StoredFile) -> Result<Option<Stored>> {
     let Some(recorded) = file.recorded().filter(|recorded| recorded.upload_id == put.upload_id.0) else {
         return Ok(None);
     };
-    shared.store.sync_existing(file, &put.path)?;
+    pass.store.sync_existing(file, &put.path)?;
     Ok(Some(Stored { outcome: Outcome::Stored, root: Some(recorded.root), size: file.size(), path: None }))
 }
 
 /// Makes the file for an upload that began with a base and differs from it.
-pub(super) fn make_file(shared: &Shared, who: &Who, put: &Put) -> Result<Arc<storage::Upload>> {
-    let if_exists = admit(shared, who, put)?;
-    shared.store.begin(&put.path, new_file(put, if_exists)).map(Arc::new)
+pub(super) fn make_file(
+    shared: &Shared,
+    who: &Who,
+    put: &Put,
+    key: [u8; 32],
+    begun: IfExists,
+) -> Result<(Arc<storage::Upload>, Reservation)> {
+    let pass = shared.pass(who)?;
+    let if_exists = admit_still(&pass, put, begun)?;
+    let (file, reservation) = begin(&pass, &mut storage::Parents::default(), put, key, if_exists)?;
+    Ok((Arc::new(file), reservation))
 }
 
 /// Hashes the next bytes of a group while they are hot and writes them to their place, `start` bytes into the group.
@@ -177,7 +228,9 @@ pub(super) fn commit(
     incoming: Incoming,
     mut receiver: Receiver,
 ) -> Result<Stored> {
-    let Incoming { attempt, file, base, base_root, .. } = incoming;
+    let Incoming { attempt, file, mut reservation, base, base_root, if_exists, .. } = incoming;
+    let pass = shared.pass(who)?;
+    admit_still(&pass, put, if_exists)?;
     attempt.enter_commit(&put.path)?;
     let finish = receiver.finish().cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a commit unasked"))?;
     if let (None, Some(base)) = (&file, &base) {
@@ -187,7 +240,7 @@ pub(super) fn commit(
         if root != finish.root {
             return Err(mismatch(put, root, finish.root));
         }
-        let stored = confirm_unchanged(shared, who, put, base, &finish)?;
+        let stored = confirm_unchanged(&pass, put, base, &finish)?;
         attempt.ended(&stored);
         return Ok(stored);
     }
@@ -196,14 +249,15 @@ pub(super) fn commit(
         copy_missing(&file, base, &mut receiver, finish.size)?;
     }
     let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
+    pass.settle_credit(&mut reservation, &put.path, finish.size)?;
     let file = Arc::into_inner(file).ok_or_else(|| Error::new(ErrorKind::Internal, "an upload still being written"))?;
     let staged = file.finish(finish.size, metadata(put, root))?;
-    let published = shared
+    let published = pass
         .store
         .publish(vec![staged])
         .pop()
         .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "a publication without an answer")));
-    let stored = settle(shared, who, put, root, finish.size, published)?;
+    let stored = settle(&pass, put, root, finish.size, published)?;
     attempt.ended(&stored);
     Ok(stored)
 }
@@ -230,18 +284,18 @@ fn mismatch(put: &Put, found: Root, claimed: Root) -> Error {
     )
 }
 
-fn confirm_unchanged(shared: &Shared, who: &Who, put: &Put, base: &StoredFile, finish: &Finish) -> Result<Stored> {
+fn confirm_unchanged(pass: &Pass, put: &Put, base: &StoredFile, finish: &Finish) -> Result<Stored> {
     let changed =
         || Error::new(ErrorKind::Changed, format!("{} was changed on the server while it was compared", put.path));
     if base.size() != finish.size {
         return Err(changed());
     }
     base.check_unchanged().map_err(|error| error.context(&put.path).with_kind(ErrorKind::Changed))?;
-    let mut now = shared.store.open_file(&put.path)?;
+    let mut now = pass.store.open_file(&put.path)?;
     if now.version() != base.version() {
         return Err(changed());
     }
-    match keep_unchanged(shared, who, put, &mut now, finish.root) {
+    match keep_unchanged(pass, put, &mut now, finish.root) {
         // It has other names, whose metadata must stay: the next attempt stores it anew.
         Err(error) if error.kind() == ErrorKind::Unsupported => Err(changed()),
         kept => kept,
@@ -249,11 +303,11 @@ fn confirm_unchanged(shared: &Shared, who: &Who, put: &Put, base: &StoredFile, f
 }
 
 /// Makes an equal version durable and gives it the metadata that were asked for.
-fn keep_unchanged(shared: &Shared, who: &Who, put: &Put, file: &mut StoredFile, root: Root) -> Result<Stored> {
-    if shared.access.if_exists(&who.principal, put.if_exists) == IfExists::Overwrite {
+fn keep_unchanged(pass: &Pass, put: &Put, file: &mut StoredFile, root: Root) -> Result<Stored> {
+    if pass.if_exists(&put.path, put.if_exists) == IfExists::Overwrite {
         file.set_metadata(put.mode, put.mtime.and_then(convert::mtime_to_storage))?;
     }
-    shared.store.sync_existing(file, &put.path)?;
+    pass.store.sync_existing(file, &put.path)?;
     Ok(Stored { outcome: Outcome::Unchanged, root: Some(root), size: file.size(), path: None })
 }
 
@@ -268,33 +322,27 @@ fn metadata(put: &Put, root: Root) -> storage::FileMetadata {
 
 /// Turns what publishing said into the answer. A name that was taken meanwhile, or already, is compared once more:
 /// the same content is `unchanged` under every policy.
-fn settle(
-    shared: &Shared,
-    who: &Who,
-    put: &Put,
-    root: Root,
-    size: u64,
-    published: Result<storage::Published>,
-) -> Result<Stored> {
+fn settle(pass: &Pass, put: &Put, root: Root, size: u64, published: Result<storage::Published>) -> Result<Stored> {
     let left_alone = match published {
         Ok(published) if published.outcome == storage::Outcome::Skipped => None,
         Ok(published) => {
+            pass.stored(&published, size);
             let path = (published.path != put.path).then_some(published.path);
             return Ok(Stored { outcome: Outcome::Stored, root: Some(root), size, path });
         }
         Err(error) if error.kind() == ErrorKind::Exists => Some(error),
         Err(error) => return Err(error),
     };
-    if may_read(shared, who, put)
-        && let Some(mut file) = existing_file(shared, put)?
+    if may_read(pass, put)
+        && let Some(mut file) = existing_file(pass, put)?
         && file.size() == size
         && root_of(&file)? == root
     {
-        return keep_unchanged(shared, who, put, &mut file, root);
+        return keep_unchanged(pass, put, &mut file, root);
     }
     match left_alone {
-        None => taken(shared, who, put, IfExists::Skip),
-        Some(error) => Err(taken(shared, who, put, IfExists::Fail).err().unwrap_or(error)),
+        None => taken(pass, put, IfExists::Skip),
+        Some(error) => Err(taken(pass, put, IfExists::Fail).err().unwrap_or(error)),
     }
 }
 
@@ -329,19 +377,27 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     let mut answers = Vec::with_capacity(batch.len());
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
+    let mut seats = Vec::with_capacity(batch.len());
     let mut parents = storage::Parents::default();
-    for SmallUpload { transfer, put, content, finish } in batch {
-        match stage_small(shared, who, &mut parents, &put, &content, &finish) {
-            Ok(Small::Ended(stored)) => answers.push(answer(transfer, &put, finish.size, Ok(stored))),
-            Ok(Small::Staged(file, attempt)) => {
+    for SmallUpload { transfer, put, content, finish, seat } in batch {
+        seats.push(seat);
+        let small = shared.pass(who).and_then(|pass| {
+            let small = stage_small(shared, who, &pass, &mut parents, &put, &content, &finish)?;
+            Ok((small, pass))
+        });
+        match small {
+            Ok((Small::Ended(stored), _)) => answers.push(answer(transfer, &put, finish.size, Ok(stored))),
+            Ok((Small::Staged(file, attempt, reservation), pass)) => {
                 staged.push(file);
-                waiting.push((transfer, put, finish, attempt));
+                waiting.push((transfer, put, finish, attempt, reservation, pass));
             }
             Err(error) => answers.push(answer(transfer, &put, finish.size, Err(error))),
         }
     }
-    for ((transfer, put, finish, attempt), published) in waiting.into_iter().zip(shared.store.publish(staged)) {
-        let stored = settle(shared, who, &put, finish.root, finish.size, published);
+    let Some((.., pass)) = waiting.first() else { return answers };
+    let published = pass.store.publish(staged);
+    for ((transfer, put, finish, attempt, _reservation, pass), published) in waiting.into_iter().zip(published) {
+        let stored = settle(&pass, &put, finish.root, finish.size, published);
         if let Ok(stored) = &stored {
             attempt.ended(stored);
         }
@@ -351,19 +407,20 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
 }
 
 enum Small {
-    Staged(storage::Staged, Attempt),
+    Staged(storage::Staged, Attempt, Reservation),
     Ended(Stored),
 }
 
 fn stage_small(
     shared: &Shared,
     who: &Who,
+    pass: &Pass,
     parents: &mut storage::Parents,
     put: &Put,
     content: &[u8],
     finish: &Finish,
 ) -> Result<Small> {
-    let if_exists = admit(shared, who, put)?;
+    let if_exists = admit(pass, put)?;
     let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
         Begin::Known(stored) => return Ok(Small::Ended(stored)),
         Begin::Go(attempt) => attempt,
@@ -374,22 +431,22 @@ fn stage_small(
         return Err(mismatch(put, root, finish.root));
     }
     if if_exists == IfExists::Rename
-        && let Some(stored) = known_renamed(shared, put)?
+        && let Some(stored) = known_renamed(pass, put)?
     {
         attempt.ended(&stored);
         return Ok(Small::Ended(stored));
     }
     if if_exists != IfExists::Rename
-        && !parents.lacks(&shared.store, &put.path)
-        && may_read(shared, who, put)
-        && let Some(mut file) = existing_file(shared, put)?
+        && !parents.lacks(&pass.store, &put.path)
+        && may_read(pass, put)
+        && let Some(mut file) = existing_file(pass, put)?
     {
-        if let Some(stored) = known_by_record(shared, put, &file)? {
+        if let Some(stored) = known_by_record(pass, put, &file)? {
             attempt.ended(&stored);
             return Ok(Small::Ended(stored));
         }
         if file.size() == finish.size && root_of(&file)? == root {
-            match keep_unchanged(shared, who, put, &mut file, root) {
+            match keep_unchanged(pass, put, &mut file, root) {
                 // It has other names, whose metadata must stay: it is stored anew.
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
                 kept => {
@@ -400,14 +457,14 @@ fn stage_small(
             }
         }
     }
-    let file = match shared.store.begin_in(parents, &put.path, new_file(put, if_exists)) {
+    let (file, reservation) = match begin(pass, parents, put, attempt.key(), if_exists) {
         Err(error) if error.kind() == ErrorKind::Exists => {
-            return taken(shared, who, put, if_exists).map(Small::Ended);
+            return taken(pass, put, if_exists).map(Small::Ended);
         }
-        file => file?,
+        begun => begun?,
     };
     if !content.is_empty() {
         file.write_at(0, content)?;
     }
-    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt))
+    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt, reservation))
 }

@@ -21,10 +21,11 @@ use super::audited;
 use super::commit::{Opened, SmallAnswer};
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::lane;
+use super::quota::Seat;
 use super::requests::{self, Got, ListStep};
 use super::session::{self, Session, Source};
 use super::shared::{Shared, Who};
-use crate::access::Principal;
+use crate::access::{Action, Principal};
 use crate::error::{Blame, Error, ErrorKind, Result};
 use crate::hash::group_count;
 use crate::limits;
@@ -58,11 +59,11 @@ pub(super) async fn serve(
     async move {
         let started = Instant::now();
         match greet(&shared, acceptor, tcp, peer, id).await {
-            Ok((connection, who, Role::First(opened))) => {
+            Ok((connection, who, Role::First(opened), _seat)) => {
                 drop(half_open);
                 Box::pin(run(shared, connection, who, opened, id, started)).await;
             }
-            Ok((connection, who, Role::Lane(session))) => {
+            Ok((connection, who, Role::Lane(session), _seat)) => {
                 drop(half_open);
                 Box::pin(lane::run(shared, connection, who, session, id, started)).await;
             }
@@ -89,7 +90,7 @@ async fn greet(
     tcp: TcpStream,
     peer: SocketAddr,
     id: u64,
-) -> Result<(Connection, Arc<Who>, Role)> {
+) -> Result<(Connection, Arc<Who>, Role, Seat)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
     socket.set_congestion(&shared.congestion);
     let accept = acceptor.accept(socket).into_fallible();
@@ -108,7 +109,8 @@ async fn greet(
         return Err(error);
     }
     let described = tls::describe(stream.get_ref().1);
-    let principal = match tls::Principal::of_peer(stream.get_ref().1.peer_certificates()) {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let principal = match tls::Principal::of_peer(Some(&chain)) {
         Ok(Some(principal)) => {
             Principal::Certified { name: principal.name().map(str::to_owned), key: *principal.key().as_bytes() }
         }
@@ -119,16 +121,17 @@ async fn greet(
         }
     };
     let mut connection = Connection::new(TlsStream::Server(stream));
-    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal.clone(), id)).await {
-        Ok(Ok((who, role))) => {
+    let mut who = Who::new(principal, chain, &shared.shares, id);
+    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, &mut who)).await {
+        Ok(Ok((role, seat))) => {
             connection.greeted();
-            audited::connected(shared, &principal, peer, id, None).await;
+            audited::connected(shared, &who.principal, peer, id, None).await;
             let what = if matches!(role, Role::First(_)) { "connected" } else { "joined its session" };
             info!("{} {what}, {described}", who.principal);
-            Ok((connection, Arc::new(who), role))
+            Ok((connection, Arc::new(who), role, seat))
         }
         Ok(Err(error)) => {
-            audited::connected(shared, &principal, peer, id, Some(&error)).await;
+            audited::connected(shared, &who.principal, peer, id, Some(&error)).await;
             say_goodbye(connection, &error).await;
             Err(error)
         }
@@ -140,7 +143,7 @@ async fn greet(
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal, id: u64) -> Result<(Who, Role)> {
+async fn hello(shared: &Shared, connection: &mut Connection, who: &mut Who) -> Result<(Role, Seat)> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -164,18 +167,15 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
     if hello.redeem.is_some() {
         return Err(Error::new(ErrorKind::Unsupported, "this server does not offer invites"));
     }
-    let rights = shared.access.rights(&principal)?;
+    let pass = shared.pass(who)?;
+    let seat = pass.connection_seat()?;
     let role = match &hello.join {
-        Some(token) => Role::Lane(shared.sessions.join(token, &principal)?),
-        None => Role::First(shared.sessions.open(&principal)?),
+        Some(token) => Role::Lane(shared.sessions.join(token, &who.principal)?),
+        None => Role::First(shared.sessions.open(&who.principal)?),
     };
     let token = match &role {
         Role::First(opened) => Some(opened.token),
         Role::Lane(_) => None,
-    };
-    let name = match &principal {
-        Principal::Certified { name, .. } => name.clone(),
-        Principal::Anonymous => None,
     };
     debug!("client {}", escape_text(&hello.agent));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
@@ -184,20 +184,19 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
         &ServerHello {
             version,
             agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).into(),
-            principal: name,
-            rights: rights.0,
+            principal: pass.name(),
+            rights: pass.rights().0,
             token,
             unasked_max: limits::UNASKED_CONNECTION_MAX,
-            open_max: u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX),
+            open_max: pass.open_max(),
             idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
             now: i64::try_from(now).unwrap_or(i64::MAX),
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
         },
     );
-    let share = shared.shares.of(&principal);
-    connection.set_limits(&share.limits);
-    let wants_receipts = hello.receipts == Some(true);
-    Ok((Who { principal, rights, share, connection: id, wants_receipts }, role))
+    connection.set_limits(&who.share.limits);
+    who.wants_receipts = hello.receipts == Some(true);
+    Ok((role, seat))
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
@@ -320,6 +319,9 @@ impl Driver {
     /// Runs until the end of the connection; an error is told to the peer.
     async fn drive(&mut self) -> Result<()> {
         let (draining, stopping) = (self.shared.draining.clone(), self.shared.stopping.clone());
+        let mut rules = self.shared.rules.subscribe();
+        // They may have changed since the hello.
+        rules.mark_changed();
         let session = Arc::clone(&self.session);
         let mut tick = interval_at(Instant::now() + limits::WORKING_INTERVAL, limits::WORKING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -355,6 +357,11 @@ impl Driver {
                     return Err(Error::new(ErrorKind::Stopping, "the server has stopped"));
                 }
                 () = draining.cancelled(), if idle => continue,
+                // The sender lives as long as the server.
+                Ok(()) = rules.changed() => {
+                    self.review()?;
+                    continue;
+                }
                 _ = tick.tick() => {
                     self.tick(&mut watch)?;
                     continue;
@@ -414,9 +421,21 @@ impl Driver {
             self.is_idle(),
             self.flow.is_working() || self.connection.is_held_back(),
         )?;
+        if !self.is_idle() {
+            // Certificates and revocation lists end by themselves.
+            self.review()?;
+        }
         if !self.is_idle() && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
             self.connection.send(0, &Working { phase, done: 0, total: 0 });
+        }
+        Ok(())
+    }
+
+    /// Ends what the principal may not do any more; an error is the end of the connection.
+    fn review(&mut self) -> Result<()> {
+        for (transfer, error) in self.flow.review()? {
+            self.failed(transfer, &error);
         }
         Ok(())
     }
@@ -428,7 +447,13 @@ impl Driver {
         match kind {
             Kind::Put => {
                 let put = Put::from_payload(payload)?;
-                self.flow.put(transfer, put)?;
+                match self.shared.pass(&self.flow.who).and_then(|pass| pass.upload_seat()) {
+                    Ok(seat) => self.flow.put(transfer, put, seat)?,
+                    Err(error) => {
+                        self.flow.throw_away(transfer);
+                        self.fail(transfer, &error);
+                    }
+                }
             }
             Kind::Finish => self.flow.finish(transfer, Finish::from_payload(payload)?)?,
             Kind::Get => {
@@ -502,13 +527,8 @@ impl Driver {
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
                     let act = || requests::open_to_hash(shared, who, &request.path);
-                    let run = audited::request(shared, who, "hash", &request.path, act).map(|file| HashRun {
-                        file: Arc::new(file),
-                        tree: crate::hash::Tree::new(),
-                        from: 0,
-                        next: 0,
-                        purpose: Purpose::Root,
-                    });
+                    let file = audited::request(shared, who, "hash", &request.path, act);
+                    let run = file.map(|file| HashRun::new(request.path, Arc::new(file), Purpose::Root));
                     Job::OpenedToHash(transfer, run)
                 });
             }
@@ -577,13 +597,9 @@ impl Driver {
         if std::mem::replace(&mut download.is_hashing, true) {
             return Err(Breach::Excess("group values at once").into());
         }
-        let run = HashRun {
-            file: Arc::clone(&download.source.file),
-            tree: crate::hash::Tree::new(),
-            from: request.first,
-            next: request.first,
-            purpose: Purpose::Values(end),
-        };
+        let file = Arc::clone(&download.source.file);
+        let mut run = HashRun::new(download.path.clone(), file, Purpose::Values(end));
+        (run.from, run.next) = (request.first, request.first);
         self.flow.hash(transfer, run);
         Ok(())
     }
@@ -637,7 +653,7 @@ impl Driver {
                 }
             }
             Job::Opened(transfer, Err(error), _) => self.failed(transfer, &error),
-            Job::Made(transfer, Ok(file)) => self.flow.made(transfer, file),
+            Job::Made(transfer, Ok((file, reservation))) => self.flow.made(transfer, file, reservation),
             Job::Made(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Written(transfer, group, result) => {
                 let written = self.flow.written(transfer, group, result);
@@ -672,10 +688,9 @@ impl Driver {
                 }
             }
             Job::MadeDirectory(transfer, path, made) => {
-                if made.as_ref().is_ok_and(|&made| made)
-                    && !self.flow.who.rights.contains(protocol::Rights::OVERWRITE)
-                    && self.made.len() < MADE_DIRECTORIES_MAX
-                {
+                let may_change =
+                    || self.shared.pass(&self.flow.who).is_ok_and(|pass| pass.may(Action::Overwrite(&path)));
+                if made.as_ref().is_ok_and(|&made| made) && self.made.len() < MADE_DIRECTORIES_MAX && !may_change() {
                     self.made.insert(path);
                 }
                 if self.requests.remove(&transfer) {
@@ -737,10 +752,10 @@ impl Driver {
             Ok(Got { frames, file }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match file {
-                    Some(file) => {
+                    Some((path, file)) => {
                         let source = Source::new(file);
                         self.session.lend(transfer, session::Transfer::Download(Arc::clone(&source)));
-                        self.flow.downloads.insert(transfer, Download { source, is_hashing: false });
+                        self.flow.downloads.insert(transfer, Download { path, source, is_hashing: false });
                     }
                     None => self.sent_count += 1,
                 }
@@ -761,9 +776,10 @@ impl Driver {
             self.flow.spawn(move |shared, who| {
                 let step = match stage {
                     ListStage::Asked(path) => {
-                        audited::request(shared, who, "list", &path, || requests::list(shared, who, transfer, &path))
+                        let shown = path.clone();
+                        audited::request(shared, who, "list", &shown, || requests::list(shared, who, transfer, path))
                     }
-                    ListStage::Begun(rest, count) => requests::list_step(transfer, rest, count),
+                    ListStage::Begun(rest, count) => requests::list_step(shared, who, transfer, rest, count),
                 };
                 Job::Listed(transfer, step)
             });

@@ -18,10 +18,12 @@ use tokio::time::Instant;
 use super::audited;
 use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
 use super::groups::{Groups, Place};
+use super::quota::{Reservation, Seat};
 use super::requests;
 use super::session::{Session, Source, Transfer};
 use super::share::Lease;
 use super::shared::{Shared, Who};
+use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
@@ -34,7 +36,7 @@ use crate::storage::{self, StoredFile};
 pub(super) enum Job {
     /// With a receipt when it has ended with that.
     Opened(u32, Result<Opened>, Option<Receipt>),
-    Made(u32, Result<Arc<storage::Upload>>),
+    Made(u32, Result<(Arc<storage::Upload>, Reservation)>),
     Written(u32, u64, Result<()>),
     /// The beginning of a group is written; the hasher goes on with the rest.
     Spilled(u32, u64, Result<Box<GroupHasher>>),
@@ -60,6 +62,9 @@ pub(super) struct Upload {
     /// The content of an unasked upload, as far as it came.
     content: Vec<u8>,
     open: Option<OpenGroup>,
+    seat: Seat,
+    /// It came to more than the principal's quota has room for.
+    is_over: bool,
     /// Group jobs that have not come back.
     writing: usize,
     /// The file of an upload with a base is being made.
@@ -102,6 +107,7 @@ impl Upload {
 
 /// An open download.
 pub(super) struct Download {
+    pub(super) path: RemotePath,
     pub(super) source: Arc<Source>,
     /// Group values are due.
     pub(super) is_hashing: bool,
@@ -109,6 +115,7 @@ pub(super) struct Download {
 
 /// The hashing of a stored file in steps, so that a disk thread is not held for minutes.
 pub(super) struct HashRun {
+    pub(super) path: RemotePath,
     pub(super) file: Arc<StoredFile>,
     pub(super) tree: Tree,
     /// The first group of the latest step.
@@ -119,6 +126,10 @@ pub(super) struct HashRun {
 }
 
 impl HashRun {
+    pub(super) fn new(path: RemotePath, file: Arc<StoredFile>, purpose: Purpose) -> HashRun {
+        HashRun { path, file, tree: Tree::new(), from: 0, next: 0, purpose }
+    }
+
     /// The group behind the last one to hash.
     pub(super) fn end(&self) -> u64 {
         match self.purpose {
@@ -293,8 +304,23 @@ impl Flow {
 
     // ---- uploads -------------------------------------------------------------------------------------------
 
+    /// Looks at what runs by the rules that hold now, and tells what must be ended, and why.
+    pub(super) fn review(&self) -> Result<Vec<(u32, Error)>> {
+        let pass = self.shared.pass(&self.who)?;
+        let uploads = self.uploads.iter().filter_map(|(&transfer, upload)| match &upload.phase {
+            Phase::Receiving(Incoming { if_exists, .. }) => {
+                Some((transfer, commit::check_still(&pass, &upload.put, *if_exists)))
+            }
+            // These are looked at when they begin, and end by themselves.
+            Phase::Unasked | Phase::Opening | Phase::Committing | Phase::Lent => None,
+        });
+        let downloads = self.downloads.iter();
+        let downloads = downloads.map(|(&transfer, download)| (transfer, pass.decide(Action::Read(&download.path))));
+        Ok(uploads.chain(downloads).filter_map(|(transfer, decided)| Some((transfer, decided.err()?))).collect())
+    }
+
     /// Takes a description.
-    pub(super) fn put(&mut self, transfer: u32, put: Put) -> Result<()> {
+    pub(super) fn put(&mut self, transfer: u32, put: Put, seat: Seat) -> Result<()> {
         let mut phase = Phase::Opening;
         if put.unasked {
             let size = put.size.filter(|&size| size <= limits::UNASKED_FILE_MAX);
@@ -311,9 +337,18 @@ impl Flow {
                 Job::Opened(transfer, opened, receipt)
             });
         }
-        let groups = Groups::new(put.size);
-        let upload =
-            Upload { put, groups, phase, content: Vec::new(), open: None, writing: 0, making: false, drained: None };
+        let upload = Upload {
+            groups: Groups::new(put.size),
+            put,
+            phase,
+            content: Vec::new(),
+            open: None,
+            seat,
+            is_over: false,
+            writing: 0,
+            making: false,
+            drained: None,
+        };
         self.uploads.insert(transfer, upload);
         Ok(())
     }
@@ -335,8 +370,8 @@ impl Flow {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
             }
             let Some(upload) = self.uploads.remove(&transfer) else { return Ok(()) };
-            let Upload { put, content, .. } = upload;
-            self.small.push(SmallUpload { transfer, put, content, finish });
+            let Upload { put, content, seat, .. } = upload;
+            self.small.push(SmallUpload { transfer, put, content, finish, seat });
             self.commit_small();
             return Ok(());
         }
@@ -380,8 +415,7 @@ impl Flow {
             }
             if let Some(base) = &incoming.base {
                 upload.groups.lock().receiver.set_base(base.size());
-                let run =
-                    HashRun { file: Arc::clone(base), tree: Tree::new(), from: 0, next: 0, purpose: Purpose::Base };
+                let run = HashRun::new(upload.put.path.clone(), Arc::clone(base), Purpose::Base);
                 upload.phase = Phase::Receiving(incoming);
                 self.hash(transfer, run);
             } else {
@@ -405,17 +439,19 @@ impl Flow {
     pub(super) fn make_file(&mut self, transfer: u32) {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return };
         if !std::mem::replace(&mut upload.making, true) {
-            let put = upload.put.clone();
-            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put)));
+            let Phase::Receiving(Incoming { if_exists, attempt, .. }) = &upload.phase else { return };
+            let (put, key, begun) = (upload.put.clone(), attempt.key(), *if_exists);
+            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put, key, begun)));
         }
     }
 
     /// The file of an upload with a base is made: its content can be taken.
-    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>) {
+    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>, reservation: Reservation) {
         match self.uploads.get_mut(&transfer) {
             Some(Upload { phase: Phase::Receiving(incoming), making, groups, .. }) => {
                 groups.set_file(Arc::clone(&file));
                 incoming.file = Some(file);
+                incoming.reservation = reservation;
                 *making = false;
             }
             _ => drop_elsewhere(&self.shared, file),
@@ -582,8 +618,20 @@ impl Flow {
             no_base: false,
         };
         let phase = Phase::Lent;
-        let upload =
-            Upload { put, groups, phase, content: Vec::new(), open: None, writing: 0, making: false, drained: None };
+        // Its seat is taken, and its rights are looked at, on the first connection.
+        let seat = Seat::default();
+        let upload = Upload {
+            put,
+            groups,
+            phase,
+            content: Vec::new(),
+            open: None,
+            seat,
+            is_over: false,
+            writing: 0,
+            making: false,
+            drained: None,
+        };
         self.uploads.insert(transfer, upload);
         Ok(())
     }
@@ -593,7 +641,8 @@ impl Flow {
         if !self.downloads.contains_key(&transfer)
             && let Some(Transfer::Download(source)) = self.session.borrow(transfer)
         {
-            self.downloads.insert(transfer, Download { source, is_hashing: false });
+            // Whether it may still be read is looked at on the first connection.
+            self.downloads.insert(transfer, Download { path: RemotePath::root(), source, is_hashing: false });
         }
     }
 
@@ -841,8 +890,10 @@ impl Flow {
 
     /// Hashes the next groups of a stored file: 64 MiB in one step.
     fn hash_step(&mut self, transfer: u32, mut run: HashRun) {
-        self.spawn(move |_, _| {
+        self.spawn(move |shared, who| {
             let step = || {
+                // A file of terabytes takes an hour: who may not read it any more does not learn the rest.
+                shared.pass(who)?.decide(Action::Read(&run.path))?;
                 let size = run.file.size();
                 run.from = run.next;
                 let mut buffer = vec![0; GROUP_LEN];
@@ -1038,6 +1089,15 @@ impl Handler for Flow {
         if matches!(upload.phase, Phase::Unasked) {
             upload.content.truncate(piece.start + len);
             return Ok(());
+        }
+        if upload.put.size.is_none()
+            && let Phase::Receiving(incoming) = &mut upload.phase
+            && !upload.is_over
+            && let Err(error) = incoming.reservation.cover(offset + len as u64)
+        {
+            // Its end, as soon as the connection's task hears of it, and that of nothing else.
+            upload.is_over = true;
+            self.jobs.spawn(async move { Job::Committed(transfer, Err(error), None) });
         }
         let Some(open) = &mut upload.open else { return Ok(()) };
         open.filled += len;

@@ -13,6 +13,7 @@ mod flow;
 mod groups;
 mod lane;
 mod outcomes;
+mod quota;
 mod receipts;
 mod requests;
 mod session;
@@ -22,7 +23,7 @@ mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -32,13 +33,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 pub use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
-use crate::net::{Congestion, SocketBuffers};
+use crate::net::Congestion;
 use crate::storage::Store;
 use crate::tls::{ServerTls, SigningKey};
 
@@ -72,37 +72,50 @@ pub struct ServerOptions {
 /// A server that is bound and not yet running.
 pub struct Server {
     shared: Arc<shared::Shared>,
-    acceptor: TlsAcceptor,
     listeners: Vec<TcpListener>,
     workers: workers::Workers,
+}
+
+/// Changes the rules of a server that runs.
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<shared::Shared>,
+}
+
+impl Control {
+    /// From now on these certificates are shown and looked for, and these rights hold: for new connections, for the
+    /// next operation of each that is open, and for what runs. Homes that are missing are made. Blocks.
+    ///
+    /// # Errors
+    /// A home that cannot be one: then everything stays as it was.
+    pub fn replace(&self, tls: ServerTls, access: Access) -> Result<()> {
+        self.shared.replace(shared::Rules { tls, access })
+    }
 }
 
 impl Server {
     /// A server over its listeners. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// A listener that the runtime cannot wait for, or no threads to serve with.
+    /// A listener that the runtime cannot wait for, a home that cannot be one, or no threads to serve with.
     pub fn new(options: ServerOptions) -> Result<Server> {
-        let listeners = options.listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>();
+        let ServerOptions { store, tls, access, receipt_key, audit, listeners, memory, threads, .. } = options;
+        let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>();
         let listeners = listeners.while_doing(|| "wait for connections".into())?;
-        let shared = shared::Shared {
-            store: options.store,
-            access: options.access,
-            receipt_key: options.receipt_key,
-            audit: options.audit,
-            shares: share::Shares::new(options.memory, options.rate, options.rate_of_one),
-            socket_buffers: SocketBuffers::new(),
-            congestion: options.congestion,
-            outcomes: outcomes::Outcomes::default(),
-            sessions: session::Sessions::default(),
-            tasks: TaskTracker::new(),
-            draining: CancellationToken::new(),
-            stopping: CancellationToken::new(),
-            connection_count: AtomicUsize::new(0),
-            next_connection: AtomicU64::new(1),
-        };
-        let workers = workers::Workers::start(options.threads)?;
-        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners, workers })
+        shared::prepare(&store, &access)?;
+        let workers = workers::Workers::start(threads)?;
+        let shares = share::Shares::new(memory, options.rate, options.rate_of_one);
+        let rules = shared::Rules { tls, access: access.clone() };
+        let shared = shared::Shared::new(store, rules, shares, options.congestion, receipt_key, audit);
+        let shared = Arc::new(shared);
+        shared.keep_accounts(&access);
+        Ok(Server { shared, listeners, workers })
+    }
+
+    /// A handle to change the rules while it runs.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        Control { shared: Arc::clone(&self.shared) }
     }
 
     /// The addresses that it listens on, with their real ports.
@@ -120,16 +133,17 @@ impl Server {
     /// # Cancel safety
     /// Not safe: use the tokens.
     pub async fn run(self, drain: CancellationToken, stop: CancellationToken) {
-        let Server { shared, acceptor, listeners, workers } = self;
+        let Server { shared, listeners, workers } = self;
         let workers = Arc::new(workers);
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
+        let mut counting = JoinSet::new();
+        counting.spawn(Arc::clone(&shared).count_again());
         for listener in listeners {
             let loop_ = accept(
                 Arc::clone(&shared),
                 listener,
-                acceptor.clone(),
                 Arc::clone(&permits),
                 Arc::clone(&half_open),
                 drain.clone(),
@@ -147,6 +161,7 @@ impl Server {
             }
         }
         shared.draining.cancel();
+        counting.abort_all();
         shared.tasks.close();
         let running = shared.connection_count.load(Ordering::Relaxed);
         if running > 0 {
@@ -224,7 +239,6 @@ pub fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
 async fn accept(
     shared: Arc<shared::Shared>,
     listener: TcpListener,
-    acceptor: TlsAcceptor,
     permits: Arc<Semaphore>,
     half_open: Arc<Semaphore>,
     drain: CancellationToken,
@@ -257,7 +271,8 @@ async fn accept(
             continue;
         };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
-        let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+        let shared = Arc::clone(&shared);
+        let acceptor = TlsAcceptor::from(shared.rules.borrow().tls.config());
         // It belongs to the runtime that it is used in.
         let tcp = match tcp.into_std() {
             Ok(tcp) => tcp,

@@ -78,6 +78,11 @@ impl Outcomes {
 }
 
 impl Attempt {
+    /// What all attempts at this upload have in common, and no other upload.
+    pub(crate) fn key(&self) -> [u8; 32] {
+        self.key
+    }
+
     /// The number of this attempt; a later one has a higher number.
     pub(crate) fn generation(&self) -> u64 {
         self.generation

@@ -7,11 +7,12 @@ use bytes::Bytes;
 
 use super::convert;
 use super::outcomes::Begin;
-use super::shared::{Shared, Who};
-use crate::access::Verb;
+use super::quota::Amount;
+use super::shared::{Pass, Shared, Who};
+use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{self, UNASKED_FILE_MAX};
-use crate::path::RemotePath;
+use crate::path::{Component, RemotePath};
 use crate::protocol::{
     Done, Entries, FRAME_HEADER_LEN, Finish, Get, GetAnswer, Header, IfExists, Kind, List, MakeDirectory, MakeLink,
     Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Space, Stat, Stored, Volume,
@@ -21,7 +22,7 @@ use crate::storage::{self, Listing, StoredFile};
 /// A download that was opened: the frames of its answer, and the file if content is still to be asked for.
 pub(super) struct Got {
     pub(super) frames: Vec<Bytes>,
-    pub(super) file: Option<Arc<StoredFile>>,
+    pub(super) file: Option<(RemotePath, Arc<StoredFile>)>,
 }
 
 /// A page of a listing: its frames, and the rest.
@@ -31,7 +32,10 @@ pub(super) struct ListStep {
 }
 
 /// What of a listing is still to come.
-pub(super) type Rest = Box<Peekable<Listing>>;
+pub(super) struct Rest {
+    path: RemotePath,
+    entries: Box<Peekable<Listing>>,
+}
 
 /// Answers that tell of nothing but success.
 pub(super) fn done(count: u64) -> Done {
@@ -44,8 +48,9 @@ fn frame(transfer: u32, message: &impl Message) -> Bytes {
 
 /// Opens a file for download; a small one is read at once.
 pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Result<Got> {
-    shared.access.decide(&who.principal, Verb::Read, &get.path)?;
-    let file = shared.store.open_file(&get.path)?;
+    let pass = shared.pass(who)?;
+    pass.decide(Action::Read(&get.path))?;
+    let file = pass.store.open_file(&get.path)?;
     let size = file.size();
     let unasked = size <= get.unasked_max.min(UNASKED_FILE_MAX);
     let answer = GetAnswer {
@@ -58,7 +63,7 @@ pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Resul
     };
     let mut frames = vec![frame(transfer, &answer)];
     if !unasked {
-        return Ok(Got { frames, file: Some(Arc::new(file)) });
+        return Ok(Got { frames, file: Some((get.path.clone(), Arc::new(file))) });
     }
     let len = usize::try_from(size).map_err(|_| Error::new(ErrorKind::Internal, "a small file is not small"))?;
     let start = FRAME_HEADER_LEN + OFFSET_LEN;
@@ -89,38 +94,49 @@ fn version_name(file: &StoredFile) -> Vec<u8> {
 
 /// One entry.
 pub(super) fn stat(shared: &Shared, who: &Who, transfer: u32, request: &Stat) -> Result<Vec<Bytes>> {
-    shared.access.decide(&who.principal, Verb::List, &request.path)?;
-    let entry = convert::entry(shared.store.stat(&request.path)?);
+    let pass = shared.pass(who)?;
+    pass.decide(Action::List(&request.path))?;
+    let entry = convert::entry(pass.store.stat(&request.path)?);
     Ok(vec![frame(transfer, &entry)])
 }
 
 /// What space there is.
 pub(super) fn space(shared: &Shared, who: &Who, transfer: u32, request: &Space) -> Result<Vec<Bytes>> {
-    shared.access.decide(&who.principal, Verb::List, &request.path)?;
-    let space = shared.store.space(&request.path)?;
+    let pass = shared.pass(who)?;
+    pass.decide(Action::List(&request.path))?;
+    let space = pass.store.space(&request.path)?;
     Ok(vec![frame(transfer, &Volume { free: space.free, total: space.total })])
 }
 
 /// Begins a listing.
-pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, path: &RemotePath) -> Result<ListStep> {
-    shared.access.decide(&who.principal, Verb::List, path)?;
-    let listing = Box::new(shared.store.list(path, None)?.peekable());
-    list_step(transfer, listing, 0)
+pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, path: RemotePath) -> Result<ListStep> {
+    let pass = shared.pass(who)?;
+    pass.decide(Action::List(&path))?;
+    let entries = Box::new(pass.store.list(&path, None)?.peekable());
+    list_step(shared, who, transfer, Rest { path, entries }, 0)
 }
 
-/// The next page of a listing.
-pub(super) fn list_step(transfer: u32, mut listing: Rest, mut count: u64) -> Result<ListStep> {
+/// The next page of a listing: what the principal may see of it.
+pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Rest, mut count: u64) -> Result<ListStep> {
+    let pass = shared.pass(who)?;
+    pass.decide(Action::List(&rest.path))?;
+    let hides_some = pass.hides_some(&rest.path);
+    let listing = &mut rest.entries;
     // What an entry costs beside its name and target, at most.
     const ENTRY_OVERHEAD: usize = 64;
     let mut page = Vec::new();
     let mut len = ENTRY_OVERHEAD;
     while let Some(next) = listing.peek() {
         if let Ok(entry) = next {
+            if hides_some && !is_seen(&pass, &rest.path, &entry.name) {
+                listing.next();
+                continue;
+            }
             len += ENTRY_OVERHEAD + entry.name.len() + entry.link_target.as_ref().map_or(0, Vec::len);
             if page.len() == limits::LIST_PAGE_MAX || len > limits::CONTROL_LEN_MAX {
                 return Ok(ListStep {
                     frames: vec![frame(transfer, &Entries { entries: List(page) })],
-                    rest: Some((listing, count)),
+                    rest: Some((rest, count)),
                 });
             }
         }
@@ -133,10 +149,19 @@ pub(super) fn list_step(transfer: u32, mut listing: Rest, mut count: u64) -> Res
     Ok(ListStep { frames: vec![page, frame(transfer, &done(count))], rest: None })
 }
 
+fn is_seen(pass: &Pass, directory: &RemotePath, name: &[u8]) -> bool {
+    let path = Component::new(name).and_then(|name| directory.join(name));
+    path.is_ok_and(|path| pass.may(Action::List(&path)))
+}
+
 /// A directory and its parents; tells whether it was made.
 pub(super) fn make_directory(shared: &Shared, who: &Who, request: &MakeDirectory) -> Result<bool> {
-    shared.access.decide(&who.principal, Verb::Create, &request.path)?;
-    shared.store.make_directory(&request.path, None, true)
+    let pass = shared.pass(who)?;
+    pass.decide_new(Action::Create(&request.path), &request.path)?;
+    let (mut reservation, count) = pass.reserve_directories(&request.path)?;
+    let made = pass.store.make_directory(&request.path, None, true)?;
+    pass.made(&mut reservation, &request.path, count);
+    Ok(made)
 }
 
 /// The final mode and time of a directory. Who may not replace may not change what was there before either; for
@@ -148,15 +173,16 @@ pub(super) fn set_directory(
     request: &SetDirectory,
     made_here: bool,
 ) -> Result<Vec<Bytes>> {
-    let verb = if made_here { Verb::Create } else { Verb::Overwrite };
-    match shared.access.decide(&who.principal, verb, &request.path) {
+    let pass = shared.pass(who)?;
+    let path = &request.path;
+    match pass.decide(if made_here { Action::Create(path) } else { Action::Overwrite(path) }) {
         Ok(()) => {
             let mtime = request.mtime.and_then(convert::mtime_to_storage);
-            shared.store.set_directory_metadata(&request.path, request.mode, mtime)?;
+            pass.store.set_directory_metadata(path, request.mode, mtime)?;
             Ok(vec![frame(transfer, &done(1))])
         }
         Err(_) => {
-            shared.access.decide(&who.principal, Verb::Create, &request.path)?;
+            pass.decide(Action::Create(path))?;
             Ok(vec![frame(transfer, &done(0))])
         }
     }
@@ -164,31 +190,37 @@ pub(super) fn set_directory(
 
 /// A symbolic link.
 pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &MakeLink) -> Result<Vec<Bytes>> {
-    shared.access.decide(&who.principal, Verb::Create, &request.path)?;
-    let if_exists = shared.access.if_exists(&who.principal, request.if_exists);
+    let pass = shared.pass(who)?;
+    pass.decide_new(Action::Create(&request.path), &request.path)?;
+    let if_exists = pass.if_exists(&request.path, request.if_exists);
     let mtime = request.mtime.and_then(convert::mtime_to_storage);
     // What is there already stays: replacing it would change nothing.
-    if if_exists != IfExists::Rename && is_same_link(shared, who, request, if_exists == IfExists::Overwrite) {
-        shared.store.sync_link(&request.path)?;
+    if if_exists != IfExists::Rename && is_same_link(&pass, request, if_exists == IfExists::Overwrite) {
+        pass.store.sync_link(&request.path)?;
         return Ok(vec![frame(transfer, &Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None })]);
     }
-    let made = shared.store.make_link(&request.path, &request.target, mtime, convert::if_exists(if_exists));
+    let (mut reservation, directories) = pass.reserve(None, &request.path, 0, if_exists)?;
+    let made = pass.store.make_link(&request.path, &request.target, mtime, convert::if_exists(if_exists));
+    if made.is_ok() {
+        pass.made(&mut reservation, &request.path, directories);
+    }
     let stored = match made {
         Ok(published) if published.outcome == storage::Outcome::Skipped => {
             Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None }
         }
         Ok(published) => {
+            pass.stored(&published, 0);
             let path = (published.path != request.path).then_some(published.path);
             Stored { outcome: Outcome::Stored, root: None, size: 0, path }
         }
         Err(error) if error.kind() == ErrorKind::Exists => {
-            if is_same_link(shared, who, request, false) {
+            if is_same_link(&pass, request, false) {
                 // Who made it may not have synced it.
-                shared.store.sync_link(&request.path)?;
+                pass.store.sync_link(&request.path)?;
                 Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None }
             } else {
                 if request.if_exists == IfExists::Overwrite {
-                    shared.access.decide(&who.principal, Verb::Overwrite, &request.path)?;
+                    pass.decide(Action::Overwrite(&request.path))?;
                 }
                 return Err(error);
             }
@@ -198,9 +230,9 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
     Ok(vec![frame(transfer, &stored)])
 }
 
-fn is_same_link(shared: &Shared, who: &Who, request: &MakeLink, with_time: bool) -> bool {
-    shared.access.decide(&who.principal, Verb::Read, &request.path).is_ok()
-        && shared.store.stat(&request.path).is_ok_and(|entry| {
+fn is_same_link(pass: &Pass, request: &MakeLink, with_time: bool) -> bool {
+    pass.may(Action::Read(&request.path))
+        && pass.store.stat(&request.path).is_ok_and(|entry| {
             let is_same_time = request.mtime.is_none_or(|mtime| mtime == convert::mtime(entry.mtime));
             entry.link_target.as_deref() == Some(request.target.as_slice()) && (is_same_time || !with_time)
         })
@@ -208,23 +240,38 @@ fn is_same_link(shared: &Shared, who: &Who, request: &MakeLink, with_time: bool)
 
 /// A removal.
 pub(super) fn remove(shared: &Shared, who: &Who, transfer: u32, request: &Remove) -> Result<Vec<Bytes>> {
-    shared.access.decide(&who.principal, Verb::Delete, &request.path)?;
-    let count = shared.store.remove(&request.path, request.recursive)?;
+    let pass = shared.pass(who)?;
+    pass.decide(Action::Remove(&request.path))?;
+    let before = pass.measure(&request.path)?;
+    let removed = pass.store.remove(&request.path, request.recursive);
+    if removed.is_ok() {
+        pass.removed(&request.path, before);
+    } else if before != Amount::default() {
+        // Part of it may be gone.
+        let left = pass.measure(&request.path).unwrap_or_default();
+        let bytes = before.bytes.saturating_sub(left.bytes);
+        pass.removed(&request.path, Amount { bytes, files: before.files.saturating_sub(left.files) });
+    }
+    let count = removed?;
     Ok(vec![frame(transfer, &done(count))])
 }
 
 /// A renaming.
 pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename) -> Result<Vec<Bytes>> {
-    shared.access.decide(&who.principal, Verb::Rename, &request.from)?;
-    shared.access.decide(&who.principal, Verb::Create, &request.to)?;
+    let pass = shared.pass(who)?;
+    pass.decide_new(Action::Rename { from: &request.from, to: &request.to }, &request.to)?;
     // A client whose answer was lost asks again, and finds the old name gone.
     let attempt = match shared.outcomes.begin(&who.principal, &request.id, &request.to)? {
         Begin::Known(stored) => return Ok(vec![frame(transfer, &renamed(stored))]),
         Begin::Go(attempt) => attempt,
     };
     attempt.enter_commit(&request.to)?;
-    let if_exists = shared.access.if_exists(&who.principal, request.if_exists);
-    let published = shared.store.rename(&request.from, &request.to, convert::if_exists(if_exists))?;
+    let if_exists = pass.if_exists(&request.to, request.if_exists);
+    let amount = pass.measure(&request.from)?;
+    let (mut reservation, directories) = pass.reserve_parents(&request.to)?;
+    let published = pass.store.rename(&request.from, &request.to, convert::if_exists(if_exists))?;
+    pass.made(&mut reservation, &request.to, directories);
+    pass.moved(&request.from, &published, amount);
     let is_skipped = published.outcome == storage::Outcome::Skipped;
     let outcome = if is_skipped { Outcome::Skipped } else { Outcome::Stored };
     let path = (!is_skipped && published.path != request.to).then_some(published.path);
@@ -240,6 +287,7 @@ fn renamed(stored: Stored) -> Done {
 
 /// Opens a file whose root is asked for.
 pub(super) fn open_to_hash(shared: &Shared, who: &Who, path: &RemotePath) -> Result<StoredFile> {
-    shared.access.decide(&who.principal, Verb::Read, path)?;
-    shared.store.open_file(path)
+    let pass = shared.pass(who)?;
+    pass.decide(Action::Read(path))?;
+    pass.store.open_file(path)
 }

@@ -1,25 +1,38 @@
-//! What all connections of a server share.
+//! What all connections of a server share, and what each of them is allowed now.
+//!
+//! The rules (who is let in, who may do what) are one value that is replaced as a whole ([`Rules`]). A connection
+//! asks for its [`Pass`] at its hello and before every operation: by it alone it reaches the store, and the pass is
+//! looked at anew when the rules have changed, and every second.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::audit::Audit;
 use super::outcomes::Outcomes;
+use super::quota::{self, Accounts, Amount, Reservation, Seat};
 use super::session::Sessions;
 use super::share::{Share, Shares};
-use crate::access::{Access, Principal};
+use crate::access::{Access, Action, Grant, Principal};
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
 use crate::net::{Congestion, SocketBuffers};
-use crate::protocol::Rights;
-use crate::storage::Store;
-use crate::tls::SigningKey;
+use crate::path::{Component, RemotePath};
+use crate::protocol::{IfExists, Rights};
+use crate::storage::{Kind, Outcome, Published, Store};
+use crate::tls::{ServerTls, SigningKey};
 
 /// Handles and counters; connections hold it in an `Arc`.
 pub(super) struct Shared {
-    pub(super) store: Store,
-    pub(super) access: Access,
+    store: Store,
+    pub(super) rules: watch::Sender<Arc<Rules>>,
     pub(super) receipt_key: Option<Arc<SigningKey>>,
     pub(super) audit: Option<Audit>,
     pub(super) shares: Shares,
@@ -27,6 +40,7 @@ pub(super) struct Shared {
     /// What is asked of the system for each connection.
     pub(super) congestion: Congestion,
     pub(super) outcomes: Outcomes,
+    pub(super) accounts: Arc<Accounts>,
     /// What further connections can join.
     pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
@@ -39,13 +53,329 @@ pub(super) struct Shared {
     pub(super) next_connection: AtomicU64,
 }
 
+/// Who is let in and who may do what, from one moment to the next.
+pub(super) struct Rules {
+    pub(super) tls: ServerTls,
+    pub(super) access: Access,
+}
+
 /// For whom a connection acts.
 pub(super) struct Who {
     pub(super) principal: Principal,
-    pub(super) rights: Rights,
+    /// What it showed in the handshake, its own certificate first.
+    chain: Vec<CertificateDer<'static>>,
     pub(super) share: Arc<Share>,
     /// The number of the connection.
     pub(super) connection: u64,
     /// It asked for a receipt for each file.
     pub(super) wants_receipts: bool,
+    pass: Mutex<Option<(Instant, Pass)>>,
+}
+
+/// What a connection may do: asked for before each operation, and not kept over it.
+#[derive(Clone)]
+pub(super) struct Pass {
+    rules: Arc<Rules>,
+    principal: Principal,
+    pub(super) grant: Arc<Grant>,
+    /// The principal's home: its paths and those of the store are the same.
+    pub(super) store: Store,
+    accounts: Arc<Accounts>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        store: Store,
+        rules: Rules,
+        shares: Shares,
+        congestion: Congestion,
+        receipt_key: Option<Arc<SigningKey>>,
+        audit: Option<Audit>,
+    ) -> Shared {
+        Shared {
+            store,
+            rules: watch::Sender::new(Arc::new(rules)),
+            receipt_key,
+            audit,
+            shares,
+            congestion,
+            sessions: Sessions::default(),
+            socket_buffers: SocketBuffers::new(),
+            outcomes: Outcomes::default(),
+            accounts: Arc::default(),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stopping: CancellationToken::new(),
+            connection_count: AtomicUsize::new(0),
+            next_connection: AtomicU64::new(1),
+        }
+    }
+
+    /// Puts other rules in the place of those that hold. Homes that are missing are made first.
+    ///
+    /// # Errors
+    /// A home that cannot be one; then the old rules go on to hold.
+    pub(super) fn replace(self: &Arc<Shared>, rules: Rules) -> Result<()> {
+        prepare(&self.store, &rules.access)?;
+        self.keep_accounts(&rules.access);
+        self.rules.send_replace(Arc::new(rules));
+        Ok(())
+    }
+
+    /// The tree as seen from one home, for work that is nobody's.
+    pub(super) fn store_within(&self, home: &RemotePath) -> Store {
+        self.store.within(home)
+    }
+
+    /// What this connection may do now: its certificate is valid and not revoked, and its principal has a place here.
+    /// The one way to the store.
+    ///
+    /// # Errors
+    /// `Trust` when its certificate would not be let in any more; `Rights` when its principal would not, or when its
+    /// home is another one by now.
+    pub(super) fn pass(&self, who: &Who) -> Result<Pass> {
+        let rules = Arc::clone(&self.rules.borrow());
+        let mut kept = who.pass.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((seen, pass)) = &*kept
+            && Arc::ptr_eq(&pass.rules, &rules)
+            && seen.elapsed() < limits::PASS_LIFETIME
+        {
+            return Ok(pass.clone());
+        }
+        rules.tls.verify_client(&who.chain, SystemTime::now())?;
+        let grant = Arc::clone(rules.access.admit(&who.principal)?);
+        if let Some((_, before)) = &*kept
+            && before.grant.home != grant.home
+        {
+            return Err(Error::new(ErrorKind::Rights, "your place on this server was changed: connect again"));
+        }
+        let store = self.store.within(&grant.home);
+        let accounts = Arc::clone(&self.accounts);
+        let pass = Pass { rules, principal: who.principal.clone(), grant, store, accounts };
+        *kept = Some((Instant::now(), pass.clone()));
+        Ok(pass)
+    }
+}
+
+/// Makes the homes that are missing, and so finds those that cannot be any.
+pub(super) fn prepare(store: &Store, access: &Access) -> Result<()> {
+    for grant in access.grants() {
+        let what = || format!("the home of `{}`", grant.name);
+        store.make_directory(&grant.home, None, true).map_err(|error| error.context(what()))?;
+    }
+    Ok(())
+}
+
+impl Who {
+    pub(super) fn new(
+        principal: Principal,
+        chain: Vec<CertificateDer<'static>>,
+        shares: &Shares,
+        connection: u64,
+    ) -> Who {
+        let share = shares.of(&principal);
+        Who { principal, chain, share, connection, wants_receipts: false, pass: Mutex::default() }
+    }
+}
+
+impl Pass {
+    /// Decides whether the principal may do this.
+    ///
+    /// # Errors
+    /// As [`Access::decide`].
+    pub(super) fn decide(&self, action: Action<'_>) -> Result<()> {
+        self.rules.access.decide(&self.principal, action)
+    }
+
+    pub(super) fn may(&self, action: Action<'_>) -> bool {
+        self.decide(action).is_ok()
+    }
+
+    /// What the client is told that it is called here.
+    pub(super) fn name(&self) -> Option<String> {
+        match &self.principal {
+            Principal::Certified { name, .. } => self.rules.access.label(&self.grant).or_else(|| name.clone()),
+            Principal::Anonymous => None,
+        }
+    }
+
+    /// The rights at the principal's `/`.
+    pub(super) fn rights(&self) -> Rights {
+        self.rules.access.rights(&self.principal, &RemotePath::root()).unwrap_or_default()
+    }
+
+    /// As [`Pass::decide`] for what gives `path` to something: directories above it that may not be made are there.
+    ///
+    /// # Errors
+    /// `Rights` also for a missing one; what looking for it can fail with.
+    pub(super) fn decide_new(&self, action: Action<'_>, path: &RemotePath) -> Result<()> {
+        self.decide(action)?;
+        let Some(needed) = self.rules.access.needed_parent(&self.principal, path) else { return Ok(()) };
+        match self.store.stat(&needed) {
+            Ok(entry) if entry.kind == Kind::Directory => Ok(()),
+            Ok(_) => Err(Error::new(ErrorKind::NotDirectory, format!("{needed} is not a directory"))),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.decide(Action::Create(&needed)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn place<'a>(&self, path: &'a RemotePath) -> Cow<'a, [Component]> {
+        self.grant.place(path)
+    }
+
+    /// How many of the names in this path are not there; 0 where nobody counts.
+    fn missing(&self, path: &RemotePath) -> u64 {
+        let mut count = 0;
+        let mut path = path.clone();
+        while self.accounts.counts(&self.place(&path))
+            && !path.is_root()
+            && self.store.stat(&path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        {
+            count += 1;
+            path = path.split().map(|(parent, _)| parent).unwrap_or_default();
+        }
+        count
+    }
+
+    /// Refuses a file of this size if it is larger than one of the principal's may be.
+    ///
+    /// # Errors
+    /// `Limit`.
+    pub(super) fn check_size(&self, path: &RemotePath, size: u64) -> Result<()> {
+        quota::check_size(self.grant.limits.file_size, &path.to_string(), size)
+    }
+
+    /// Bytes of the file of this name, if the principal's quota counts them.
+    fn counted_size(&self, path: &RemotePath) -> Option<u64> {
+        let entry = self.grant.limits.bytes.and_then(|_| self.store.stat(path).ok())?;
+        (entry.kind == Kind::File).then_some(entry.size)
+    }
+
+    /// Room for a new file or link of `size` bytes, and for the directories above it that are missing. The second
+    /// number is how many these are: they are counted by [`Pass::made`] once they are there.
+    ///
+    /// # Errors
+    /// `Limit` when the quota has not so much left; `Busy` while it is not known.
+    pub(super) fn reserve(
+        &self,
+        upload: Option<[u8; 32]>,
+        path: &RemotePath,
+        size: u64,
+        if_exists: IfExists,
+    ) -> Result<(Reservation, u64)> {
+        let missing = self.missing(path);
+        let (new, above) = (missing.min(1), missing.saturating_sub(1));
+        let (credit, new) = match if_exists {
+            IfExists::Overwrite => (self.counted_size(path).unwrap_or(0), new),
+            // It gets another name.
+            IfExists::Rename => (0, 1),
+            IfExists::Fail | IfExists::Skip => (0, new),
+        };
+        let amount = Amount { bytes: size, files: new + above };
+        Ok((self.accounts.reserve(&self.grant, upload, path.to_string(), amount, credit)?, above))
+    }
+
+    /// Room for the directories above this path that are missing, and how many these are.
+    ///
+    /// # Errors
+    /// As [`Pass::reserve`].
+    pub(super) fn reserve_parents(&self, path: &RemotePath) -> Result<(Reservation, u64)> {
+        self.reserve_directories(&path.split().map(|(parent, _)| parent).unwrap_or_default())
+    }
+
+    /// Room for the directories of this path that are missing, and how many these are.
+    ///
+    /// # Errors
+    /// As [`Pass::reserve`].
+    pub(super) fn reserve_directories(&self, path: &RemotePath) -> Result<(Reservation, u64)> {
+        let files = self.missing(path);
+        let amount = Amount { bytes: 0, files };
+        Ok((self.accounts.reserve(&self.grant, None, path.to_string(), amount, 0)?, files))
+    }
+
+    /// Makes sure that there is room for a file of `size` though what it replaces has changed since it was begun.
+    ///
+    /// # Errors
+    /// As [`Pass::reserve`].
+    pub(super) fn settle_credit(&self, reservation: &mut Reservation, path: &RemotePath, size: u64) -> Result<()> {
+        reservation.set_credit(self.counted_size(path).unwrap_or(0), size)
+    }
+
+    /// Directories that were made above or at this path are counted from now on, and need no reservation.
+    pub(super) fn made(&self, reservation: &mut Reservation, path: &RemotePath, count: u64) {
+        if count > 0 {
+            self.accounts.add(&self.place(path), Amount { bytes: 0, files: count });
+            reservation.release_files(count);
+        }
+    }
+
+    /// A file of `size` bytes, or a link, has its name now.
+    pub(super) fn stored(&self, published: &Published, size: u64) {
+        let place = self.place(&published.path);
+        if self.accounts.counts(&place) && published.outcome != Outcome::Skipped {
+            let is_new = published.outcome != Outcome::Replaced;
+            self.accounts.add(&place, Amount { bytes: size, files: u64::from(is_new) });
+            self.accounts.subtract(&place, Amount { bytes: published.replaced_size, files: 0 });
+        }
+    }
+
+    /// What something comes to with all below it; nothing where nobody counts. Blocks.
+    ///
+    /// # Errors
+    /// What looking at it can fail with.
+    pub(super) fn measure(&self, path: &RemotePath) -> Result<Amount> {
+        if self.accounts.counts(&self.place(path)) { quota::measure(&self.store, path) } else { Ok(Amount::default()) }
+    }
+
+    /// So much was removed there.
+    pub(super) fn removed(&self, path: &RemotePath, amount: Amount) {
+        let place = self.place(path);
+        self.accounts.forget_below(&place);
+        self.accounts.subtract(&place, amount);
+    }
+
+    /// So much was moved there.
+    pub(super) fn moved(&self, from: &RemotePath, published: &Published, amount: Amount) {
+        if published.outcome != Outcome::Skipped {
+            let (from, to) = (self.place(from), self.place(&published.path));
+            self.accounts.forget_below(&from);
+            self.accounts.forget_below(&to);
+            self.accounts.subtract(&from, amount);
+            self.accounts.add(&to, amount);
+            let was_there = u64::from(published.outcome == Outcome::Replaced);
+            self.accounts.subtract(&to, Amount { bytes: published.replaced_size, files: was_there });
+        }
+    }
+
+    /// How many transfers and requests its client should have open.
+    pub(super) fn open_max(&self) -> u32 {
+        let all = u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX);
+        self.grant.limits.uploads.map_or(all, |uploads| uploads.clamp(1, all))
+    }
+
+    /// A place among the uploads that the principal may have open.
+    ///
+    /// # Errors
+    /// `Busy` when there is none left.
+    pub(super) fn upload_seat(&self) -> Result<Seat> {
+        self.accounts.upload(&self.grant)
+    }
+
+    /// A place among the connections that the principal may have.
+    ///
+    /// # Errors
+    /// `Busy` when there is none left.
+    pub(super) fn connection_seat(&self) -> Result<Seat> {
+        self.accounts.connection(&self.grant)
+    }
+
+    /// What happens to something that is at `path` already.
+    pub(super) fn if_exists(&self, path: &RemotePath, asked: IfExists) -> IfExists {
+        self.rules.access.if_exists(&self.principal, path, asked)
+    }
+
+    /// Whether some entries of this directory must be left out of its listing.
+    pub(super) fn hides_some(&self, directory: &RemotePath) -> bool {
+        self.rules.access.hides_some(&self.principal, directory)
+    }
 }

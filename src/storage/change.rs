@@ -177,7 +177,7 @@ impl Store {
             check_link_target(to, &target)?;
         }
         if to == from {
-            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped });
+            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped, replaced_size: 0 });
         }
         let (target, _) = inner.directory_made(to_parent)?;
         let change = (status.kind == Kind::Directory).then(|| inner.durable.change());
@@ -221,14 +221,14 @@ impl Mover<'_> {
                 let there = self.inner.check_target(self.target, self.to, if_exists)?;
                 sys::rename_over(self.source, self.from_name.as_bytes(), self.target, name.as_bytes())
                     .map_err(|errno| self.error(errno))?;
-                let outcome = if there { Outcome::Replaced } else { Outcome::Created };
-                Ok(Published { path: self.to.clone(), outcome })
+                let outcome = if there.is_some() { Outcome::Replaced } else { Outcome::Created };
+                Ok(Published { path: self.to.clone(), outcome, replaced_size: there.unwrap_or(0) })
             }
             IfExists::Fail | IfExists::Skip => match self.attempt(name) {
-                Ok(()) => Ok(Published { path: self.to.clone(), outcome: Outcome::Created }),
+                Ok(()) => Ok(Published { path: self.to.clone(), outcome: Outcome::Created, replaced_size: 0 }),
                 Err(Errno::EXIST) if if_exists == IfExists::Skip => {
                     self.inner.status_in(self.target, self.to)?;
-                    Ok(Published { path: self.to.clone(), outcome: Outcome::Skipped })
+                    Ok(Published { path: self.to.clone(), outcome: Outcome::Skipped, replaced_size: 0 })
                 }
                 Err(errno) => Err(self.error(errno)),
             },
@@ -246,7 +246,7 @@ impl Mover<'_> {
                         Error::new(ErrorKind::Name, format!("move {} to {}: {error}", self.from, self.to))
                     })?;
                     let outcome = if count == 0 { Outcome::Created } else { Outcome::Renamed };
-                    return Ok(Published { path, outcome });
+                    return Ok(Published { path, outcome, replaced_size: 0 });
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(self.error(errno)),

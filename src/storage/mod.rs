@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::path::RemotePath;
+use crate::path::{Component, RemotePath};
 
 mod append;
 mod change;
@@ -204,8 +204,15 @@ pub enum IfExists {
     Rename,
 }
 
-/// What all clones of a [`Store`], its uploads and its staged files share.
+/// What all clones of a [`Store`], its uploads and its staged files share: a tree, and where in it their paths begin.
 struct Inner {
+    core: Arc<Core>,
+    /// The directory below the tree's root that is the root of every path; shown to nobody.
+    home: Vec<Component>,
+}
+
+/// One tree, whatever part of it is looked at.
+struct Core {
     root: Arc<walk::Directory>,
     /// How the root is called in messages.
     label: String,
@@ -237,7 +244,24 @@ struct State {
     _lock: OwnedFd,
 }
 
+impl std::ops::Deref for Inner {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
 impl Store {
+    /// The same tree seen from a directory in it, which is the root of every path from then on and of every name in
+    /// an answer or message. It is looked up anew in each call, never through a link, and made by the first upload
+    /// if it is missing.
+    #[must_use]
+    pub fn within(&self, home: &RemotePath) -> Store {
+        let home = [&self.inner.home, home.components()].concat();
+        Store { inner: Arc::new(Inner { core: Arc::clone(&self.inner.core), home }) }
+    }
+
     /// What a person should know about how this store works on its file system, one sentence each.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
@@ -269,7 +293,7 @@ impl fmt::Debug for Store {
     }
 }
 
-impl Inner {
+impl Core {
     fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }

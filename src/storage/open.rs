@@ -17,7 +17,7 @@ use super::recorded::RECORD_NAME;
 use super::sys;
 use super::upload::probe_rename;
 use super::walk::{Directory, Shared};
-use super::{Identity, Inner, Kind, STATE_NAME, State, Store, StoreOptions, durable};
+use super::{Core, Identity, Inner, Kind, STATE_NAME, State, Store, StoreOptions, durable};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::path::Escaped;
 
@@ -83,7 +83,7 @@ fn build(
     let directories = Shared::default();
     let root = Directory::new(root).while_doing(|| format!("look at {label}"))?;
     let root = directories.share(root);
-    let inner = Inner {
+    let core = Core {
         root,
         label,
         options,
@@ -100,7 +100,7 @@ fn build(
         next_order: AtomicU64::new(0),
         whole_sync: WholeSync::new(),
     };
-    Ok(Store { inner: Arc::new(inner) })
+    Ok(Store { inner: Arc::new(Inner { core: Arc::new(core), home: Vec::new() }) })
 }
 
 pub(super) fn open_root(path: &Path, label: &str) -> Result<OwnedFd> {

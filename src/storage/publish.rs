@@ -49,6 +49,8 @@ pub struct Published {
     pub path: RemotePath,
     /// How it came to it.
     pub outcome: Outcome,
+    /// Bytes of the file in whose place it is, as they were a moment before; 0 for none and for a link.
+    pub replaced_size: u64,
 }
 
 impl Store {
@@ -187,8 +189,13 @@ impl Inner {
     fn place(&self, staged: &mut Staged) -> Result<Published> {
         let name = staged.name.clone();
         let path = staged.path.clone();
+        let mut replaced_size = 0;
         let outcome = match staged.if_exists {
-            IfExists::Overwrite => self.place_over(staged)?,
+            IfExists::Overwrite => {
+                let (outcome, size) = self.place_over(staged)?;
+                replaced_size = size;
+                outcome
+            }
             IfExists::Fail | IfExists::Skip => match place_new(&mut staged.staging, name.as_bytes()) {
                 Ok(()) => Outcome::Created,
                 // Tells what is there; if that has just gone, what was found still holds.
@@ -203,26 +210,24 @@ impl Inner {
             },
             IfExists::Rename => return self.place_renamed(staged),
         };
-        Ok(Published { path, outcome })
+        Ok(Published { path, outcome, replaced_size })
     }
 
-    fn place_over(&self, staged: &mut Staged) -> Result<Outcome> {
+    fn place_over(&self, staged: &mut Staged) -> Result<(Outcome, u64)> {
         let path = &staged.path;
         let name = staged.name.as_bytes();
-        match place_new(&mut staged.staging, name) {
-            Ok(()) => return Ok(Outcome::Created),
-            Err(Errno::EXIST) => {
-                self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
-            }
+        let replaced_size = match place_new(&mut staged.staging, name) {
+            Ok(()) => return Ok((Outcome::Created, 0)),
+            Err(Errno::EXIST) => self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?,
             Err(errno) => return Err(placing(path, errno)),
-        }
+        };
         replace(&mut staged.staging, name).map_err(|errno| match errno {
             Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY => {
                 Error::new(ErrorKind::IsDirectory, format!("{path} is a directory, which a file never replaces"))
             }
             errno => placing(path, errno),
         })?;
-        Ok(Outcome::Replaced)
+        Ok((Outcome::Replaced, replaced_size.unwrap_or(0)))
     }
 
     fn place_renamed(&self, staged: &mut Staged) -> Result<Published> {
@@ -235,7 +240,7 @@ impl Inner {
                     let path = parent
                         .join(name.clone())
                         .map_err(|error| Error::new(ErrorKind::Name, format!("store {}: {error}", staged.path)))?;
-                    return Ok(Published { path, outcome });
+                    return Ok(Published { path, outcome, replaced_size: 0 });
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(placing(&staged.path, errno)),

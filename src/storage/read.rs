@@ -54,7 +54,8 @@ impl Store {
     pub fn stat(&self, path: &RemotePath) -> Result<Entry> {
         let inner = &self.inner;
         let Some((name, parent)) = path.components().split_last() else {
-            let status = sys::status(&*inner.root).while_doing(|| "look at the root".to_owned())?;
+            let root = inner.directory_of(&[])?;
+            let status = sys::status(&*root).while_doing(|| "look at the root".to_owned())?;
             return Ok(entry(Vec::new(), &status, None));
         };
         let directory = inner.directory_of(parent)?;

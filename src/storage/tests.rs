@@ -280,7 +280,7 @@ fn links_are_never_walked() {
         if !openat2 {
             // The way of a kernel without openat2.
             store = Store::open_local(&root).unwrap();
-            Arc::get_mut(&mut store.inner).unwrap().openat2 = false;
+            core_of(&mut store).openat2 = false;
         }
         for (index, target) in targets.iter().enumerate() {
             let link = format!("links/{index}");
@@ -367,7 +367,7 @@ fn flip_for_a_while(openat2: bool) {
     use std::time::{Duration, Instant};
     let dir = disk();
     let (mut store, root) = served(&dir);
-    Arc::get_mut(&mut store.inner).unwrap().openat2 = openat2;
+    core_of(&mut store).openat2 = openat2;
     let outside = dir.path().join("outside");
     plant_canary(&outside);
     std::fs::create_dir(root.join("flip")).unwrap();
@@ -877,9 +877,55 @@ fn a_later_download_removes_what_a_dead_one_left() {
     put(&store, "young", &bytes(2_000_000, 1), IfExists::Overwrite).unwrap();
     assert!(names.iter().all(|path| path.exists()), "what is young is left alone");
     store = Store::open_local(dir.path()).unwrap();
-    Arc::get_mut(&mut store.inner).unwrap().leftover_age = Duration::ZERO;
+    core_of(&mut store).leftover_age = Duration::ZERO;
     put(&store, "old", &bytes(2_000_000, 1), IfExists::Overwrite).unwrap();
     assert!(!names[0].exists(), "what a dead process left stays");
     assert!(names[1].exists(), "what somebody writes to was removed");
     assert!(mine.exists(), "a name that is none of ours was removed");
+}
+
+#[test]
+fn a_store_within_a_directory_shows_nothing_above_it() {
+    let dir = disk();
+    let store = Store::open_served(&dir.path().join("root"), StoreOptions::default()).unwrap();
+    let home = store.within(&path("people/alice"));
+    let root = RemotePath::root();
+    let message = |error: Error| error.chain();
+    assert_eq!(message(home.stat(&root).unwrap_err()), "there is no /");
+    assert!(home.make_directory(&root, None, true).is_ok());
+    assert_eq!(home.stat(&root).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(store.make_directory(&path("people/alice"), None, true).unwrap());
+    assert_eq!(home.stat(&root).unwrap().kind, Kind::Directory);
+    assert_eq!(put(&home, "in/a", b"x", IfExists::Overwrite).unwrap().path, path("in/a"));
+    assert_eq!(content(&store, "people/alice/in/a").unwrap(), b"x");
+    assert_eq!(content(&home.within(&path("in")), "a").unwrap(), b"x");
+    put(&store, "people/alice2", b"not hers", IfExists::Overwrite).unwrap();
+    let names: Vec<_> = home.list(&root, None).unwrap().map(|entry| entry.unwrap().name).collect();
+    assert_eq!(names, [b"in"]);
+    assert_eq!(message(home.open_file(&path("in/b")).unwrap_err()), "there is no in/b");
+    assert_eq!(message(home.open_file(&path("people/alice/in/a")).unwrap_err()), "there is no people");
+    // A link that stays in the tree, but not in the home.
+    let link = home.make_link(&path("in/link"), b"../../alice2", None, IfExists::Fail).unwrap_err();
+    assert_eq!(link.kind(), ErrorKind::Link);
+    assert_eq!(home.remove(&root, true).unwrap_err().kind(), ErrorKind::Rights);
+    assert_eq!(home.rename(&root, &path("x"), IfExists::Fail).unwrap_err().kind(), ErrorKind::Rights);
+    // What becomes a link after it was a home is none.
+    std::fs::rename(dir.path().join("root/people/alice"), dir.path().join("root/moved")).unwrap();
+    std::os::unix::fs::symlink("../moved", dir.path().join("root/people/alice")).unwrap();
+    for error in [
+        home.open_file(&path("in/a")).map(|_| ()).unwrap_err(),
+        put(&home, "in/b", b"x", IfExists::Overwrite).map(|_| ()).unwrap_err(),
+        home.list(&root, None).map(|_| ()).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Link);
+        assert!(!message(error).contains("people"));
+    }
+    let state = store.within(&path(STATE_NAME));
+    assert_eq!(state.list(&root, None).map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(state.stat(&path("lock")).map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// The whole tree, to change how it works.
+fn core_of(store: &mut Store) -> &mut super::Core {
+    Arc::get_mut(&mut Arc::get_mut(&mut store.inner).unwrap().core).unwrap()
 }

@@ -102,7 +102,7 @@ impl Store {
         let directory = parents.open(inner, parent, options.make_parents)?;
         // A small file that may replace is refused as early when it is written and named: all of it is there.
         let is_small = options.size.is_some_and(|size| size <= NAMELESS_SIZE_MAX);
-        if !is_small || matches!(options.if_exists, IfExists::Fail | IfExists::Skip) {
+        if !is_small || options.if_exists != IfExists::Overwrite {
             inner.check_target(&directory, path, options.if_exists)?;
         }
         if let Some(size) = options.size.filter(|_| !is_small) {
@@ -156,19 +156,26 @@ impl Parents {
 }
 
 impl Inner {
-    /// Refuses what must not be replaced under this policy; tells whether something is there.
-    pub(super) fn check_target(&self, directory: &Directory, path: &RemotePath, policy: IfExists) -> Result<bool> {
+    /// Refuses what must not be replaced under this policy; tells of what is there how many bytes of content it has.
+    pub(super) fn check_target(
+        &self,
+        directory: &Directory,
+        path: &RemotePath,
+        policy: IfExists,
+    ) -> Result<Option<u64>> {
         let name = path.name().map_or(&b"."[..], Component::as_bytes);
         let status = match sys::status_at(directory, name) {
             Ok(status) => status,
-            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io(format!("look at {path}"), errno)),
         };
         if self.is_reserved_identity(status.identity) {
             return Err(reserved(path.components()));
         }
         let refusal = match (status.kind, policy) {
-            (_, IfExists::Rename) | (Kind::File | Kind::Link, IfExists::Overwrite) => return Ok(true),
+            (_, IfExists::Rename) | (Kind::File | Kind::Link, IfExists::Overwrite) => {
+                return Ok(Some(if status.kind == Kind::File { status.size } else { 0 }));
+            }
             (Kind::Directory, _) => ErrorKind::IsDirectory,
             (Kind::Special, _) => ErrorKind::Special,
             (Kind::File | Kind::Link, IfExists::Fail | IfExists::Skip) => ErrorKind::Exists,

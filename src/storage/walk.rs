@@ -3,6 +3,7 @@
 //!
 //! Handles of directories in use are shared, so a thousand uploads into one directory hold one handle.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -113,12 +114,18 @@ impl Inner {
         self.state.as_ref().is_some_and(|state| state.reserved.contains(&identity))
     }
 
+    /// A path from the tree's root.
+    fn whole<'a>(&self, components: &'a [Component]) -> Cow<'a, [Component]> {
+        if self.home.is_empty() { Cow::Borrowed(components) } else { [&*self.home, components].concat().into() }
+    }
+
     pub(super) fn is_reserved(&self, path: &RemotePath) -> bool {
         if path.components().iter().any(|component| is_hidden(component.as_bytes())) {
             return true;
         }
-        (1..=path.components().len()).any(|end| {
-            let (parent, name) = (&path.components()[..end - 1], &path.components()[end - 1]);
+        let whole = self.whole(path.components());
+        (1..=whole.len()).any(|end| {
+            let (parent, name) = (&whole[..end - 1], &whole[end - 1]);
             match sys::open_beneath(self.root_fd(), parent, self.openat2) {
                 Ok(directory) => sys::status_at(&directory, name.as_bytes())
                     .is_ok_and(|status| self.is_reserved_identity(status.identity)),
@@ -133,7 +140,8 @@ impl Inner {
     }
 
     pub(super) fn directory_of(&self, components: &[Component]) -> Result<Arc<Directory>> {
-        if components.is_empty() {
+        let whole = self.whole(components);
+        if whole.is_empty() {
             return Ok(Arc::clone(&self.root));
         }
         if components.iter().any(|component| is_hidden(component.as_bytes())) {
@@ -141,7 +149,7 @@ impl Inner {
         }
         let mut last = Errno::AGAIN;
         for _ in 0..TRIES {
-            match sys::open_beneath(self.root_fd(), components, self.openat2) {
+            match sys::open_beneath(self.root_fd(), &whole, self.openat2) {
                 Ok(fd) => return self.adopt(fd, components),
                 Err(errno @ (Errno::LOOP | Errno::NOTDIR | Errno::NOENT | Errno::XDEV | Errno::AGAIN)) => {
                     if let Some(error) = self.explain(components) {
@@ -168,9 +176,9 @@ impl Inner {
     /// Why a directory cannot be opened, in words that name the component; none if it can be by now.
     fn explain(&self, components: &[Component]) -> Option<Error> {
         let mut current: Option<OwnedFd> = None;
-        for (index, component) in components.iter().enumerate() {
+        for (index, component) in self.whole(components).iter().enumerate() {
             let from = current.as_ref().map_or(self.root_fd(), AsFd::as_fd);
-            let so_far = &components[..=index];
+            let so_far = &components[..(index + 1).saturating_sub(self.home.len())];
             match sys::status_at(from, component.as_bytes()) {
                 Ok(status) if self.is_reserved_identity(status.identity) => return Some(not_found(components)),
                 Ok(status) if status.kind == Kind::Link => {
@@ -202,8 +210,8 @@ impl Inner {
             found => return found.map(|directory| (directory, false)),
         }
         let (mut current, mut made) = (Arc::clone(&self.root), false);
-        for (index, name) in components.iter().enumerate() {
-            let so_far = &components[..=index];
+        for (index, name) in self.whole(components).iter().enumerate() {
+            let so_far = &components[..(index + 1).saturating_sub(self.home.len())];
             (current, made) = self.directory_made_in(&current, name, so_far, None)?;
         }
         Ok((current, made))
@@ -296,6 +304,7 @@ impl Inner {
 
     /// Makes the directory's own name durable, and those of all above it; names in it are synced by the caller.
     pub(super) fn sync_ancestors(&self, directory: &Arc<Directory>, depth: usize) -> rustix::io::Result<()> {
+        let depth = depth + self.home.len();
         let since = self.durable.generation();
         let mut current = Arc::clone(directory);
         let mut seen = Vec::new();

@@ -48,6 +48,12 @@ impl Pin {
     }
 }
 
+impl From<[u8; 32]> for Pin {
+    fn from(hash: [u8; 32]) -> Pin {
+        Pin(hash)
+    }
+}
+
 impl FromStr for Pin {
     type Err = Error;
 

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -61,6 +62,8 @@ impl ServerOptions {
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
+    /// None: no certificate is asked for.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
     pin: Pin,
     notes: Vec<String>,
     certificate: (PathBuf, OffsetDateTime, OffsetDateTime),
@@ -89,6 +92,7 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| Error::new(ErrorKind::Internal, "set up TLS 1.3").with_source(error))?;
+        let mut client_verifier: Option<Arc<dyn ClientCertVerifier>> = None;
         let builder = match &options.client_ca {
             Some(path) => {
                 let (roots, facts) = load_authorities(path)?;
@@ -131,7 +135,9 @@ impl ServerTls {
                     Error::new(ErrorKind::Usage, "the client CA or the revocation list cannot be used")
                         .with_source(error)
                 })?;
-                builder.with_client_cert_verifier(Arc::new(Verifier { inner: verifier }))
+                let verifier: Arc<dyn ClientCertVerifier> = Arc::new(Verifier { inner: verifier });
+                client_verifier = Some(Arc::clone(&verifier));
+                builder.with_client_cert_verifier(verifier)
             }
             None if options.crl.is_some() => {
                 return Err(Error::new(
@@ -165,6 +171,7 @@ impl ServerTls {
         }
         Ok(ServerTls {
             config: Arc::new(config),
+            verifier: client_verifier,
             pin,
             notes,
             certificate: (options.certificate.clone(), leaf.not_before, leaf.not_after),
@@ -177,6 +184,35 @@ impl ServerTls {
     #[must_use]
     pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
+    }
+
+    /// Whether a client that showed this chain (the end first; empty: none) in its handshake would be let in by it
+    /// now: by these authorities, this revocation list, and at this time. That it has the key was proven then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Trust`] when it would not, with the reason.
+    pub fn verify_client(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<()> {
+        let Some((leaf, rest)) = chain.split_first() else {
+            // Whether it may stay is a matter of rights.
+            return Ok(());
+        };
+        let refused = || Error::new(ErrorKind::Trust, "your certificate is let in here no more");
+        let verifier = self.verifier.as_ref().ok_or_else(refused)?;
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).map(UnixTime::since_unix_epoch);
+        let now = now.map_err(|error| refused().with_source(error))?;
+        verifier.verify_client_cert(leaf, rest, now).map(|_| ()).map_err(|error| {
+            let why = match &error {
+                rustls::Error::InvalidCertificate(CertificateError::Revoked) => "it is revoked".to_owned(),
+                rustls::Error::InvalidCertificate(
+                    CertificateError::Expired | CertificateError::ExpiredContext { .. },
+                ) => "it has expired".to_owned(),
+                rustls::Error::InvalidCertificate(CertificateError::InvalidOcspResponse) => {
+                    "this server's revocation list cannot be used".to_owned()
+                }
+                error => super::escaped(error),
+            };
+            Error::new(ErrorKind::Trust, format!("your certificate is let in here no more: {why}"))
+        })
     }
 
     /// The pin of the server's key.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 25] = [
     "certs",
     "serve",
     "put",
@@ -22,6 +22,13 @@ const COMMANDS: [&str; 18] = [
     "remote rm",
     "receipt verify",
     "audit verify",
+    "user",
+    "user add",
+    "user ls",
+    "user rm",
+    "user revoke",
+    "user restore",
+    "grant",
 ];
 
 /// The arguments that ask for the help of a command.

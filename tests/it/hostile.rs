@@ -8,6 +8,7 @@ mod bytes;
 mod content;
 mod lanes;
 mod limits;
+mod matrix;
 mod names;
 mod peer;
 mod rights;

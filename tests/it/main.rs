@@ -18,6 +18,8 @@ mod layers;
 mod library;
 mod many;
 mod order;
+mod policy;
+mod quota;
 mod real;
 mod receipts;
 mod refusals;

@@ -68,6 +68,15 @@ impl World {
         self.serve_by(binary(), 0)
     }
 
+    /// The same with more flags.
+    #[track_caller]
+    pub(crate) fn serve_and(&self, more: &[&OsStr]) -> Server {
+        let mut command = binary();
+        command.arg("serve").arg("--root").arg(self.root()).arg("--certs").arg(self.path("certs"));
+        command.args(["--listen", "127.0.0.1:0"]).args(more);
+        Server::start(command, self.path("client"))
+    }
+
     /// The same with another certificate, by its name in this world.
     #[track_caller]
     pub(crate) fn serve_with(&self, stem: &str) -> Server {

@@ -12,11 +12,11 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sealift::ErrorKind;
-use sealift::access::Access;
+use sealift::access::{Access, Principal};
 use sealift::hash::Root;
-use sealift::path::{NamePolicy, RemotePath};
+use sealift::path::RemotePath;
 use sealift::protocol::*;
-use sealift::server::{Server, ServerOptions, listen};
+use sealift::server::{Control, Server, ServerOptions, listen};
 use sealift::storage::{Store, StoreOptions};
 use sealift::tls::{self, ClientOptions, ClientTls, ServerTls, folder};
 use tempfile::TempDir;
@@ -53,6 +53,8 @@ pub(super) struct World {
     drain: CancellationToken,
     stop: CancellationToken,
     running: JoinSet<()>,
+    /// Changes the rules of the server that runs.
+    pub(super) control: Control,
     canaries: BTreeMap<PathBuf, Canary>,
     descriptors: usize,
     panics: usize,
@@ -74,9 +76,20 @@ impl World {
     }
 
     pub(super) async fn with_rights(certified: Rights, anonymous: Option<Rights>) -> World {
+        let mut world = World::with_access(Access::same_for_all(certified, anonymous), &[]).await;
+        // The first client makes what is made once.
+        world.good().await.stat("").await.unwrap();
+        world.settle().await;
+        world.descriptors = descriptors();
+        world
+    }
+
+    /// A server with these rules, and certificates for these clients besides `client`.
+    pub(super) async fn with_access(access: Access, clients: &[&str]) -> World {
         count_panics();
         let folder = tempfile::tempdir().unwrap();
-        let request = folder::Request { directory: folder.path().join("certs"), ..folder::Request::default() };
+        let clients = clients.iter().map(|name| name.parse().unwrap()).collect();
+        let request = folder::Request { directory: folder.path().join("certs"), clients, ..folder::Request::default() };
         folder::make(&request, OffsetDateTime::now_utc()).unwrap();
         let root = folder.path().join("root");
         for beside in ["root-old", "canaries/deep"] {
@@ -85,8 +98,7 @@ impl World {
         }
         std::os::unix::fs::symlink("canaries/deep/file", folder.path().join("link")).unwrap();
         let store = Store::open_served(&root, StoreOptions::default()).unwrap();
-        let access = Access { certified, anonymous, names: NamePolicy::default() };
-        let (address, drain, stop, running) = start(&folder, store.clone(), access);
+        let Started { address, drain, stop, running, control } = start(&folder, store.clone(), access);
         let mut world = World {
             canaries: BTreeMap::new(),
             folder,
@@ -95,13 +107,11 @@ impl World {
             drain,
             stop,
             running,
+            control,
             descriptors: 0,
             panics: PANICS.load(Ordering::Relaxed),
         };
         world.canaries = world.look_around();
-        // The first client makes what is made once.
-        world.good().await.stat("").await.unwrap();
-        world.settle().await;
         world.descriptors = descriptors();
         world
     }
@@ -109,15 +119,34 @@ impl World {
     /// Another server on the same store, with other rules; it ends with the world.
     pub(super) async fn serve_with(&mut self, certified: Rights, anonymous: Option<Rights>) {
         self.stop.cancel();
-        let access = Access { certified, anonymous, names: NamePolicy::default() };
-        let (address, drain, stop, running) = start(&self.folder, self.store.clone(), access);
+        let access = Access::same_for_all(certified, anonymous);
+        let Started { address, drain, stop, running, control } = start(&self.folder, self.store.clone(), access);
         let mut before = std::mem::replace(&mut self.running, running);
-        (self.address, self.drain, self.stop) = (address, drain, stop);
+        (self.address, self.drain, self.stop, self.control) = (address, drain, stop, control);
         timeout(SOON, before.join_next()).await.expect("a stopped server ends").unwrap().unwrap();
     }
 
     pub(super) fn root(&self) -> PathBuf {
         self.folder.path().join("root")
+    }
+
+    /// Has the running server follow other rules.
+    pub(super) fn change(&self, access: Access) {
+        self.control.replace(server_tls(&self.folder, &access), access).unwrap();
+    }
+
+    /// The client's half of TLS with the certificate of this name.
+    pub(super) fn client_named(&self, name: &str) -> Arc<ClientConfig> {
+        let folder = self.folder.path().join("certs");
+        let mut options = ClientOptions::in_folder(&folder);
+        options.certificate = Some(folder.join(format!("{name}.pem")));
+        options.key = Some(folder.join(format!("{name}-key.pem")));
+        ClientTls::load(&options).unwrap().config()
+    }
+
+    /// A greeted connection with the certificate of this name.
+    pub(super) async fn greeted_as(&self, name: &str) -> Peer {
+        self.connect_with(self.client_named(name)).await.unwrap().greet().await
     }
 
     pub(super) fn drain(&self) {
@@ -155,7 +184,7 @@ impl World {
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from("localhost").unwrap();
         let stream = timeout(SOON, TlsConnector::from(config).connect(name, tcp)).await.expect("a handshake")?;
-        Ok(Peer { stream, last: 0, buffer: Vec::new(), token: None })
+        Ok(Peer { stream, last: 0, buffer: Vec::new(), said: String::new(), token: None })
     }
 
     /// A connection that has been greeted.
@@ -244,14 +273,24 @@ impl Drop for World {
     }
 }
 
-type Started = (std::net::SocketAddr, CancellationToken, CancellationToken, JoinSet<()>);
+struct Started {
+    address: std::net::SocketAddr,
+    drain: CancellationToken,
+    stop: CancellationToken,
+    running: JoinSet<()>,
+    control: Control,
+}
+
+fn server_tls(folder: &TempDir, access: &Access) -> ServerTls {
+    let mut options = tls::ServerOptions::in_folder(&folder.path().join("certs"));
+    options.allow_anonymous = access.admit(&Principal::Anonymous).is_ok();
+    ServerTls::load(&options).unwrap()
+}
 
 fn start(folder: &TempDir, store: Store, access: Access) -> Started {
-    let mut options = tls::ServerOptions::in_folder(&folder.path().join("certs"));
-    options.allow_anonymous = access.anonymous.is_some();
     let options = ServerOptions {
         store,
-        tls: ServerTls::load(&options).unwrap(),
+        tls: server_tls(folder, &access),
         access,
         listeners: vec![listen("127.0.0.1:0".parse().unwrap()).unwrap()],
         receipt_key: None,
@@ -265,6 +304,7 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
     };
     let server = Server::new(options).unwrap();
     let address = server.addresses().unwrap()[0];
+    let control = server.control();
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
     let both = (drain.clone(), stop.clone());
     let mut running = JoinSet::new();
@@ -282,7 +322,7 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
             }
         }
     });
-    (address, drain, stop, running)
+    Started { address, drain, stop, running, control }
 }
 
 /// Runs a future as a test does.
@@ -349,6 +389,8 @@ pub(super) struct Peer {
     pub(super) stream: tokio_rustls::client::TlsStream<TcpStream>,
     last: u32,
     buffer: Vec<u8>,
+    /// The sentence of the latest failure.
+    pub(super) said: String,
     /// What the server gave for others to join with.
     pub(super) token: Option<Bytes16>,
 }
@@ -462,9 +504,15 @@ impl Peer {
         loop {
             let (kind, other, payload) = self.frame().await.ok_or(ErrorKind::Connection)?;
             match kind {
-                Kind::Goodbye => return Err(ErrorKind::from_code(Goodbye::from_payload(&payload).unwrap().code)),
+                Kind::Goodbye => {
+                    let goodbye = Goodbye::from_payload(&payload).unwrap();
+                    self.said = goodbye.text;
+                    return Err(ErrorKind::from_code(goodbye.code));
+                }
                 Kind::Failed if other == transfer => {
-                    return Err(ErrorKind::from_code(Failed::from_payload(&payload).unwrap().code));
+                    let failed = Failed::from_payload(&payload).unwrap();
+                    self.said = failed.text;
+                    return Err(ErrorKind::from_code(failed.code));
                 }
                 Kind::StoredBatch => {
                     let items = StoredBatch::from_payload(&payload).unwrap().items.0;
@@ -477,6 +525,11 @@ impl Peer {
                 _ => {}
             }
         }
+    }
+
+    /// The next part of the answer to the latest request.
+    pub(super) async fn more(&mut self) -> Answer {
+        self.answer(self.last).await
     }
 
     /// Sends a request under a new number and waits for its first answer.

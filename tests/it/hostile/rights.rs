@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use sealift::ErrorKind;
+use sealift::access::Access;
 use sealift::protocol::*;
 
 use super::peer::{Peer, World, path, put, put_small};
@@ -247,4 +248,64 @@ async fn who_may_not_come_in_is_told_so() {
         assert_eq!(peer.frame().await, None);
     }
     assert!(world.greeted().await.is_alive().await);
+}
+
+#[tokio::test]
+async fn rights_that_shrink_hold_at_once_for_what_is_open() {
+    let world = World::new().await;
+    std::fs::write(world.root().join("big"), vec![7; 3 << 20]).unwrap();
+    std::fs::create_dir(world.root().join("dir")).unwrap();
+    let mut peer = world.greeted().await;
+    let download = peer.number();
+    peer.send(download, &Get { path: path("big"), unasked_max: 0 }).await;
+    assert_eq!(peer.answer(download).await.unwrap().0, Kind::GetAnswer);
+    let (upload, _) = peer.begin(&Put { if_exists: IfExists::Fail, ..put("new", 5) }).await;
+    let (replacement, _) = peer.begin(&Put { no_base: true, ..put("big", 5) }).await;
+    // What may go on goes on: this one replaces nothing.
+    world.change(Access::same_for_all(Rights::LIST.with(Rights::CREATE), None));
+    // Without having been asked for anything.
+    let mut cut = Vec::new();
+    for _ in 0..2 {
+        let (kind, transfer, payload) = peer.frame().await.unwrap();
+        assert_eq!(kind, Kind::Failed);
+        assert_eq!(ErrorKind::from_code(Failed::from_payload(&payload).unwrap().code), ErrorKind::Rights);
+        cut.push(transfer);
+    }
+    cut.sort_unstable();
+    assert_eq!(cut, [download, replacement]);
+    assert_eq!(peer.stat("big").await.map(|_| ()), Ok(()));
+    assert_eq!(peer.ask(&Hash { path: path("big") }).await.map(|_| ()), Err(ErrorKind::Rights));
+    assert_eq!(peer.ask(&Remove { path: path("dir"), recursive: true }).await.map(|_| ()), Err(ErrorKind::Rights));
+    world.change(Access::same_for_all(Rights::LIST, None));
+    assert_eq!(peer.answer(upload).await.map(|_| ()), Err(ErrorKind::Rights));
+    assert_eq!(std::fs::read(world.root().join("big")).unwrap().len(), 3 << 20);
+    assert!(!world.root().join("new").exists());
+    // Who has nothing left is told so, and let go.
+    world.change(Access::by_policy(sealift::access::Policy::default()));
+    assert_eq!(peer.end().await, super::peer::End::Goodbye(ErrorKind::Rights));
+}
+
+#[tokio::test]
+async fn an_upload_that_is_tried_again_takes_the_room_of_the_attempt_before() {
+    let rules = "[user.client]\nhome = \"client\"\nrights = [\"list\", \"create\"]\n[user.client.limits]\n";
+    let policy = sealift::access::Policy::parse(&format!("{rules}bytes = \"10M\"\n")).unwrap();
+    let world = World::with_access(Access::by_policy(policy), &[]).await;
+    let mut first = world.greeted().await;
+    // Until it is known that nothing is there yet.
+    while first.ask(&MakeDirectory { path: path("d") }).await.map(|_| ()) == Err(ErrorKind::Busy) {}
+    let upload = put("big", 8 << 20);
+    let (old, _) = first.begin(&upload).await;
+    let mut second = world.greeted().await;
+    assert_eq!(second.ask(&put("other", 8 << 20)).await.map(|_| ()), Err(ErrorKind::Limit));
+    // The first connection is alive, and nobody knows whether anyone is behind it.
+    let (new, _) = second.begin(&upload).await;
+    assert_eq!(second.ask(&put("other", 3 << 20)).await.map(|_| ()), Err(ErrorKind::Limit));
+    // Giving up gives back, once.
+    for (peer, transfer) in [(&mut first, old), (&mut second, new)] {
+        peer.send(transfer, &Failed { code: ErrorKind::Refused.code(), text: String::new(), retry: None }).await;
+        assert!(peer.is_alive().await);
+    }
+    // What was staged is removed by and by, and its room with it.
+    while second.ask(&put("other", 10 << 20)).await.map(|_| ()) == Err(ErrorKind::Limit) {}
+    assert_eq!(second.ask(&put("one", 1)).await.map(|_| ()), Err(ErrorKind::Limit));
 }

@@ -1,0 +1,430 @@
+//! What principals with a quota have stored, and what they hold open.
+//!
+//! A [`Ledger`] belongs to a home whose principals have a limit of bytes or files. It is counted once by a walk, and
+//! from then on follows what is stored and removed below it, by whomever. An upload reserves what it will take before
+//! its content comes, or as it comes where its size is not known, so that uploads side by side do not exceed together
+//! what each alone would not. Walks are repeated daily: what changed below a home by other ways than this server is
+//! seen then. Until the first walk has ended nothing is stored there.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::shared::Shared;
+use crate::access::{Access, Grant, Limits};
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{GROUP_LEN, QUOTA_CHECK_INTERVAL, QUOTA_COUNT_INTERVAL};
+use crate::path::{Component, RemotePath};
+use crate::storage::{Kind, Store};
+
+/// The ledgers of all homes that have one, and who holds what open.
+#[derive(Default)]
+pub(super) struct Accounts {
+    ledgers: Mutex<HashMap<Vec<Component>, Arc<Ledger>>>,
+    /// Whether there is none, which most servers never change.
+    is_empty: AtomicBool,
+    meters: Mutex<HashMap<String, Weak<Meter>>>,
+    /// The room of each upload that runs, by what its attempts have in common.
+    uploads: Mutex<HashMap<[u8; 32], Weak<Hold>>>,
+}
+
+/// What lies below one home.
+struct Ledger {
+    home: RemotePath,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// When the latest walk ended; none: it is not known yet what is there.
+    counted: Option<Instant>,
+    is_counting: bool,
+    stored: Amount,
+    reserved: Amount,
+    /// What came since the walk that runs began, and which it may not have seen.
+    since: Amount,
+}
+
+/// Bytes of content, and names of every kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Amount {
+    pub(super) bytes: u64,
+    pub(super) files: u64,
+}
+
+/// What an upload may come to take. Dropping it gives back what was not stored.
+#[derive(Default)]
+pub(super) struct Reservation {
+    file_size: Option<u64>,
+    hold: Option<Arc<Hold>>,
+    /// Bytes that become free when it takes its place.
+    credit: u64,
+    shown: String,
+}
+
+/// Room that is held in a ledger. A newer attempt at the same upload takes it from an older one, whose connection may
+/// be dead without anyone having noticed.
+struct Hold {
+    ledger: Arc<Ledger>,
+    limits: Limits,
+    /// None: it was taken.
+    amount: Mutex<Option<Amount>>,
+}
+
+/// One principal's open uploads and connections.
+#[derive(Default)]
+struct Meter(Mutex<[u32; 2]>);
+
+/// What a principal holds open.
+#[derive(Clone, Copy)]
+enum Held {
+    Upload,
+    Connection,
+}
+
+/// A place among those that a principal may hold open, until it is dropped.
+#[derive(Default)]
+pub(super) struct Seat(Option<(Arc<Meter>, Held)>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whole between any two statements of its holders.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Accounts {
+    /// Keeps ledgers for the homes that need them by these rules; returns those that are new, to be counted.
+    fn follow(&self, access: &Access) -> Vec<Arc<Ledger>> {
+        let grants = access.grants();
+        let needed = grants.iter().filter(|grant| grant.limits.bytes.is_some() || grant.limits.files.is_some());
+        let mut ledgers = lock(&self.ledgers);
+        let mut before = std::mem::take(&mut *ledgers);
+        let mut new = Vec::new();
+        for grant in needed {
+            let home = grant.home.components().to_vec();
+            ledgers.entry(home).or_insert_with_key(|home| {
+                before.remove(home).unwrap_or_else(|| {
+                    let ledger = Arc::new(Ledger { home: grant.home.clone(), state: Mutex::default() });
+                    new.push(Arc::clone(&ledger));
+                    ledger
+                })
+            });
+        }
+        self.is_empty.store(ledgers.is_empty(), Ordering::Relaxed);
+        new
+    }
+
+    /// Whether what lies at this place is counted for anyone.
+    pub(super) fn counts(&self, place: &[Component]) -> bool {
+        !self.is_empty.load(Ordering::Relaxed) && !self.covering(place).is_empty()
+    }
+
+    fn covering(&self, place: &[Component]) -> Vec<Arc<Ledger>> {
+        let ledgers = lock(&self.ledgers);
+        (0..=place.len()).filter_map(|len| ledgers.get(&place[..len]).cloned()).collect()
+    }
+
+    /// Everything that there was below this place went elsewhere: homes in it are counted anew.
+    pub(super) fn forget_below(&self, place: &[Component]) {
+        for (home, ledger) in &*lock(&self.ledgers) {
+            if home.len() > place.len() && home.starts_with(place) {
+                lock(&ledger.state).counted = None;
+            }
+        }
+    }
+
+    /// What was stored at this place.
+    pub(super) fn add(&self, place: &[Component], amount: Amount) {
+        for ledger in self.covering(place) {
+            let state = &mut *lock(&ledger.state);
+            for sum in [&mut state.stored, &mut state.since] {
+                sum.bytes = sum.bytes.saturating_add(amount.bytes);
+                sum.files = sum.files.saturating_add(amount.files);
+            }
+        }
+    }
+
+    /// What was removed from this place.
+    pub(super) fn subtract(&self, place: &[Component], amount: Amount) {
+        for ledger in self.covering(place) {
+            let stored = &mut lock(&ledger.state).stored;
+            stored.bytes = stored.bytes.saturating_sub(amount.bytes);
+            stored.files = stored.files.saturating_sub(amount.files);
+        }
+    }
+
+    /// Reserves room for something of a principal's, which `shown` names. `credit` are bytes that become free when it
+    /// takes its place. An earlier attempt at the same upload (by its key) holds nothing from then on.
+    ///
+    /// # Errors
+    /// `Limit` when there is not so much; `Busy` while it is not known.
+    pub(super) fn reserve(
+        &self,
+        grant: &Grant,
+        upload: Option<[u8; 32]>,
+        shown: String,
+        amount: Amount,
+        credit: u64,
+    ) -> Result<Reservation> {
+        let limits = grant.limits;
+        let has_quota = limits.bytes.is_some() || limits.files.is_some();
+        let ledger = lock(&self.ledgers).get(grant.home.components()).filter(|_| has_quota).cloned();
+        if has_quota && ledger.is_none() {
+            // The rules changed this moment.
+            return Err(Error::new(ErrorKind::Busy, format!("your quota is being changed: try {shown} again")));
+        }
+        let hold = ledger.map(|ledger| Arc::new(Hold { ledger, limits, amount: Mutex::new(Some(Amount::default())) }));
+        if let (Some(upload), Some(hold)) = (upload, &hold) {
+            let mut uploads = lock(&self.uploads);
+            if uploads.len() >= 1024 && uploads.len().is_power_of_two() {
+                uploads.retain(|_, hold| hold.strong_count() > 0);
+            }
+            let before = uploads.insert(upload, Arc::downgrade(hold));
+            drop(uploads);
+            if let Some(before) = before.and_then(|before| before.upgrade()) {
+                before.give_back();
+            }
+        }
+        let mut reservation = Reservation { file_size: limits.file_size, hold, credit, shown };
+        reservation.hold(Amount { bytes: amount.bytes.saturating_sub(credit), files: amount.files })?;
+        Ok(reservation)
+    }
+
+    /// A place among the connections that a principal may have at once.
+    ///
+    /// # Errors
+    /// `Busy` when there is none left.
+    pub(super) fn connection(&self, grant: &Grant) -> Result<Seat> {
+        self.seat(grant, Held::Connection, grant.limits.connections)
+    }
+
+    /// A place among the uploads that a principal may have open at once.
+    ///
+    /// # Errors
+    /// `Busy` when there is none left.
+    pub(super) fn upload(&self, grant: &Grant) -> Result<Seat> {
+        self.seat(grant, Held::Upload, grant.limits.uploads)
+    }
+
+    fn seat(&self, grant: &Grant, held: Held, limit: Option<u32>) -> Result<Seat> {
+        let Some(limit) = limit else { return Ok(Seat(None)) };
+        let mut meters = lock(&self.meters);
+        let meter = meters.get(&grant.name).and_then(Weak::upgrade).unwrap_or_else(|| {
+            meters.retain(|_, meter| meter.strong_count() > 0);
+            let meter = Arc::new(Meter::default());
+            meters.insert(grant.name.clone(), Arc::downgrade(&meter));
+            meter
+        });
+        drop(meters);
+        let count = &mut lock(&meter.0)[held as usize];
+        if *count >= limit {
+            let what = match held {
+                Held::Upload => "open uploads",
+                Held::Connection => "connections",
+            };
+            // They may be those of a connection that is dead and not known to be.
+            return Err(Error::new(ErrorKind::Busy, format!("{limit} {what} are all that you may have at once here")));
+        }
+        *count += 1;
+        Ok(Seat(Some((Arc::clone(&meter), held))))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some((meter, held)) = &self.0 {
+            lock(&meter.0)[*held as usize] -= 1;
+        }
+    }
+}
+
+impl Hold {
+    fn give_back(&self) {
+        if let Some(amount) = lock(&self.amount).take() {
+            let reserved = &mut lock(&self.ledger.state).reserved;
+            reserved.bytes -= amount.bytes;
+            reserved.files -= amount.files;
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl Reservation {
+    /// Holds more.
+    fn hold(&mut self, more: Amount) -> Result<()> {
+        let Some(hold) = &self.hold else { return Ok(()) };
+        let mut held = lock(&hold.amount);
+        let Some(held) = &mut *held else {
+            let message = format!("a newer attempt has taken over the upload of {}", self.shown);
+            return Err(Error::new(ErrorKind::Superseded, message));
+        };
+        let state = &mut *lock(&hold.ledger.state);
+        if state.counted.is_none() {
+            let message = format!("what you have stored here is still being counted: try {} again", self.shown);
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        let check = |what: &str, limit: Option<u64>, more: u64, stored: u64, reserved: u64| {
+            let free = limit.map(|limit| limit.saturating_sub(stored).saturating_sub(reserved));
+            match (limit, free) {
+                (Some(limit), Some(free)) if more > free => Err(Error::new(
+                    ErrorKind::Limit,
+                    format!("store {}: your quota is {limit} {what}, and {free} are left, not {more}", self.shown),
+                )),
+                _ => Ok(()),
+            }
+        };
+        // What is not limited need not be held: such sizes are only somebody's word.
+        let limits = hold.limits;
+        let more =
+            Amount { bytes: limits.bytes.map_or(0, |_| more.bytes), files: limits.files.map_or(0, |_| more.files) };
+        check("bytes", limits.bytes, more.bytes, state.stored.bytes, state.reserved.bytes)?;
+        check("files and directories", limits.files, more.files, state.stored.files, state.reserved.files)?;
+        for sum in [&mut state.reserved, held] {
+            sum.bytes += more.bytes;
+            sum.files += more.files;
+        }
+        Ok(())
+    }
+
+    /// Makes sure of room for a file of so many bytes, holding more where it must.
+    ///
+    /// # Errors
+    /// `Limit` when there is not so much, or no file may be so large.
+    pub(super) fn cover(&mut self, size: u64) -> Result<()> {
+        check_size(self.file_size, &self.shown, size)?;
+        let Some(hold) = &self.hold else { return Ok(()) };
+        let held = lock(&hold.amount).map_or(0, |held| held.bytes);
+        let needed = size.saturating_sub(self.credit).saturating_sub(held);
+        if needed == 0 {
+            return Ok(());
+        }
+        // In large steps while there is room, so that not every piece takes the lock.
+        let step = Amount { bytes: needed.next_multiple_of(GROUP_LEN as u64), files: 0 };
+        self.hold(step).or_else(|_| self.hold(Amount { bytes: needed, files: 0 }))
+    }
+
+    /// Less becomes free by it than was thought.
+    ///
+    /// # Errors
+    /// `Limit` when there is no room for a file of `size` without it.
+    pub(super) fn set_credit(&mut self, credit: u64, size: u64) -> Result<()> {
+        self.credit = self.credit.min(credit);
+        self.cover(size)
+    }
+
+    /// Gives back some names, which were counted otherwise.
+    pub(super) fn release_files(&mut self, count: u64) {
+        let Some(hold) = &self.hold else { return };
+        if let Some(held) = &mut *lock(&hold.amount) {
+            let count = count.min(held.files);
+            held.files -= count;
+            lock(&hold.ledger.state).reserved.files -= count;
+        }
+    }
+}
+
+/// Refuses a file that is larger than this principal's may be.
+pub(super) fn check_size(limit: Option<u64>, shown: &str, size: u64) -> Result<()> {
+    match limit {
+        Some(limit) if size > limit => Err(Error::new(
+            ErrorKind::Limit,
+            format!("store {shown}: {size} bytes are more than a file of yours may have here, which is {limit}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What something comes to, with all that is below it. Blocks.
+///
+/// # Errors
+/// `NotFound` when it is not there; what listing can fail with.
+pub(super) fn measure(store: &Store, path: &RemotePath) -> Result<Amount> {
+    let top = store.stat(path)?;
+    let mut sum = Amount { bytes: if top.kind == Kind::File { top.size } else { 0 }, files: 1 };
+    let mut waiting = if top.kind == Kind::Directory { vec![path.clone()] } else { Vec::new() };
+    while let Some(directory) = waiting.pop() {
+        let listing = match store.list(&directory, None) {
+            Ok(listing) => listing,
+            // It went, or became something else, since it was seen.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotDirectory | ErrorKind::Link) => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for entry in listing {
+            let entry = entry?;
+            sum.files += 1;
+            match entry.kind {
+                Kind::File => sum.bytes = sum.bytes.saturating_add(entry.size),
+                Kind::Directory => {
+                    let below = Component::new(&entry.name).and_then(|name| directory.join(name));
+                    // Deeper than any peer can name: nobody stored it through here.
+                    waiting.extend(below.ok());
+                }
+                Kind::Link | Kind::Special => {}
+            }
+        }
+    }
+    Ok(sum)
+}
+
+impl Shared {
+    /// Has the ledgers kept that these rules need. New ones are counted on a disk thread.
+    pub(super) fn keep_accounts(self: &Arc<Shared>, access: &Access) {
+        for ledger in self.accounts.follow(access) {
+            self.count(ledger);
+        }
+    }
+
+    fn count(self: &Arc<Shared>, ledger: Arc<Ledger>) {
+        let shared = Arc::clone(self);
+        self.tasks.spawn_blocking(move || {
+            {
+                let mut state = lock(&ledger.state);
+                if std::mem::replace(&mut state.is_counting, true) {
+                    return;
+                }
+                state.since = Amount::default();
+            }
+            let counted = match measure(&shared.store_within(&ledger.home), &RemotePath::root()) {
+                // Somebody has removed the home, and with it all that was in it.
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Amount::default()),
+                counted => counted,
+            };
+            let state = &mut *lock(&ledger.state);
+            state.is_counting = false;
+            match counted {
+                Ok(counted) => {
+                    let bytes = counted.bytes.saturating_add(state.since.bytes);
+                    // The home itself is not counted.
+                    let files = counted.files.saturating_sub(1).saturating_add(state.since.files);
+                    state.stored = Amount { bytes, files };
+                    state.counted = Some(Instant::now());
+                    debug!("{}: {bytes} bytes in {files} files and directories", ledger.home);
+                }
+                Err(error) => warn!("count what lies in {}: {}", ledger.home, error.chain()),
+            }
+        });
+    }
+
+    /// Counts again what was counted long ago, or could not be. Never returns.
+    pub(super) async fn count_again(self: Arc<Shared>) {
+        loop {
+            sleep(QUOTA_CHECK_INTERVAL).await;
+            let ledgers: Vec<_> = lock(&self.accounts.ledgers).values().cloned().collect();
+            for ledger in ledgers {
+                let is_due = lock(&ledger.state).counted.is_none_or(|at| at.elapsed() >= QUOTA_COUNT_INTERVAL);
+                if is_due {
+                    self.count(ledger);
+                }
+            }
+        }
+    }
+}

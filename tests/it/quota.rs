@@ -1,0 +1,155 @@
+//! Quotas and limits of principals: before content where its size is known, while it comes where not, together and
+//! not each for itself.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::Stdio;
+
+use crate::policy::House;
+use crate::rig::{Server, content, until};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// Bytes and names below a home.
+fn stored(house: &House, home: &str) -> (u64, usize) {
+    let tree = crate::rig::tree(&house.world.root().join(home));
+    let bytes = tree.values().filter_map(|seen| match &seen.kind {
+        crate::rig::What::File { size } => Some(*size),
+        _ => None,
+    });
+    (bytes.sum(), tree.len())
+}
+
+fn serve(house: &House) -> Server {
+    let server = house.serve();
+    // Until it is counted what is there, clients wait.
+    house.run("alice", &["ls", &server.at("")], 0);
+    server
+}
+
+#[test]
+fn a_full_quota_is_told_before_content_and_room_comes_back() {
+    let house = House::new(&["alice"]);
+    house.edit(&["user", "add", "alice", "--bytes", "8M", "--files", "6", "--file-size", "6M"], 0);
+    let server = serve(&house);
+    let file = |name: &str, len: usize| {
+        let path = house.world.file(name, &content(len as u64, len));
+        path.to_str().unwrap().to_owned()
+    };
+    let (five, three, small) = (file("five", 5 * MIB), file("three", 3 * MIB + 1), file("small", 100 * KIB));
+    let put = |file: &str, to: &str, code: i32| house.run("alice", &["put", file, &server.at(to)], code);
+    put(&five, "a", 0);
+    assert!(put(&three, "b", 4).contains("your quota is 8388608 bytes, and 3145728 are left, not 3145729"));
+    assert!(put(&file("huge", 7 * MIB), "h", 4).contains("more than a file of yours may have"));
+    put(&small, "s", 0);
+    // In its own place it has room.
+    put(&file("other", 6 * MIB), "a", 0);
+    put(&five, "a", 0);
+    // Unchanged content takes none, whatever is left.
+    put(&five, "a", 0);
+    // A stream is cut where it would exceed.
+    let stream = |to: &str, len: usize, code: i32| {
+        let mut command = house.client("alice", &["put", "-", &server.at(to)]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let bytes = content(9, len);
+        let writer = std::thread::spawn(move || {
+            // A client that was refused reads no more.
+            let _ = stdin.write_all(&bytes);
+        });
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        text
+    };
+    assert!(stream("b", 4 * MIB, 4).contains("your quota is"), "a stream");
+    stream("b", 2 * MIB, 0);
+    house.run("alice", &["rm", &server.at("b")], 0);
+    put(&file("fits", 2 * MIB), "b", 0);
+    // Names: a, s, b and three more.
+    house.run("alice", &["mkdir", &server.at("d/e")], 0);
+    assert!(put(&small, "d/e/f/g", 4).contains("files and directories, and 1 are left, not 2"));
+    put(&small, "d/e/f", 0);
+    assert!(put(&small, "z", 4).contains("files and directories"));
+    house.run("alice", &["mkdir", &server.at("z")], 4);
+    house.run("alice", &["mv", &server.at("d"), &server.at("z")], 0);
+    house.run("alice", &["rm", "-r", &server.at("z")], 0);
+    put(&small, "x/y/z", 0);
+    assert!(stored(&house, "alice").0 <= 8 << 20);
+    // A server that comes later counts the same.
+    drop(server);
+    let server = serve(&house);
+    let put = |file: &str, to: &str, code: i32| house.run("alice", &["put", file, &server.at(to)], code);
+    assert_eq!(stored(&house, "alice").1, 6);
+    assert!(put(&small, "more", 4).contains("files and directories, and 0 are left"));
+    house.run("alice", &["rm", &server.at("a")], 0);
+    put(&small, "more", 0);
+}
+
+#[test]
+fn uploads_side_by_side_do_not_exceed_it_together() {
+    let house = House::new(&["alice"]);
+    house.edit(&["user", "add", "alice", "--bytes", "10M"], 0);
+    let server = serve(&house);
+    let file = house.world.file("file", &content(1, 3 * MIB));
+    let mut running = Vec::new();
+    for number in 0..6 {
+        let mut command = house.client("alice", &["put", file.to_str().unwrap(), &server.at(&format!("{number}"))]);
+        running.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    }
+    let codes: Vec<_> = running.into_iter().map(|mut child| child.wait().unwrap().code().unwrap()).collect();
+    assert_eq!(codes.iter().filter(|&&code| code == 0).count(), 3, "{codes:?}");
+    assert!(codes.iter().all(|code| [0, 4].contains(code)), "{codes:?}");
+    assert_eq!(stored(&house, "alice"), (9 << 20, 3));
+}
+
+#[test]
+fn what_an_operator_removes_above_is_counted_anew() {
+    let house = House::new(&["alice"]);
+    house.edit(&["user", "add", "alice", "--home", "people/alice", "--bytes", "4M"], 0);
+    house.edit(&["user", "add", "client", "--home", "/", "--overlap"], 0);
+    let server = serve(&house);
+    let file = house.world.file("file", &content(1, 3 * MIB));
+    let put = |name: &str, to: &str, code: i32| {
+        house.run(name, &["put", file.to_str().unwrap(), &server.at(to)], code);
+    };
+    put("alice", "a", 0);
+    put("alice", "b", 4);
+    // Her quota counts what others put there, and does not keep them from it.
+    put("client", "people/alice/b", 0);
+    house.run("client", &["rm", &server.at("people/alice/a")], 0);
+    put("alice", "c", 4);
+    house.run("client", &["rm", "-r", &server.at("people")], 0);
+    put("alice", "c", 0);
+    assert_eq!(stored(&house, "people/alice"), (3 << 20, 1));
+}
+
+#[test]
+fn connections_and_open_uploads_have_their_bounds() {
+    let house = House::new(&["alice"]);
+    house.edit(&["user", "add", "alice", "--uploads", "2", "--connections", "2"], 0);
+    let server = serve(&house);
+    // Many files over few places.
+    for number in 0..50 {
+        house.world.file(&format!("tree/{number}"), &content(number, 1000 + 9000 * number as usize));
+    }
+    let tree = house.world.path("tree");
+    house.run("alice", &["put", "--streams", "1", tree.to_str().unwrap(), &server.at("")], 0);
+    assert_eq!(stored(&house, "alice").1, 51);
+    let first = house.begin_upload(&server, "alice", "x");
+    let second = house.begin_upload(&server, "alice", "y");
+    let mut command = house.client("alice", &["ls", "--timeout", "2s", &server.at("")]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("2 connections are all that you may have at once"), "{text}");
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    for child in [first, second] {
+        assert!(child.wait_with_output().unwrap().status.success());
+    }
+    until("the places are free", || {
+        house.client("alice", &["ls", &server.at("")]).output().unwrap().status.success().then_some(())
+    });
+    assert!(fs::exists(house.world.root().join("alice/x")).unwrap());
+}
