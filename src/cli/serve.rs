@@ -64,8 +64,13 @@ fn restrict(args: &ServeArgs, plan: &confine::Plan) {
 /// it is about.
 fn check(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let sources = Sources::new(args)?;
-    let (root, tls) = (sources.root(), sources.load()?.tls);
+    let Loaded { tls, access, .. } = sources.load()?;
+    let root = sources.root();
     memory(args)?;
+    for grant in access.grants() {
+        let what = || format!("the home of `{}`", grant.name);
+        Store::check_directory(root, &grant.home).map_err(|error| error.context(what()))?;
+    }
     if let Some(file) = &args.audit {
         refuse_log_beneath(root, file)?;
     }

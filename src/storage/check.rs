@@ -1,20 +1,47 @@
 //! Looking without changing anything: whether a root could be served (`serve --check`, also beside a server that runs
 //! on it), and what space there is.
 
+use std::ffi::OsStr;
 use std::io::Read as _;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::open::{LOCK_LEN_MAX, LOCK_NAME, open_root, refuse_precious};
+use super::reserved;
 use super::upload::space_of;
 use super::{STATE_NAME, Store, sys};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::path::{Escaped, RemotePath};
 
 impl Store {
+    /// Whether a directory of this path could be below a root, as far as what is there tells. Makes nothing.
+    ///
+    /// # Errors
+    /// `Name` for the reserved one, `Link` and `NotDirectory` for what stands in the way, and what looking at it can
+    /// fail with.
+    pub fn check_directory(root: &Path, path: &RemotePath) -> Result<()> {
+        let mut place = root.to_path_buf();
+        for (index, component) in path.components().iter().enumerate() {
+            if index == 0 && component.as_bytes() == STATE_NAME.as_bytes() {
+                return Err(reserved(path.components()));
+            }
+            place.push(OsStr::from_bytes(component.as_bytes()));
+            let (kind, what) = match std::fs::symlink_metadata(&place) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(Error::io(format!("look at {}", place.display()), error)),
+                Ok(status) if status.is_dir() => continue,
+                Ok(status) if status.is_symlink() => (ErrorKind::Link, "a symbolic link, and links are not followed"),
+                Ok(_) => (ErrorKind::NotDirectory, "not a directory"),
+            };
+            return Err(Error::new(kind, format!("{} is {what}", place.display())));
+        }
+        Ok(())
+    }
+
     /// Checks a root as [`Store::open_served`] would, as far as that can be told by looking. The answer is who
     /// serves it now, if anybody does. A root that is missing is fine where it could be made.
     ///

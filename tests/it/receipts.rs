@@ -147,7 +147,7 @@ fn a_receipt_key_that_others_can_read_stops_the_start() {
     let key = world.root().join(".sealift/receipt-key.pem");
     fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     let mut command = binary();
-    command.args(["serve", "--check", "--listen", "127.0.0.1:0", "--root"]).arg(world.root());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--root"]).arg(world.root());
     let output = command.arg("--certs").arg(world.path("certs")).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("chmod 600"), "{output:?}");
