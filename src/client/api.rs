@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::buffer::Pool;
-use crate::client::connect::{Dialer, Greeted};
+use crate::client::connect::{Dialer, Greeted, jittered};
 use crate::client::event::{Event, Events, ItemId};
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
@@ -88,7 +88,7 @@ impl Client {
     /// Connects to a server. Events of all that this client does go to `events`.
     ///
     /// # Errors
-    /// `Connection` or `Timeout` when it cannot be reached within 30 seconds; `Trust` or `Version` when the two do
+    /// `Connection` or `Timeout` when it cannot be reached, or breaks off again and again, for 30 seconds; `Trust` or `Version` when the two do
     /// not go together; what the server refuses with.
     ///
     /// # Cancel safety
@@ -111,7 +111,7 @@ impl Client {
                 next_item: AtomicU64::new(1),
             }),
         };
-        let greeted = client.inner.dialer.connect().await?;
+        let greeted = client.inner.dialer.connect_first(&client.inner.events).await?;
         let session = client.take_up(greeted, true).await;
         client.inner.link.lock().await.session = Some(session);
         Ok(client)
@@ -407,13 +407,6 @@ pub(crate) fn random_id() -> Result<Bytes16> {
     getrandom::fill(&mut bytes)
         .map_err(|error| Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error))?;
     Ok(Bytes16(bytes))
-}
-
-/// Between half and all of a wait, so that many clients do not come back at once.
-fn jittered(wait: Duration) -> Duration {
-    // Without random bytes they merely come back together.
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    wait / 2 + (wait / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// The attempts at one thing.
