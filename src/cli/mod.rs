@@ -1,7 +1,8 @@
 //! The command line: reads flags and the environment, runs a command, prints, exits.
 //!
 //! Only this module and `main` print, exit or look at the environment. [`args`] types the flags, [`sources`] turns
-//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get` and `ops` run over one `session`, [`output`] shows what happens, [`mod@format`] writes
+//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get`, `verify` and `ops` run over one
+//! `session`, `scrub` looks at a disk here, [`output`] shows what happens, [`mod@format`] writes
 //! entries and hashes, [`signals`] listens.
 
 pub mod args;
@@ -12,12 +13,14 @@ mod get;
 mod ops;
 pub mod output;
 mod put;
+mod scrub;
 pub mod serve;
 mod session;
 pub mod signals;
 pub mod sources;
 pub mod trust;
 pub mod values;
+mod verify;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -55,12 +58,14 @@ fn run(command: Command) -> Result<u8> {
         Command::Serve(args) => serve::run(&args, &mut io::stdout()).map(|()| 0),
         Command::Put(args) => put::run(&args),
         Command::Get(args) => get::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Ls(args) => ops::ls(&args),
         Command::Stat(args) => ops::stat(&args),
         Command::Hash(args) => ops::hash(&args),
         Command::Rm(args) => ops::rm(&args),
         Command::Mv(args) => ops::mv(&args),
         Command::Mkdir(args) => ops::mkdir(&args),
+        Command::Scrub(args) => scrub::run(&args),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

@@ -182,12 +182,12 @@ impl Client {
         Ok(entries)
     }
 
-    /// The hash and size of a file's content.
+    /// The hash and size of a file's content, which the server reads for it.
     ///
     /// # Errors
     /// `NotFound`, `IsDirectory`, `Rights`.
     pub async fn hash(&self, path: &RemotePath) -> Result<(Root, u64)> {
-        match self.request(&Hash { path: path.clone() }).await? {
+        match self.request(&Hash { path: path.clone(), read: Some(true) }).await? {
             (Reply::Done(Done { root: Some(root), size: Some(size), .. }), _) => Ok((root, size)),
             (other, session) => Err(session.unexpected(&other)),
         }

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod remote;
 mod session;
 mod upload;
+mod verify;
 pub mod walk;
 
 pub use api::{Client, ClientOptions};

@@ -423,6 +423,7 @@ impl Driver {
             }
             Kind::Hash => {
                 let request = Hash::from_payload(payload)?;
+                let is_read = request.read.unwrap_or(false);
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
                     let run = requests::open_to_hash(shared, who, &request.path).map(|file| HashRun {
@@ -430,7 +431,7 @@ impl Driver {
                         tree: crate::hash::Tree::new(),
                         from: 0,
                         next: 0,
-                        purpose: Purpose::Root,
+                        purpose: Purpose::Root(is_read),
                     });
                     Job::OpenedToHash(transfer, run)
                 });
@@ -696,15 +697,16 @@ impl Driver {
     fn hashed(&mut self, transfer: u32, run: HashRun) -> Result<()> {
         let (size, end) = (run.file.size(), run.end());
         let is_wanted = match run.purpose {
-            Purpose::Root => self.requests.contains(&transfer),
+            Purpose::Root(_) => self.requests.contains(&transfer),
             Purpose::Base | Purpose::Values(_) => self.flow.is_open(transfer),
         };
         if !is_wanted {
             drop_elsewhere(&self.shared, run.file);
             return Ok(());
         }
-        if run.purpose == Purpose::Root {
-            if let Some(root) = run.file.recorded_root().or_else(|| run.tree.root(size)) {
+        if let Purpose::Root(is_read) = run.purpose {
+            let recorded = if is_read { None } else { run.file.recorded_root() };
+            if let Some(root) = recorded.or_else(|| run.tree.root(size)) {
                 self.requests.remove(&transfer);
                 match run.file.check_unchanged() {
                     Ok(()) => {

@@ -111,7 +111,7 @@ impl HashRun {
     pub(super) fn end(&self) -> u64 {
         match self.purpose {
             Purpose::Values(end) => end,
-            Purpose::Base | Purpose::Root => group_count(self.file.size()),
+            Purpose::Base | Purpose::Root(_) => group_count(self.file.size()),
         }
     }
 }
@@ -121,8 +121,8 @@ impl HashRun {
 pub(super) enum Purpose {
     /// The client compares it with its own.
     Base,
-    /// The client asked for the root.
-    Root,
+    /// The client asked for the root, and believes the recorded one or (`true`) does not.
+    Root(bool),
     /// The client asked for group values up to here.
     Values(u64),
 }

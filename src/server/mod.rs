@@ -10,6 +10,7 @@ mod convert;
 mod flow;
 mod outcomes;
 mod requests;
+mod scrub;
 mod share;
 mod shared;
 
@@ -33,6 +34,8 @@ use crate::limits;
 use crate::net::SocketBuffers;
 use crate::storage::Store;
 use crate::tls::ServerTls;
+
+pub use scrub::{ScrubOptions, Told, scrub};
 
 /// What a server is made of.
 pub struct ServerOptions {

@@ -30,6 +30,7 @@ mod open;
 mod publish;
 mod read;
 mod recorded;
+mod scrub;
 mod sys;
 mod upload;
 mod walk;
@@ -40,6 +41,7 @@ mod tests;
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
+pub use scrub::Condition;
 pub use upload::{FileMetadata, NewFile, Staged, Upload};
 
 /// The name under which a served root keeps its state: lock and staging.
@@ -203,6 +205,8 @@ struct Inner {
     label: String,
     options: StoreOptions,
     state: Option<State>,
+    /// The state directory and every directory in it.
+    reserved: Vec<Identity>,
     openat2: bool,
     warnings: Vec<String>,
     /// Whether nameless files (`O_TMPFILE`) work; turned off by the first refusal.
@@ -222,8 +226,6 @@ struct Inner {
 /// What a served root keeps in its state directory.
 struct State {
     staging: OwnedFd,
-    /// The state directory and every directory in it.
-    reserved: Vec<Identity>,
     /// Held for as long as the store lives; the lock goes with it.
     _lock: OwnedFd,
 }
@@ -251,6 +253,12 @@ impl Store {
     #[must_use]
     pub fn is_reserved(&self, path: &RemotePath) -> bool {
         self.inner.is_reserved(path)
+    }
+}
+
+impl From<Inner> for Store {
+    fn from(inner: Inner) -> Store {
+        Store { inner: Arc::new(inner) }
     }
 }
 

@@ -110,7 +110,7 @@ fn shown(components: &[Component]) -> String {
 
 impl Inner {
     pub(super) fn is_reserved_identity(&self, identity: Identity) -> bool {
-        self.state.as_ref().is_some_and(|state| state.reserved.contains(&identity))
+        self.reserved.contains(&identity)
     }
 
     pub(super) fn is_reserved(&self, path: &RemotePath) -> bool {

@@ -240,7 +240,7 @@ fn a_download_gets_through_a_link_that_is_cut_all_the_time() {
 fn a_first_connection_that_breaks_before_the_greeting_is_tried_again() {
     let world = World::new();
     let server = world.serve();
-    let whole = greeted(&server) + 20;
+    let whole = greeted(&server) - 40;
     // From before the first byte of the server to the last one of its hello.
     let places: Vec<u64> = (0..6).map(|step| (whole - 1) * step / 5).collect();
     std::thread::scope(|scope| {

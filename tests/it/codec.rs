@@ -141,7 +141,7 @@ round_trips! {
     close_goes_round: Just(Close {});
     stat_goes_round: path().prop_map(|path| Stat { path });
     list_goes_round: path().prop_map(|path| ListDirectory { path });
-    hash_goes_round: path().prop_map(|path| Hash { path });
+    hash_goes_round: (path(), maybe(any::<bool>())).prop_map(|(path, read)| Hash { path, read });
     make_directory_goes_round: path().prop_map(|path| MakeDirectory { path });
     make_link_goes_round: (path(), vec(any::<u8>(), 0..100), maybe(mtime()), if_exists())
         .prop_map(|(path, target, mtime, if_exists)| MakeLink { path, target, mtime, if_exists });

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 10] = ["certs", "serve", "put", "get", "ls", "stat", "hash", "rm", "mv", "mkdir"];
+const COMMANDS: [&str; 12] =
+    ["certs", "serve", "put", "get", "verify", "ls", "stat", "hash", "rm", "mv", "mkdir", "scrub"];
 
 fn sealift(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sealift"))
@@ -60,6 +61,11 @@ fn usage_errors_end_with_2_and_versions_with_0() {
         (&["get", "x"], 2),
         (&["rm", "sealift://nas/"], 2),
         (&["serve"], 2),
+        (&["verify", "a", "b"], 2),
+        (&["verify", "-", "sealift://nas/x"], 2),
+        (&["scrub"], 2),
+        (&["scrub", "--root", "/nonexistent/root"], 2),
+        (&["scrub", "--root", "/tmp", "--path", "../x"], 2),
     ] {
         let output = sealift(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");

@@ -15,9 +15,11 @@ mod order;
 mod real;
 mod refusals;
 mod rig;
+mod scrub;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
 mod tls;
 mod transfer;
 mod vectors;
+mod verify;

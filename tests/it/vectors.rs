@@ -212,7 +212,8 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("Close", 10, Close {}),
         vector("Stat", 11, Stat { path: RemotePath::root() }),
         vector("List", 12, ListDirectory { path: path("in") }),
-        vector("Hash", 13, Hash { path: path("in/a b") }),
+        vector("Hash", 13, Hash { path: path("in/a b"), read: None }),
+        vector("Hash read", 13, Hash { path: path("in/a b"), read: Some(true) }),
         vector("MakeDirectory", 14, MakeDirectory { path: path("in/new") }),
         vector(
             "MakeLink",

@@ -167,7 +167,7 @@ async fn attempt(peer: &mut Peer, attempt: Try) -> Result<(), ErrorKind> {
         Try::Stat => peer.ask(&Stat { path: path("file") }).await,
         Try::List => peer.ask(&ListDirectory { path: path("dir") }).await,
         Try::Get => peer.ask(&Get { path: path("file"), unasked_max: 100 }).await,
-        Try::Hash => peer.ask(&Hash { path: path("file") }).await,
+        Try::Hash => peer.ask(&Hash { path: path("file"), read: None }).await,
         Try::PutNew => return peer.store(put_small("new", b"new"), b"new").await.map(|_| ()),
         Try::PutOver(if_exists) => {
             return peer.store(Put { if_exists, ..put_small("file", b"newer") }, b"newer").await.map(|_| ());
