@@ -168,7 +168,7 @@ class Sealift(Tool):
         return []
 
     def serve(self):
-        return [self.bench.sealift, "serve", "--quiet", "--listen", f"{self.address}:{self.port}", "--root", self.root,
+        return [self.bench.sealift, "serve", "--quiet", "--per-address", "20000", "--per-principal", "20000", "--listen", f"{self.address}:{self.port}", "--root", self.root,
                 "--certs", self.bench.server_certs]
 
     def url(self, name):

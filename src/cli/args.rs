@@ -15,6 +15,7 @@ use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
+use crate::limits;
 use crate::protocol::{IfExists, Rights};
 use crate::storage::ModeRange;
 
@@ -399,6 +400,12 @@ pub struct ServeArgs {
     /// Bytes of memory for content in flight
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
     pub memory: u64,
+    /// Connections of one address (IPv6: of its /64) at most
+    #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_ADDRESS_MAX)]
+    pub per_address: usize,
+    /// Connections of one certificate at most
+    #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_PRINCIPAL_MAX)]
+    pub per_principal: usize,
     /// Permissions of stored files, at least and at most, octal
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub file_mode: Option<ModeRange>,

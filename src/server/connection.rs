@@ -13,13 +13,16 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::commit::Opened;
+use super::crowd::Seat;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::requests::{self, Got, ListStep};
+use super::share::OpenCount;
 use super::shared::{Shared, Who};
 use crate::access::Principal;
 use crate::error::{Blame, Error, ErrorKind, Result};
@@ -28,7 +31,7 @@ use crate::limits;
 use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
-    self, Breach, ClientHello, Close, Done, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List, ListDirectory,
+    self, Breach, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List, ListDirectory,
     MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Remove, Rename, ServerHello, SetDirectory,
     Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
 };
@@ -42,35 +45,59 @@ const LISTINGS_MAX: usize = 4;
 /// and time. A slot holds a path; at the bound the rest keep what they were made with.
 const MADE_DIRECTORIES_MAX: usize = 4096;
 
-/// Serves one accepted stream. `half_open` is held until the peer has said hello.
+/// Serves one accepted stream. The permit is held until the peer has said hello, the seat to its end.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     peer: SocketAddr,
     id: u64,
-    half_open: OwnedSemaphorePermit,
+    (half_open, mut seat): (OwnedSemaphorePermit, Seat),
 ) {
     let span = info_span!("connection", id, %peer);
+    let (draining, stopping) = (shared.draining.clone(), shared.stopping.clone());
     async move {
         let started = Instant::now();
-        match greet(&shared, acceptor, tcp).await {
+        // Who is about to begin need not be waited for when the server ends.
+        let greeted = tokio::select! {
+            biased;
+            greeted = greet(&shared, acceptor, tcp, &mut seat) => greeted,
+            () = cancelled_for(&draining, limits::STOP_TIMEOUT) => {
+                Err(Error::new(ErrorKind::Stopping, "the server stops, and the client had not said hello"))
+            }
+        };
+        drop(half_open);
+        match greeted {
             Ok((connection, who)) => {
-                drop(half_open);
-                Box::pin(run(shared, connection, who, started)).await;
+                let run = Box::pin(run(shared, connection, who, started));
+                // Its work ends when the server stops; its goodbye may not be taken.
+                tokio::select! {
+                    biased;
+                    () = run => {}
+                    () = cancelled_for(&stopping, limits::STOP_TIMEOUT) => debug!("cut off"),
+                }
             }
-            Err(error) => {
-                drop(half_open);
-                debug!("refused: {}", error.chain());
-            }
+            Err(error) => debug!("refused: {}", error.chain()),
         }
+        drop(seat);
     }
     .instrument(span)
     .await;
 }
 
+/// Returns so long after it was cancelled.
+async fn cancelled_for(token: &CancellationToken, time: Duration) {
+    token.cancelled().await;
+    sleep(time).await;
+}
+
 /// Handshake, choice of protocol and hellos, each under its deadline.
-async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>)> {
+async fn greet(
+    shared: &Arc<Shared>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    seat: &mut Seat,
+) -> Result<(Connection, Arc<Who>)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
     let accept = acceptor.accept(socket).into_fallible();
     let stream = match timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
@@ -99,7 +126,7 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
         }
     };
     let mut connection = Connection::new(TlsStream::Server(stream));
-    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal)).await {
+    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal, seat)).await {
         Ok(Ok(who)) => {
             connection.greeted();
             info!("{} connected, {described}", who.principal);
@@ -117,7 +144,12 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal) -> Result<Who> {
+async fn hello(
+    shared: &Shared,
+    connection: &mut Connection,
+    principal: Principal,
+    seat: &mut Seat,
+) -> Result<Who> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -143,6 +175,7 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
         return Err(Error::new(ErrorKind::Unsupported, format!("this server does not offer {what}")));
     }
     let rights = shared.access.rights(&principal)?;
+    seat.greeted(&principal)?;
     let name = match &principal {
         Principal::Certified { name, .. } => name.clone(),
         Principal::Anonymous => None,
@@ -214,6 +247,8 @@ struct Driver {
     /// Pages that are being read.
     listing: usize,
     made: HashSet<RemotePath>,
+    /// What this connection has open, as its principal is charged for it.
+    open: OpenCount,
     stored_count: u64,
     sent_count: u64,
 }
@@ -233,6 +268,7 @@ enum ListStage {
 async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started: Instant) {
     let principal = who.principal.clone();
     let mut driver = Driver {
+        open: OpenCount::new(Arc::clone(&who.share)),
         flow: Flow::new(Arc::clone(&shared), who),
         shared: Arc::clone(&shared),
         connection,
@@ -326,7 +362,7 @@ impl Driver {
                 Step::Event(Event::Control(kind, transfer, payload)) => {
                     if kind == Kind::Working {
                         Working::from_payload(&payload)?;
-                        watch.heard();
+                        watch.heard(FRAME_HEADER_LEN + payload.len());
                     }
                     self.control(kind, transfer, &payload)?;
                 }
@@ -334,7 +370,12 @@ impl Driver {
                 Step::Room => {}
             }
             self.go_on();
+            self.open.set(self.open_count());
         }
+    }
+
+    fn open_count(&self) -> usize {
+        self.flow.open_count() + self.requests.len()
     }
 
     fn is_idle(&self) -> bool {
@@ -457,8 +498,16 @@ impl Driver {
             return Err(Breach::Unexpected { kind, why: "numbers of transfers ascend from 1 on" }.into());
         }
         self.last_transfer = transfer;
-        if self.flow.open_count() + self.requests.len() > 2 * limits::OPEN_TRANSFERS_MAX {
+        if self.open_count() > 2 * limits::OPEN_TRANSFERS_MAX {
             return Err(Breach::Excess("open transfers").into());
+        }
+        if self.flow.who.share.open() >= limits::OPEN_PER_PRINCIPAL_MAX {
+            if kind == Kind::Put {
+                self.flow.throw_away(transfer);
+            }
+            let message = "this principal has too many transfers and requests open, over all its connections";
+            self.fail(transfer, &Error::new(ErrorKind::Busy, message));
+            return Ok(false);
         }
         if self.shared.draining.is_cancelled() {
             // What runs on this connection goes on.
@@ -800,28 +849,53 @@ impl Driver {
     }
 }
 
-/// The deadlines of a connection: idle, and progress in bytes.
+/// The deadlines of a connection: idle, and progress in bytes. A peer that says that it is at work is waited for
+/// longer, and not for ever.
 struct Watch {
     idle_since: Instant,
     bytes: u64,
     window_began: Instant,
     window_bytes: u64,
+    /// Bytes of messages that only say that the peer is at work: they are no progress.
+    words: u64,
+    /// When bytes were last seen to move, whatever was said.
+    moved: Instant,
+    /// The window in which that is looked for.
+    moving_began: Instant,
+    moving_bytes: u64,
 }
 
 impl Watch {
     fn new() -> Watch {
         let now = Instant::now();
-        Watch { idle_since: now, bytes: 0, window_began: now, window_bytes: 0 }
+        Watch {
+            idle_since: now,
+            bytes: 0,
+            window_began: now,
+            window_bytes: 0,
+            words: 0,
+            moved: now,
+            moving_began: now,
+            moving_bytes: 0,
+        }
     }
 
-    /// The peer says that it is at work.
-    fn heard(&mut self) {
+    /// The peer says that it is at work, in so many bytes.
+    fn heard(&mut self, len: usize) {
         self.window_began = Instant::now();
+        self.words += len as u64;
     }
 
     fn look(&mut self, bytes: u64, idle: bool, working: bool) -> Result<()> {
         let now = Instant::now();
         let since = |start: Instant| now.saturating_duration_since(start);
+        let bytes = bytes.saturating_sub(self.words);
+        if bytes.saturating_sub(self.moving_bytes) >= limits::PROGRESS_LEN_MIN || idle || working {
+            self.moved = now;
+        }
+        if self.moved == now || since(self.moving_began) >= limits::PROGRESS_TIMEOUT {
+            (self.moving_began, self.moving_bytes) = (now, bytes);
+        }
         if bytes.saturating_sub(self.window_bytes) >= limits::PROGRESS_LEN_MIN || idle || working {
             self.window_began = now;
             self.window_bytes = bytes;
@@ -835,6 +909,9 @@ impl Watch {
         }
         if since(self.window_began) >= limits::PROGRESS_TIMEOUT {
             return Err(late("no progress on this connection", limits::PROGRESS_TIMEOUT));
+        }
+        if since(self.moved) >= limits::WORKING_TIMEOUT {
+            return Err(late("the client has only said that it is at work", limits::WORKING_TIMEOUT));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 mod commit;
 mod connection;
 mod convert;
+mod crowd;
 mod flow;
 mod outcomes;
 mod requests;
@@ -35,6 +36,7 @@ use crate::net::SocketBuffers;
 use crate::storage::Store;
 use crate::tls::ServerTls;
 
+pub use crowd::CrowdLimits;
 pub use scrub::{ScrubOptions, Told, scrub};
 
 /// What a server is made of.
@@ -49,6 +51,8 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
+    /// Connections of one address and of one principal.
+    pub crowd: CrowdLimits,
 }
 
 /// A server that is bound and not yet running.
@@ -71,6 +75,7 @@ impl Server {
             shares: share::Shares::new(options.memory),
             socket_buffers: SocketBuffers::new(),
             outcomes: outcomes::Outcomes::default(),
+            crowd: crowd::Crowd::new(options.crowd),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
@@ -99,6 +104,8 @@ impl Server {
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
+        let mut watching = JoinSet::new();
+        watching.spawn(watch_store(Arc::clone(&shared)));
         for listener in listeners {
             let loop_ = accept(
                 Arc::clone(&shared),
@@ -116,6 +123,7 @@ impl Server {
             }
         }
         shared.draining.cancel();
+        watching.abort_all();
         shared.tasks.close();
         let running = shared.connection_count.load(Ordering::Relaxed);
         if running > 0 {
@@ -183,15 +191,42 @@ async fn accept(
             warn!("{peer}: closed, too many connections have not said hello");
             continue;
         };
+        let seat = match shared.crowd.enter(peer.ip()) {
+            Ok(seat) => seat,
+            Err((count, what)) => {
+                // A flood shall not fill the log.
+                if count.is_power_of_two() {
+                    warn!("{peer}: closed, its address has too many {what} (refusal {count}; told at 1, 2, 4, 8, …)");
+                }
+                continue;
+            }
+        };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
         let tasks = shared.tasks.clone();
         tasks.spawn(async move {
             shared.connection_count.fetch_add(1, Ordering::Relaxed);
-            connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await;
+            connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, (half_open, seat)).await;
             shared.connection_count.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
         });
+    }
+}
+
+/// Looks at the disk now and then, so that the log tells when it fails or goes away, and when it is back.
+async fn watch_store(shared: Arc<shared::Shared>) {
+    let mut was_well = true;
+    loop {
+        sleep(limits::STORE_TRIAL_INTERVAL).await;
+        let store = shared.store.clone();
+        let checked = tokio::task::spawn_blocking(move || store.check()).await;
+        match &checked {
+            Ok(Ok(())) if !was_well => info!("the disk can be written to again"),
+            Ok(Err(error)) if was_well => error!("nothing is stored for now: {}", error.chain()),
+            Err(error) => error!("looking at the disk failed: {error}"),
+            Ok(_) => {}
+        }
+        was_well = matches!(checked, Ok(Ok(())));
     }
 }
 

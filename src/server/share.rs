@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::access::Principal;
 use crate::buffer::{BUFFER_ALIGN, Buffer, Pool};
-use crate::limits::BUFFER_SHARE;
+use crate::limits::{BUFFER_SHARE, HASHES_PER_PRINCIPAL_MAX};
 
 /// The shares of all principals that are connected.
 pub(super) struct Shares {
@@ -21,6 +22,16 @@ pub(super) struct Shares {
 pub(super) struct Share {
     pool: Pool,
     pages: Arc<Semaphore>,
+    /// Steps of hashing that may run.
+    hashes: Arc<Semaphore>,
+    /// Transfers and requests that are open.
+    open: AtomicUsize,
+}
+
+/// What one connection adds to the open transfers and requests of its principal.
+pub(super) struct OpenCount {
+    share: Arc<Share>,
+    count: usize,
 }
 
 /// A buffer that counts against its principal's share and the whole budget.
@@ -44,7 +55,12 @@ impl Shares {
         }
         // Those that nobody holds any more go when there is a new one, so the table is as large as the crowd.
         shares.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Share { pool: self.pool.clone(), pages: Arc::new(Semaphore::new(self.page_count)) });
+        let share = Arc::new(Share {
+            pool: self.pool.clone(),
+            pages: Arc::new(Semaphore::new(self.page_count)),
+            hashes: Arc::new(Semaphore::new(HASHES_PER_PRINCIPAL_MAX)),
+            open: AtomicUsize::new(0),
+        });
         shares.insert(principal.clone(), Arc::downgrade(&share));
         share
     }
@@ -59,6 +75,44 @@ impl Share {
         let pages = u32::try_from(len.div_ceil(BUFFER_ALIGN)).expect("a lease is at most a group");
         let permit = Arc::clone(&self.pages).acquire_many_owned(pages).await.expect("the share is never closed");
         Lease { buffer: self.pool.lease(len).await, _pages: permit }
+    }
+}
+
+impl Share {
+    /// Leave to hash for a step, as soon as others of this principal have ended theirs.
+    ///
+    /// # Cancel safety
+    /// Safe: a dropped call has taken nothing.
+    pub(super) async fn hash(self: Arc<Share>) -> OwnedSemaphorePermit {
+        Arc::clone(&self.hashes).acquire_owned().await.expect("the share is never closed")
+    }
+
+    /// The transfers and requests that are open over all connections.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+impl OpenCount {
+    pub(super) fn new(share: Arc<Share>) -> OpenCount {
+        OpenCount { share, count: 0 }
+    }
+
+    /// The connection has so many open now.
+    pub(super) fn set(&mut self, count: usize) {
+        // Each connection subtracts only what it added, so the sum is never below zero.
+        if count > self.count {
+            self.share.open.fetch_add(count - self.count, Ordering::Relaxed);
+        } else {
+            self.share.open.fetch_sub(self.count - count, Ordering::Relaxed);
+        }
+        self.count = count;
+    }
+}
+
+impl Drop for OpenCount {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 

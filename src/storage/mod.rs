@@ -17,15 +17,15 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, Result};
 use crate::path::RemotePath;
 
 mod change;
 mod durable;
+mod health;
 mod open;
 mod publish;
 mod read;
@@ -49,9 +49,6 @@ pub const STATE_NAME: &str = ".sealift";
 
 /// What names of staging files beside their targets begin with; 32 hexadecimal digits follow.
 const HIDDEN_PREFIX: &[u8] = b".sealift-";
-
-/// Failed file syncs after which a store takes no more writes: the disk is failing, and a person must look.
-const SYNC_FAILURES_MAX: u32 = 16;
 
 /// One directory tree: the root that a server serves, or the directory that a client saves into.
 /// Clones share it; all methods may be called from many threads.
@@ -216,7 +213,9 @@ struct Inner {
     staging_places: Mutex<upload::StagingPlaces>,
     /// How old a hidden name is before it is taken for that of a dead process.
     leftover_age: Duration,
-    broken: OnceLock<String>,
+    /// Where the root was opened, and what was there: a served root only.
+    place: Option<health::Place>,
+    health: Mutex<health::Health>,
     sync_failures: AtomicU32,
     /// Numbers staging files, so that the oldest of a batch is known.
     next_order: AtomicU64,
@@ -230,6 +229,12 @@ struct State {
     _lock: OwnedFd,
 }
 
+impl State {
+    fn staging(&self) -> BorrowedFd<'_> {
+        self.staging.as_fd()
+    }
+}
+
 impl Store {
     /// What a person should know about how this store works on its file system, one sentence each.
     #[must_use]
@@ -241,12 +246,6 @@ impl Store {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.inner.root.identity
-    }
-
-    /// Why this store takes no more writes, if it came to that.
-    #[must_use]
-    pub fn broken(&self) -> Option<&str> {
-        self.inner.broken.get().map(String::as_str)
     }
 
     /// Whether this path is, or lies in, what the store keeps for itself and shows to nobody.
@@ -273,28 +272,6 @@ impl Inner {
         self.root.as_fd()
     }
 
-    /// Refuses when an earlier failure of the disk made further writes unsafe.
-    fn writable(&self) -> Result<()> {
-        match self.broken.get() {
-            None => Ok(()),
-            Some(why) => Err(Error::new(
-                ErrorKind::Io,
-                format!("nothing more is written to this disk until it is opened anew: {why}"),
-            )),
-        }
-    }
-
-    fn break_down(&self, why: String) {
-        // The first reason stays: later ones follow from it.
-        let _ = self.broken.set(why);
-    }
-
-    fn sync_failed(&self, error: rustix::io::Errno) {
-        let count = self.sync_failures.fetch_add(1, Ordering::Relaxed) + 1;
-        if count >= SYNC_FAILURES_MAX {
-            self.break_down(format!("{count} files could not be synced, the last with: {error}"));
-        }
-    }
 }
 
 /// The lock of a mutex whose content is whole between any two statements of its holders.

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::change::{LEFTOVER_AGE, make_private, remove_below};
+use super::health::Place;
 use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
@@ -51,6 +52,7 @@ impl Store {
         let nameless = probe(&fd, &state, &label, &mut warnings)?;
         let mut inner = build(fd, label, options, Some(state), openat2, nameless, warnings)?;
         inner.reserved = reserved;
+        inner.place = Some(Place::of(root, &inner.root, &inner.reserved, &inner.label)?);
         Ok(inner.into())
     }
 
@@ -98,7 +100,8 @@ pub(super) fn build(
         durable: durable::Directories::default(),
         staging_places: Mutex::default(),
         leftover_age: LEFTOVER_AGE,
-        broken: OnceLock::new(),
+        place: None,
+        health: Mutex::default(),
         sync_failures: AtomicU32::new(0),
         next_order: AtomicU64::new(0),
         whole_sync: WholeSync::new(),

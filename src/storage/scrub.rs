@@ -61,7 +61,7 @@ impl Store {
         let mut inner = build(fd, label, StoreOptions::default(), None, openat2, false, Vec::new())?;
         inner.reserved = reserved;
         inner.leftover_age = std::time::Duration::MAX;
-        inner.break_down("it was opened to be looked at".to_owned());
+        inner.look_only();
         Ok(inner.into())
     }
 

@@ -136,14 +136,22 @@ impl Inner {
         })
     }
 
-    /// Refuses a file that is larger than what is free, as far as the file system tells.
+    /// Refuses a file that there is no room for, or no inode, as far as the file system tells.
     fn check_space(&self, directory: &Directory, path: &RemotePath, size: u64) -> Result<()> {
         match free_space(directory) {
             Some(free) if free < size => {
-                Err(Error::new(ErrorKind::NoSpace, format!("store {path}: it needs {size} bytes, {free} are free")))
+                return Err(Error::new(
+                    ErrorKind::NoSpace,
+                    format!("store {path}: it needs {size} bytes, {free} are free"),
+                ));
             }
-            _ => Ok(()),
+            _ => {}
         }
+        if free_files(directory) == Some(0) {
+            let message = format!("store {path}: the file system can hold no further file (it has no inodes left)");
+            return Err(Error::new(ErrorKind::NoSpace, message));
+        }
+        Ok(())
     }
 
     fn staging_error(&self, directory: &Directory, path: &RemotePath, errno: Errno) -> Error {
@@ -260,6 +268,13 @@ pub(super) fn free_space(directory: impl AsFd) -> Option<u64> {
     let stat = rustix::fs::fstatvfs(directory).ok()?;
     let blocks = if rustix::process::geteuid().is_root() { stat.f_bfree } else { stat.f_bavail };
     (stat.f_blocks > 0).then(|| blocks.saturating_mul(stat.f_frsize))
+}
+
+/// Files that can still be made on the file system of this directory; none when it has no such bound.
+fn free_files(directory: impl AsFd) -> Option<u64> {
+    let stat = rustix::fs::fstatvfs(directory).ok()?;
+    let files = if rustix::process::geteuid().is_root() { stat.f_ffree } else { stat.f_favail };
+    (stat.f_files > 0).then_some(files)
 }
 
 /// Renames an empty file from one directory into another, and removes it.
@@ -533,7 +548,8 @@ impl Upload {
             Errno::NOSPC | Errno::DQUOT => {
                 let needed = self.announced.map_or(len, |size| size.saturating_sub(offset).max(len));
                 let free = free_space(&*self.staging.directory).map_or("unknown".to_owned(), |free| free.to_string());
-                format!("write {} at offset {offset} (needed: {needed} bytes, free: {free})", self.path)
+                let quota = if errno == Errno::DQUOT { ", but a quota stands against it" } else { "" };
+                format!("write {} at offset {offset} (needed: {needed} bytes, free: {free}{quota})", self.path)
             }
             _ => format!("write {} at offset {offset}", self.path),
         };
