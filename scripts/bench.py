@@ -168,8 +168,8 @@ class Sealift(Tool):
         return []
 
     def serve(self):
-        return [self.bench.sealift, "serve", "--quiet", "--per-address", "20000", "--per-principal", "20000", "--listen", f"{self.address}:{self.port}", "--root", self.root,
-                "--certs", self.bench.server_certs]
+        return [self.bench.sealift, "serve", "--quiet", "--listen", f"{self.address}:{self.port}", "--root", self.root,
+                "--certs", self.bench.server_certs, "--per-address", "20000", "--per-principal", "20000"]
 
     def url(self, name):
         return f"sealift://{self.address}:{self.port}/{name}"

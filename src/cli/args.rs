@@ -400,6 +400,9 @@ pub struct ServeArgs {
     /// Bytes of memory for content in flight
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
     pub memory: u64,
+    /// Threads for disk calls and hashing
+    #[arg(long, value_name = "N", default_value_t = limits::BLOCKING_THREADS_MAX)]
+    pub disk_threads: usize,
     /// Connections of one address (IPv6: of its /64) at most
     #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_ADDRESS_MAX)]
     pub per_address: usize,

@@ -30,7 +30,7 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let prepared = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
+        .max_blocking_threads(args.disk_threads.max(1))
         .thread_name("sealift")
         .build()
         .while_doing(|| "start the runtime".into())?;
@@ -65,6 +65,9 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
     }
     // Whoever may have more connections may also make them at the same time.
     let half_open_per_address = per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX);
+    if args.disk_threads == 0 {
+        return Err(usage("--disk-threads must be at least 1"));
+    }
     let crowd = CrowdLimits { per_address, half_open_per_address, per_principal };
     Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory, crowd })
 }
@@ -200,7 +203,7 @@ fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         ("unanswered small files, one connection", format!("{} MiB", limits::UNASKED_CONNECTION_MAX / MIB as u64)),
         ("open transfers, one connection", limits::OPEN_TRANSFERS_MAX.to_string()),
         ("… of one certificate", limits::OPEN_PER_PRINCIPAL_MAX.to_string()),
-        ("disk threads", limits::BLOCKING_THREADS_MAX.to_string()),
+        ("disk threads (--disk-threads)", args.disk_threads.to_string()),
         ("… that hash for one certificate", limits::HASHES_PER_PRINCIPAL_MAX.to_string()),
         ("the disk is looked at every", seconds(limits::STORE_TRIAL_INTERVAL)),
         ("largest file", format!("{} TiB", limits::FILE_SIZE_MAX >> 40)),

@@ -31,9 +31,9 @@ use crate::limits;
 use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
-    self, Breach, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List, ListDirectory,
-    MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Remove, Rename, ServerHello, SetDirectory,
-    Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
+    self, Breach, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List,
+    ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Remove, Rename, ServerHello,
+    SetDirectory, Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
 };
 use crate::tls;
 
@@ -144,12 +144,7 @@ async fn greet(
     }
 }
 
-async fn hello(
-    shared: &Shared,
-    connection: &mut Connection,
-    principal: Principal,
-    seat: &mut Seat,
-) -> Result<Who> {
+async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal, seat: &mut Seat) -> Result<Who> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),

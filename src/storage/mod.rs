@@ -271,7 +271,6 @@ impl Inner {
     fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
-
 }
 
 /// The lock of a mutex whose content is whole between any two statements of its holders.

@@ -6,6 +6,7 @@
 
 mod bytes;
 mod content;
+mod greedy;
 mod limits;
 mod names;
 mod peer;

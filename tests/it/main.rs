@@ -5,6 +5,7 @@ mod certs;
 mod changing;
 mod codec;
 mod crash;
+mod every_call;
 mod faults;
 mod help;
 mod hostile;

@@ -16,7 +16,7 @@ use sealift::access::Access;
 use sealift::hash::Root;
 use sealift::path::{NamePolicy, RemotePath};
 use sealift::protocol::*;
-use sealift::server::{Server, ServerOptions};
+use sealift::server::{CrowdLimits, Server, ServerOptions};
 use sealift::storage::{Store, StoreOptions};
 use sealift::tls::{self, ClientOptions, ClientTls, ServerTls, folder};
 use tempfile::TempDir;
@@ -74,6 +74,15 @@ impl World {
     }
 
     pub(super) async fn with_rights(certified: Rights, anonymous: Option<Rights>) -> World {
+        World::with(certified, anonymous, 64 << 20, CrowdLimits::default()).await
+    }
+
+    /// A server with so much memory for content, and such bounds for those who connect.
+    pub(super) async fn with_limits(memory: usize, crowd: CrowdLimits) -> World {
+        World::with(Rights::ALL, Some(Access::ANONYMOUS_DEFAULT), memory, crowd).await
+    }
+
+    async fn with(certified: Rights, anonymous: Option<Rights>, memory: usize, crowd: CrowdLimits) -> World {
         count_panics();
         let folder = tempfile::tempdir().unwrap();
         let request = folder::Request { directory: folder.path().join("certs"), ..folder::Request::default() };
@@ -86,7 +95,7 @@ impl World {
         std::os::unix::fs::symlink("canaries/deep/file", folder.path().join("link")).unwrap();
         let store = Store::open_served(&root, StoreOptions::default()).unwrap();
         let access = Access { certified, anonymous, names: NamePolicy::default() };
-        let (address, drain, stop, running) = start(&folder, store.clone(), access);
+        let (address, drain, stop, running) = start(&folder, store.clone(), access, memory, crowd);
         let mut world = World {
             canaries: BTreeMap::new(),
             folder,
@@ -110,7 +119,8 @@ impl World {
     pub(super) async fn serve_with(&mut self, certified: Rights, anonymous: Option<Rights>) {
         self.stop.cancel();
         let access = Access { certified, anonymous, names: NamePolicy::default() };
-        let (address, drain, stop, running) = start(&self.folder, self.store.clone(), access);
+        let (address, drain, stop, running) =
+            start(&self.folder, self.store.clone(), access, 64 << 20, CrowdLimits::default());
         let mut before = std::mem::replace(&mut self.running, running);
         (self.address, self.drain, self.stop) = (address, drain, stop);
         timeout(SOON, before.join_next()).await.expect("a stopped server ends").unwrap().unwrap();
@@ -122,6 +132,18 @@ impl World {
 
     pub(super) fn drain(&self) {
         self.drain.cancel();
+    }
+
+    /// Ends the server, with or without patience. Returns how long that took.
+    pub(super) async fn end(mut self, is_hard: bool) -> Duration {
+        let begun = std::time::Instant::now();
+        if is_hard {
+            self.stop.cancel()
+        } else {
+            self.drain.cancel()
+        }
+        timeout(2 * SOON, self.running.join_next()).await.expect("a stopped server ends").unwrap().unwrap();
+        begun.elapsed()
     }
 
     /// The client's half of TLS, with its certificate or without.
@@ -229,7 +251,7 @@ impl Drop for World {
 
 type Started = (std::net::SocketAddr, CancellationToken, CancellationToken, JoinSet<()>);
 
-fn start(folder: &TempDir, store: Store, access: Access) -> Started {
+fn start(folder: &TempDir, store: Store, access: Access, memory: usize, crowd: CrowdLimits) -> Started {
     let mut options = tls::ServerOptions::in_folder(&folder.path().join("certs"));
     options.allow_anonymous = access.anonymous.is_some();
     let options = ServerOptions {
@@ -237,7 +259,8 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         tls: ServerTls::load(&options).unwrap(),
         access,
         listen: vec!["127.0.0.1:0".parse().unwrap()],
-        memory: 64 << 20,
+        memory,
+        crowd,
     };
     let server = Server::bind(options).unwrap();
     let address = server.addresses().unwrap()[0];
