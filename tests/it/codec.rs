@@ -195,6 +195,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                 (Kind::ClientHello, 2 | 3)
                 | (Kind::ServerHello, 2 | 4)
                 | (Kind::Failed, 2)
+                | (Kind::Hash, 1)
                 | (Kind::Put | Kind::Done, 1..=3)
                 | (Kind::Stored, 1 | 3)
                 | (Kind::GetAnswer, 4)

@@ -189,22 +189,31 @@ fn a_failing_disk_of_the_client_is_told_file_by_file() {
     assert!(tree(&target).is_empty());
 }
 
-/// The file system takes no more writes while it is served, and takes them again: told by type, and no restart.
+/// A file system that found itself damaged takes no more writes: told by what it is, and reading goes on.
 #[test]
-fn a_root_that_becomes_read_only_is_told_and_passes() {
+fn a_disk_that_gives_up_while_it_is_served_is_told() {
     let world = World::new();
-    let Some(mount) = Mount::tmpfs(&world.root(), "size=24M") else { return };
+    let Some(_mount) = Mount::image(&world.path("image"), &world.root(), "ext4", 30 << 20) else { return };
     let mut server = world.serve();
     for name in ["small", "large"] {
         world.file(name, &content(1, if name == "small" { 100 } else { 3 << 20 }));
     }
     server.put(&world.path("small"), "there");
-    mount.remount("ro");
+    let source = Command::new("findmnt").args(["-no", "SOURCE"]).arg(world.root()).output();
+    let device =
+        source.map(|output| String::from_utf8_lossy(&output.stdout).trim().replace("/dev/", "")).unwrap_or_default();
+    let remounted = Command::new("mount").args(["-o", "remount,errors=remount-ro"]).arg(world.root()).status();
+    if !remounted.is_ok_and(|status| status.success())
+        || fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "a test").is_err()
+    {
+        println!("skipped, no file system can be made to fail here");
+        return;
+    }
     for name in ["small", "large"] {
         let ran = server.run("put", [world.path(name).as_os_str(), server.at(name).as_ref()]);
         assert_eq!(ran.code, 1, "{ran:?}");
         let kind = ran.of_type("failed")[0]["error"].as_str().unwrap().to_owned();
-        assert!(kind == "read_only" || ran.failures().contains("Read-only file system"), "{ran:?}");
+        assert!(["read_only", "io"].contains(&&*kind), "{ran:?}");
     }
     for args in [&["rm", "there"][..], &["mkdir", "made"], &["mv", "there", "moved"]] {
         let names = args[1..].iter().map(|name| server.at(name));
@@ -212,12 +221,7 @@ fn a_root_that_becomes_read_only_is_told_and_passes() {
         assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
     }
     server.get("there", &world.path("got"));
-    mount.remount("rw");
-    until("it stores again", || {
-        let ran = server.run("put", [world.path("large").as_os_str(), server.at("large").as_ref()]);
-        (ran.code == 0).then_some(())
-    });
-    assert_eq!(tree(&world.root()).len(), 2);
+    assert_eq!(tree(&world.root()).len(), 1);
     assert!(server.is_alive());
 }
 
@@ -419,7 +423,8 @@ fn run_with_fault(fault: &str) {
         let new = fs::read(source.join(name)).unwrap();
         assert!(there == *bytes || there == new, "{what}: {name} is a mixture");
     }
-    for (name, seen) in tree(&world.root().join("source")) {
+    let stored = world.root().join("source");
+    for (name, seen) in if stored.exists() { tree(&stored) } else { Default::default() } {
         if matches!(seen.kind, What::File { .. }) && source.join(&name).exists() {
             let (there, sent) =
                 (fs::read(world.root().join("source").join(&name)).unwrap(), fs::read(source.join(&name)).unwrap());
@@ -466,16 +471,16 @@ fn run_with_fault(fault: &str) {
         server.get("over2", &world.path("still"));
         None
     });
-    let hidden = leftovers(&world.root());
-    if call == "unlinkat" || staged(&world.root()) > 0 {
+    if call.contains("unlinkat") || staged(&world.root()) > 0 {
         // What could not be removed then is removed by the next server.
         server.kill();
         server = world.serve();
     }
     until("staging is removed", || (staged(&world.root()) == 0).then_some(()));
     assert!(server.is_alive());
+    let hidden = leftovers(&world.root());
     // What could not be removed stays hidden for an hour.
-    assert!(hidden.is_empty() || call == "unlinkat", "{what}: {hidden:?}");
+    assert!(hidden.is_empty() || call.contains("unlinkat"), "{what}: {hidden:?}");
     let mut there = tree(&world.root().join("source"));
     there.retain(|name, _| source.join(name).exists());
     let mut expected = tree(&source);
@@ -498,6 +503,7 @@ fn failing_calls_never_make_a_false_answer() {
         "fsync:error=EIO:when=1",
         "fsync:error=EIO:when=2",
         "fsync,syncfs,fdatasync:error=EIO:when=1+",
+        "fsync,syncfs,openat,pwrite64,mkdirat,linkat,renameat,renameat2,unlinkat:error=EROFS:when=1+",
         "syncfs:error=EIO:when=1",
         "pwrite64:error=EIO:when=1",
         "pwrite64:error=ENOSPC:when=2",

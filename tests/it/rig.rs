@@ -619,6 +619,8 @@ impl Mount {
         if works(Command::new(format!("mkfs.{kind}")).arg("-q").arg(image))
             && works(Command::new("mount").args(["-o", "loop", "-t", kind]).arg(image).arg(path))
         {
+            // Some have one of their own.
+            let _ = fs::remove_dir(path.join("lost+found"));
             return Some(Mount(path.to_path_buf()));
         }
         println!("skipped, no image of {kind} can be mounted here");
