@@ -409,6 +409,9 @@ pub struct ServeArgs {
     /// Connections of one certificate at most
     #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_PRINCIPAL_MAX)]
     pub per_principal: usize,
+    /// Sync each small file by itself, to measure what group commits are worth
+    #[arg(long, hide = true)]
+    pub sync_each: bool,
     /// Permissions of stored files, at least and at most, octal
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub file_mode: Option<ModeRange>,

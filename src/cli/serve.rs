@@ -28,10 +28,9 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     }
     logging(args);
     let prepared = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // It accepts and waits for signals; connections have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(args.disk_threads.max(1))
-        .thread_name("sealift")
         .build()
         .while_doing(|| "start the runtime".into())?;
     runtime.block_on(serve(args, prepared, out))
@@ -51,7 +50,7 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
     if memory < 4 * GROUP_LEN {
         return Err(usage("--memory is less than 4M, too little for one transfer"));
     }
-    let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
+    let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
     }
@@ -69,7 +68,11 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
         return Err(usage("--disk-threads must be at least 1"));
     }
     let crowd = CrowdLimits { per_address, half_open_per_address, per_principal };
-    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory, crowd })
+    let disk_threads = args.disk_threads;
+    // Each has at least two of the threads for the disk, as far as there are two.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min((disk_threads / 2).max(1));
+    let listen = args.listen.clone();
+    Ok(ServerOptions { store, tls, access, listen, memory, crowd, threads, disk_threads })
 }
 
 /// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.

@@ -41,7 +41,8 @@ impl Session<'_> {
         if !self.has_summary && reader == Reader::Person && detail == Detail::Normal {
             detail = Detail::Quiet;
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
+        // One thread for the protocol: its steps wake one another, and reading, hashing and writing have others.
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_name("sealift")

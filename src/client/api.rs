@@ -1,5 +1,6 @@
 //! The client as a library: one server, a connection that is made again when it breaks, and plain requests.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +29,8 @@ const CLIENT_BUFFERS: usize = 48 * MIB;
 const ENTRIES_MAX: usize = 1 << 20;
 /// Attempts at a file that changes every time it is read.
 const CHANGED_MAX: u32 = 5;
+/// How often the progress of an item is told at most.
+const TELL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long the orderly end of a connection may take: everything is answered by then.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -374,7 +377,7 @@ impl Client {
     /// An item that is told about under a number of its own.
     pub(crate) fn item(&self, name: Vec<u8>) -> Item {
         let id = self.inner.next_item.fetch_add(1, Ordering::Relaxed);
-        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0) }
+        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0), told: None }
     }
 }
 
@@ -403,10 +406,22 @@ fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
 /// # Errors
 /// `Internal` when it has none.
 pub(crate) fn random_id() -> Result<Bytes16> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error))?;
-    Ok(Bytes16(bytes))
+    // One system call for many ids.
+    const COUNT: usize = 64;
+    thread_local! {
+        static IDS: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
+    }
+    IDS.with_borrow_mut(|ids| {
+        if ids.is_empty() {
+            let mut bytes = [0; 16 * COUNT];
+            getrandom::fill(&mut bytes).map_err(|error| {
+                Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error)
+            })?;
+            ids.extend(bytes.as_chunks().0);
+        }
+        let id = ids.pop();
+        id.map(Bytes16).ok_or_else(|| Error::new(ErrorKind::Internal, "no random bytes came from the system"))
+    })
 }
 
 /// The attempts at one thing.
@@ -450,8 +465,17 @@ pub(crate) struct Item {
     counted: u64,
     /// The most that counted as done in any attempt: only what gets beyond it is progress.
     best: u64,
-    /// Progress that there was no room to tell.
+    /// Progress that is not told yet, and when some last was.
     untold: (i64, u64),
+    told: Option<Instant>,
+}
+
+impl Drop for Item {
+    fn drop(&mut self) {
+        if self.untold != (0, 0) {
+            self.tell_now();
+        }
+    }
 }
 
 impl Item {
@@ -474,9 +498,18 @@ impl Item {
     }
 
     fn tell(&mut self, bytes: i64, moved: u64) {
-        let (bytes, moved) = (self.untold.0 + bytes, self.untold.1 + moved);
-        let told = self.client.inner.events.progress(self.id, bytes, moved);
-        self.untold = if told { (0, 0) } else { (bytes, moved) };
+        self.untold = (self.untold.0 + bytes, self.untold.1 + moved);
+        // Each telling wakes a thread.
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
+            self.told = Some(Instant::now());
+            self.tell_now();
+        }
+    }
+
+    fn tell_now(&mut self) {
+        if self.client.inner.events.progress(self.id, self.untold.0, self.untold.1) {
+            self.untold = (0, 0);
+        }
     }
 
     /// Tells what there was no room for; to be called before the item's end is told.

@@ -1,8 +1,8 @@
 //! The server: accepts many clients and saves what they send.
 //!
 //! [`Server::bind`] opens the root and the listeners, [`Server::run`] accepts until it is told to stop. Accepting
-//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`). Disk work
-//! runs on a bounded set of threads (`commit`, `requests`).
+//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`), which stays
+//! on one of a few threads (`workers`). Disk work runs on a bounded set of others (`commit`, `requests`).
 
 mod commit;
 mod connection;
@@ -14,13 +14,14 @@ mod requests;
 mod scrub;
 mod share;
 mod shared;
+mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -53,6 +54,11 @@ pub struct ServerOptions {
     pub memory: usize,
     /// Connections of one address and of one principal.
     pub crowd: CrowdLimits,
+    /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
+    /// in the runtime that the server runs in.
+    pub threads: usize,
+    /// Threads for disk calls and hashing, over all of these.
+    pub disk_threads: usize,
 }
 
 /// A server that is bound and not yet running.
@@ -60,13 +66,14 @@ pub struct Server {
     shared: Arc<shared::Shared>,
     acceptor: TlsAcceptor,
     listeners: Vec<TcpListener>,
+    workers: workers::Workers,
 }
 
 impl Server {
     /// Binds every address. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// An address that cannot be listened on.
+    /// An address that cannot be listened on, or no threads to serve with.
     pub fn bind(options: ServerOptions) -> Result<Server> {
         let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
         let shared = shared::Shared {
@@ -82,7 +89,8 @@ impl Server {
             connection_count: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
         };
-        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners })
+        let workers = workers::Workers::start(options.threads, options.disk_threads)?;
+        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners, workers })
     }
 
     /// The addresses that it listens on, with their real ports.
@@ -100,7 +108,8 @@ impl Server {
     /// # Cancel safety
     /// Not safe: use the tokens.
     pub async fn run(self, drain: CancellationToken, stop: CancellationToken) {
-        let Server { shared, acceptor, listeners } = self;
+        let Server { shared, acceptor, listeners, workers } = self;
+        let workers = Arc::new(workers);
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
@@ -114,6 +123,7 @@ impl Server {
                 Arc::clone(&permits),
                 Arc::clone(&half_open),
                 drain.clone(),
+                Arc::clone(&workers),
             );
             accepting.spawn(loop_);
         }
@@ -141,6 +151,10 @@ impl Server {
         shared.stopping.cancel();
         // Connections say goodbye within their own bound; commits that have begun finish.
         shared.tasks.wait().await;
+        // The accept loops, which had it too, have ended.
+        if let Some(workers) = Arc::into_inner(workers) {
+            workers.stop().await;
+        }
     }
 }
 
@@ -164,6 +178,7 @@ async fn accept(
     permits: Arc<Semaphore>,
     half_open: Arc<Semaphore>,
     drain: CancellationToken,
+    workers: Arc<workers::Workers>,
 ) {
     let (backoff_min, backoff_max) = limits::ACCEPT_BACKOFF;
     let mut backoff = backoff_min;
@@ -203,10 +218,21 @@ async fn accept(
         };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+        // It belongs to the runtime that it is used in.
+        let tcp = match tcp.into_std() {
+            Ok(tcp) => tcp,
+            Err(error) => {
+                warn!("{peer}: closed: {error}");
+                continue;
+            }
+        };
         let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
+        workers.spawn(&tasks, async move {
             shared.connection_count.fetch_add(1, Ordering::Relaxed);
-            connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, (half_open, seat)).await;
+            match TcpStream::from_std(tcp) {
+                Ok(tcp) => connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, (half_open, seat)).await,
+                Err(error) => warn!("{peer}: closed: {error}"),
+            }
             shared.connection_count.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
         });

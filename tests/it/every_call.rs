@@ -37,9 +37,7 @@ impl Reference {
             fs::write(world.root().join(name), &old).unwrap();
         }
         fs::write(world.root().join("got"), &large).unwrap();
-        let mut command = binary();
-        command.env("TOKIO_WORKER_THREADS", "1");
-        let server = world.serve_with_args(command, &["--disk-threads", "1"]);
+        let server = world.serve_with_args(binary(), &["--disk-threads", "1"]);
         // What is done once is done.
         server.put(&world.path("small"), "warm");
         Reference { world, server, small, large, old }

@@ -261,6 +261,9 @@ fn start(folder: &TempDir, store: Store, access: Access, memory: usize, crowd: C
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         memory,
         crowd,
+        // The clock of the test is that of the connections.
+        threads: 0,
+        disk_threads: 1,
     };
     let server = Server::bind(options).unwrap();
     let address = server.addresses().unwrap()[0];
