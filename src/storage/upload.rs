@@ -203,6 +203,11 @@ impl Inner {
                     (sys::status(directory).map_or(0, |status| status.owner), rustix::process::geteuid().as_raw());
                 format!(" (its directory belongs to user {owner}, and this runs as user {user})")
             }
+            Errno::NOSPC | Errno::DQUOT => {
+                let left =
+                    |count: Option<u64>| count.map_or("an unknown number of".to_owned(), |count| count.to_string());
+                format!(" ({} bytes and {} inodes left)", left(free_space(directory)), left(free_files(directory)))
+            }
             _ => String::new(),
         };
         Error::io(format!("begin to store {path}{hint}"), errno)
