@@ -135,3 +135,38 @@ impl AsRef<[u8]> for Lease {
         &self.buffer
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_connections_have_open_adds_up_for_their_principal() {
+        let shares = Shares::new(1 << 24);
+        let share = shares.of(&Principal::Anonymous);
+        let (mut first, mut second) =
+            (OpenCount::new(Arc::clone(&share)), OpenCount::new(shares.of(&Principal::Anonymous)));
+        first.set(5);
+        second.set(7);
+        first.set(2);
+        assert_eq!(share.open(), 9);
+        drop(second);
+        assert_eq!(share.open(), 2);
+        drop(first);
+        assert_eq!(share.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn hashing_for_one_principal_has_a_bound() {
+        let shares = Shares::new(1 << 24);
+        let share = shares.of(&Principal::Anonymous);
+        let mut turns = Vec::new();
+        for _ in 0..HASHES_PER_PRINCIPAL_MAX {
+            turns.push(Arc::clone(&share).hash().await);
+        }
+        let another = tokio::time::timeout(std::time::Duration::from_millis(20), Arc::clone(&share).hash());
+        assert!(another.await.is_err(), "one more");
+        turns.pop();
+        let _turn = share.hash().await;
+    }
+}

@@ -7,8 +7,9 @@
 //! succeeds shows that what was answered before is not lost; all that was not answered has failed for good.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::{Errno, Result as IoResult};
@@ -19,6 +20,9 @@ use super::{Identity, Inner, STATE_NAME, Store, lock};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::STORE_TRIAL_INTERVAL;
 
+/// How long a look at the place of the root is good for where another one follows before the answer.
+const PLACE_FRESH: Duration = Duration::from_millis(100);
+
 /// Failed file syncs after which a store takes no more writes before a trial has succeeded.
 const SYNC_FAILURES_MAX: u32 = 16;
 
@@ -27,6 +31,8 @@ pub(super) struct Place {
     path: PathBuf,
     root: Identity,
     state: Identity,
+    /// When it was last found to be right.
+    checked: Mutex<Option<Instant>>,
 }
 
 /// What keeps a store from being written to.
@@ -49,7 +55,7 @@ impl Place {
         let path = std::path::absolute(path).while_doing(|| format!("find the place of {label}"))?;
         let state = reserved.first().copied();
         let state = state.ok_or_else(|| Error::new(ErrorKind::Internal, "a served root without a state directory"))?;
-        Ok(Place { path, root: root.identity, state })
+        Ok(Place { path, root: root.identity, state, checked: Mutex::default() })
     }
 
     /// Confirms that the path leads to what was opened: the root itself, and its state directory in it.
@@ -57,7 +63,10 @@ impl Place {
         let identity = |path: &Path| rustix::fs::stat(path).map(|stat| Status::from(stat).identity);
         let found = identity(&self.path).and_then(|root| Ok((root, identity(&self.path.join(STATE_NAME))?)));
         match found {
-            Ok((root, state)) if root == self.root && state == self.state => Ok(()),
+            Ok((root, state)) if root == self.root && state == self.state => {
+                *lock(&self.checked) = Some(Instant::now());
+                Ok(())
+            }
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {
                 let message = format!(
                     "what is at {label} is not the directory that the server opened: its volume was unmounted, or it was moved or replaced; \
@@ -84,9 +93,25 @@ impl Store {
 impl Inner {
     /// Refuses when the root is not in its place any more, or an earlier failure of the disk made writes unsafe.
     pub(super) fn writable(&self) -> Result<()> {
-        if let Some(place) = &self.place {
-            place.check(&self.label)?;
+        self.in_place()?;
+        self.healthy()
+    }
+
+    /// The same for the beginning of a file, which is looked at again when it is published.
+    pub(super) fn writable_lately(&self) -> Result<()> {
+        let is_fresh = |place: &Place| lock(&place.checked).is_some_and(|checked| checked.elapsed() < PLACE_FRESH);
+        if !self.place.as_ref().is_some_and(is_fresh) {
+            self.in_place()?;
         }
+        self.healthy()
+    }
+
+    /// Refuses when the root is not where it was opened.
+    pub(super) fn in_place(&self) -> Result<()> {
+        self.place.as_ref().map_or(Ok(()), |place| place.check(&self.label))
+    }
+
+    fn healthy(&self) -> Result<()> {
         let mut health = lock(&self.health);
         match &mut *health {
             Health::Well => Ok(()),

@@ -87,7 +87,7 @@ impl Store {
     /// room for it, is seen when it is published and written.
     pub fn begin_in(&self, parents: &mut Parents, path: &RemotePath, options: NewFile) -> Result<Upload> {
         let inner = &self.inner;
-        inner.writable()?;
+        inner.writable_lately()?;
         let Some((name, parent)) = path.components().split_last() else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };
