@@ -16,6 +16,7 @@ use crate::cli::values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits;
+use crate::net::Congestion;
 use crate::protocol::{IfExists, Rights};
 use crate::storage::ModeRange;
 
@@ -141,6 +142,12 @@ pub struct TransferArgs {
     /// Connections of one transfer [default: computed]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
     pub streams: Option<u16>,
+    /// Bytes of content per second, at most
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bwlimit: Option<u64>,
+    /// TCP congestion control [default: bbr where allowed and the server is far, else cubic]
+    #[arg(long, value_name = "NAME", value_parser = values::congestion)]
+    pub cc: Option<Congestion>,
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -401,17 +408,26 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
     pub memory: u64,
     /// Threads for disk calls and hashing
-    #[arg(long, value_name = "N", default_value_t = limits::BLOCKING_THREADS_MAX)]
+    #[arg(long, value_name = "N", default_value_t = limits::BLOCKING_THREADS_MAX, hide = true)]
     pub disk_threads: usize,
     /// Connections of one address (IPv6: of its /64) at most
-    #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_ADDRESS_MAX)]
+    #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_ADDRESS_MAX, hide = true)]
     pub per_address: usize,
     /// Connections of one certificate at most
-    #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_PRINCIPAL_MAX)]
+    #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_PRINCIPAL_MAX, hide = true)]
     pub per_principal: usize,
     /// Sync each small file by itself, to measure what group commits are worth
     #[arg(long, hide = true)]
     pub sync_each: bool,
+    /// Bytes of content per second in each direction, all clients together
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bwlimit: Option<u64>,
+    /// The same for each client, whatever number of connections it makes
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bwlimit_client: Option<u64>,
+    /// TCP congestion control [default: bbr where allowed and the client is far, else cubic]
+    #[arg(long, value_name = "NAME", value_parser = values::congestion)]
+    pub cc: Option<Congestion>,
     /// Permissions of stored files, at least and at most, octal
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub file_mode: Option<ModeRange>,

@@ -72,7 +72,19 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
     // Each has at least two of the threads for the disk, as far as there are two.
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min((disk_threads / 2).max(1));
     let listen = args.listen.clone();
-    Ok(ServerOptions { store, tls, access, listen, memory, crowd, threads, disk_threads })
+    Ok(ServerOptions {
+        store,
+        tls,
+        access,
+        listen,
+        memory,
+        crowd,
+        threads,
+        disk_threads,
+        congestion: args.cc.clone().unwrap_or_default(),
+        rate: args.bwlimit,
+        rate_of_one: args.bwlimit_client,
+    })
 }
 
 /// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.

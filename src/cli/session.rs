@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use crate::cli::args::ConnectArgs;
+use crate::cli::args::{ConnectArgs, TransferArgs};
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
 use crate::cli::{print_error, sources, trust};
@@ -21,7 +21,8 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Session<'a> {
     pub(super) command: &'static str,
     pub(super) connect: &'a ConnectArgs,
-    pub(super) streams: Option<u16>,
+    /// How content is moved, if any is.
+    pub(super) transfer: Option<&'a TransferArgs>,
     pub(super) endpoint: Endpoint,
     /// Whether standard output carries data.
     pub(super) data_on_stdout: bool,
@@ -56,7 +57,9 @@ impl Session<'_> {
             .while_doing(|| "start a thread for the output".to_owned())?;
         let options = ClientOptions {
             timeout: self.connect.timeout,
-            streams: self.streams,
+            streams: self.transfer.and_then(|transfer| transfer.streams),
+            congestion: self.transfer.and_then(|transfer| transfer.cc.clone()).unwrap_or_default(),
+            rate: self.transfer.and_then(|transfer| transfer.bwlimit),
             ..ClientOptions::new(self.endpoint, tls)
         };
         let ending = runtime.block_on(async {

@@ -14,7 +14,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
     let session = Session {
         command: "verify",
         connect: &args.connect,
-        streams: None,
+        transfer: None,
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,

@@ -16,17 +16,21 @@ use crate::client::session::{Reply, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
+use crate::net::Congestion;
 use crate::path::{Component, RemotePath};
 use crate::protocol::{
     Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
     SetDirectory, Stat,
 };
 use crate::tls::ClientTls;
+use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
 /// Entries of one directory that are kept in memory, about 150 bytes each. More: that directory is refused.
 const ENTRIES_MAX: usize = 1 << 20;
+/// A smaller transfer is over before further connections would help.
+const LANES_FROM: u64 = 4 * MIB as u64;
 /// Attempts at a file that changes every time it is read.
 const CHANGED_MAX: u32 = 5;
 /// How often the progress of an item is told at most.
@@ -44,15 +48,26 @@ pub struct ClientOptions {
     pub tls: ClientTls,
     /// The longest time without progress, reconnects included.
     pub timeout: Duration,
-    /// Connections of one transfer; none: as many as make it fast. One is used for now.
+    /// Connections of one transfer; none: as many as make it fast.
     pub streams: Option<u16>,
+    /// What is asked of the system for each connection.
+    pub congestion: Congestion,
+    /// Bytes of content per second at most, over all connections; none: as many as there can be.
+    pub rate: Option<u64>,
 }
 
 impl ClientOptions {
     /// The defaults for this server.
     #[must_use]
     pub fn new(endpoint: Endpoint, tls: ClientTls) -> ClientOptions {
-        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None }
+        ClientOptions {
+            endpoint,
+            tls,
+            timeout: CLIENT_PROGRESS_TIMEOUT,
+            streams: None,
+            congestion: Congestion::default(),
+            rate: None,
+        }
     }
 }
 
@@ -69,6 +84,7 @@ pub struct Client {
 struct Inner {
     dialer: Dialer,
     timeout: Duration,
+    streams: Option<u16>,
     pool: Pool,
     events: Events,
     link: tokio::sync::Mutex<Link>,
@@ -103,8 +119,9 @@ impl Client {
         let now = Instant::now();
         let client = Client {
             inner: Arc::new(Inner {
-                dialer: Dialer::new(options.endpoint, options.tls),
+                dialer: Dialer::new(options.endpoint, options.tls, options.congestion, options.rate),
                 timeout: options.timeout,
+                streams: options.streams,
                 pool: Pool::new(CLIENT_BUFFERS),
                 events,
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
@@ -327,6 +344,46 @@ impl Client {
         // Those of broken connections are done; the set shall not grow with their number.
         while drivers.try_join_next().is_some() {}
         session
+    }
+
+    /// Opens the further connections that a transfer of this size gets at its beginning.
+    pub(crate) fn widen(&self, session: &Session, size: u64) {
+        if size < LANES_FROM {
+            return;
+        }
+        let count = match self.inner.streams {
+            Some(count) => usize::from(count),
+            None => {
+                let count = Width::first(session.round_trip(), size);
+                session.lanes().begin_with(count);
+                count
+            }
+        };
+        self.open_lanes(session, count);
+    }
+
+    /// More connections would be better, by what was measured.
+    pub(crate) fn widen_to(&self, session: &Session, count: usize) {
+        if self.inner.streams.is_none() {
+            self.open_lanes(session, count);
+        }
+    }
+
+    fn open_lanes(&self, session: &Session, count: usize) {
+        let (Some(token), Some(address)) = (session.hello().token, session.address()) else { return };
+        for _ in 0..session.lanes().missing(count) {
+            let (inner, lanes, pool) = (Arc::downgrade(&self.inner), session.lanes().clone(), self.pool().clone());
+            self.drivers().spawn(async move {
+                let Some(joining) = inner.upgrade() else { return };
+                let joined = joining.dialer.join(address, token).await;
+                drop(joining);
+                match joined {
+                    Ok(connection) => lanes.drive(connection, pool).await,
+                    // It goes on with the connections that it has.
+                    Err(_) => lanes.not_opened(),
+                }
+            });
+        }
     }
 
     fn drivers(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {

@@ -16,9 +16,9 @@ use crate::client::event::{self, Events};
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
 use crate::limits::{CONNECT_TIMEOUT, RETRY_BACKOFF};
-use crate::net::{Connection, Event, Handler, Socket, SocketBuffers};
+use crate::net::{Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
 use crate::path::escape_text;
-use crate::protocol::{Breach, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
+use crate::protocol::{Breach, Bytes16, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
 use crate::tls::{ClientTls, describe, explain_client_error, server_name};
 
 /// After this long without an answer from one address, the next is tried beside it.
@@ -35,6 +35,8 @@ pub(crate) struct Dialer {
     endpoint: Endpoint,
     tls: ClientTls,
     buffers: SocketBuffers,
+    congestion: Congestion,
+    limits: Limits,
 }
 
 /// A connection on which both sides have greeted.
@@ -48,8 +50,9 @@ pub(crate) struct Greeted {
 }
 
 impl Dialer {
-    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls) -> Dialer {
-        Dialer { endpoint, tls, buffers: SocketBuffers::new() }
+    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls, congestion: Congestion, rate: Option<u64>) -> Dialer {
+        let limits = Limits::of([rate]);
+        Dialer { endpoint, tls, buffers: SocketBuffers::new(), congestion, limits }
     }
 
     /// Connects and greets, all within [`CONNECT_TIMEOUT`].
@@ -61,8 +64,24 @@ impl Dialer {
     /// # Cancel safety
     /// Safe: an unfinished connection is dropped.
     pub(crate) async fn connect(&self) -> Result<Greeted> {
-        let attempt = async { self.set_up(self.reach().await?).await };
+        let attempt = async { self.greet_over(self.reach().await?, None).await };
         timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(self.too_late()))
+    }
+
+    /// Joins a session: connects to the very address that its first connection goes to, and shows the token.
+    ///
+    /// # Errors
+    /// As [`Dialer::connect`]; `Session` or `Limit` when the server does not let it join.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Connection> {
+        let joining = async {
+            let tcp = reach(&self.endpoint, vec![address]).await?;
+            self.greet_over(tcp, Some(token)).await
+        };
+        let late = |_| Err(Error::new(ErrorKind::Timeout, format!("{} did not answer in time", self.endpoint)));
+        timeout(CONNECT_TIMEOUT, joining).await.unwrap_or_else(late).map(|greeted| greeted.connection)
     }
 
     /// As [`Dialer::connect`], for the first time. A server that was reached and then broke off without saying why is
@@ -83,7 +102,7 @@ impl Dialer {
             let attempt = async {
                 let tcp = self.reach().await?;
                 was_reached = true;
-                self.set_up(tcp).await
+                self.greet_over(tcp, None).await
             };
             let error = match timeout(left, attempt).await {
                 Ok(Ok(greeted)) => return Ok(greeted),
@@ -108,13 +127,14 @@ impl Dialer {
     async fn reach(&self) -> Result<TcpStream> {
         let addresses = resolve(&self.endpoint).await?;
         let tcp = reach(&self.endpoint, addresses).await?;
-        watch_over(&tcp);
         Ok(tcp)
     }
 
-    async fn set_up(&self, tcp: TcpStream) -> Result<Greeted> {
+    async fn greet_over(&self, tcp: TcpStream, join: Option<Bytes16>) -> Result<Greeted> {
         let host = self.endpoint.host();
+        watch_over(&tcp);
         let socket = Socket::new(tcp, self.buffers.clone());
+        socket.set_congestion(&self.congestion);
         let tls = TlsConnector::from(self.tls.config())
             .connect(server_name(host)?, socket)
             .await
@@ -122,7 +142,8 @@ impl Dialer {
         let warnings = self.tls.accept_server(tls.get_ref().1, host)?;
         let description = describe(tls.get_ref().1);
         let mut connection = Connection::new(TlsStream::Client(tls));
-        let hello = greet(&mut connection, host).await?;
+        connection.set_limits(&self.limits);
+        let hello = greet(&mut connection, host, join).await?;
         Ok(Greeted { connection, hello, description, warnings })
     }
 }
@@ -213,11 +234,11 @@ fn watch_over(tcp: &TcpStream) {
 }
 
 /// Exchanges hellos. Nothing but our version leaves before the server has accepted us.
-async fn greet(connection: &mut Connection, host: &str) -> Result<ServerHello> {
+async fn greet(connection: &mut Connection, host: &str, join: Option<Bytes16>) -> Result<ServerHello> {
     let hello = ClientHello {
         versions: List(VERSIONS.to_vec()),
         agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).to_owned(),
-        join: None,
+        join,
         redeem: None,
     };
     connection.send(0, &hello);

@@ -9,9 +9,12 @@ mod connection;
 mod convert;
 mod crowd;
 mod flow;
+mod groups;
+mod lane;
 mod outcomes;
 mod requests;
 mod scrub;
+mod session;
 mod share;
 mod shared;
 mod workers;
@@ -33,7 +36,7 @@ use tracing::{error, info, warn};
 use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
-use crate::net::SocketBuffers;
+use crate::net::{Congestion, SocketBuffers};
 use crate::storage::Store;
 use crate::tls::ServerTls;
 
@@ -59,6 +62,12 @@ pub struct ServerOptions {
     pub threads: usize,
     /// Threads for disk calls and hashing, over all of these.
     pub disk_threads: usize,
+    /// What is asked of the system for each connection.
+    pub congestion: Congestion,
+    /// Bytes of content per second in each direction, over all connections; none: as many as there can be.
+    pub rate: Option<u64>,
+    /// The same for all connections of one principal.
+    pub rate_of_one: Option<u64>,
 }
 
 /// A server that is bound and not yet running.
@@ -79,10 +88,12 @@ impl Server {
         let shared = shared::Shared {
             store: options.store,
             access: options.access,
-            shares: share::Shares::new(options.memory),
+            shares: share::Shares::new(options.memory, options.rate, options.rate_of_one),
             socket_buffers: SocketBuffers::new(),
+            congestion: options.congestion,
             outcomes: outcomes::Outcomes::default(),
             crowd: crowd::Crowd::new(options.crowd),
+            sessions: session::Sessions::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),

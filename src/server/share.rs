@@ -10,11 +10,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::access::Principal;
 use crate::buffer::{BUFFER_ALIGN, Buffer, Pool};
 use crate::limits::{BUFFER_SHARE, HASHES_PER_PRINCIPAL_MAX};
+use crate::net::Limits;
 
 /// The shares of all principals that are connected.
 pub(super) struct Shares {
     pool: Pool,
     page_count: usize,
+    /// Of all principals together.
+    limits: Limits,
+    rate_of_one: Option<u64>,
     shares: Mutex<HashMap<Principal, Weak<Share>>>,
 }
 
@@ -26,6 +30,8 @@ pub(super) struct Share {
     hashes: Arc<Semaphore>,
     /// Transfers and requests that are open.
     open: AtomicUsize,
+    /// How fast its connections may be, together and with those of others.
+    pub(super) limits: Limits,
 }
 
 /// What one connection adds to the open transfers and requests of its principal.
@@ -41,10 +47,11 @@ pub(super) struct Lease {
 }
 
 impl Shares {
-    /// Shares of a budget in bytes.
-    pub(super) fn new(budget: usize) -> Shares {
+    /// Shares of a budget in bytes, and of a rate in bytes per second beside the rate that each may have.
+    pub(super) fn new(budget: usize, rate: Option<u64>, rate_of_one: Option<u64>) -> Shares {
         let page_count = budget / BUFFER_SHARE / BUFFER_ALIGN;
-        Shares { pool: Pool::new(budget), page_count, shares: Mutex::default() }
+        let limits = Limits::of([rate]);
+        Shares { pool: Pool::new(budget), page_count, limits, rate_of_one, shares: Mutex::default() }
     }
 
     /// The share of this principal, the same for all its connections.
@@ -55,11 +62,13 @@ impl Shares {
         }
         // Those that nobody holds any more go when there is a new one, so the table is as large as the crowd.
         shares.retain(|_, share| share.strong_count() > 0);
+        let limits = self.limits.and(Limits::of([self.rate_of_one]));
         let share = Arc::new(Share {
             pool: self.pool.clone(),
             pages: Arc::new(Semaphore::new(self.page_count)),
             hashes: Arc::new(Semaphore::new(HASHES_PER_PRINCIPAL_MAX)),
             open: AtomicUsize::new(0),
+            limits,
         });
         shares.insert(principal.clone(), Arc::downgrade(&share));
         share
@@ -142,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_connections_have_open_adds_up_for_their_principal() {
-        let shares = Shares::new(1 << 24);
+        let shares = Shares::new(1 << 24, None, None);
         let share = shares.of(&Principal::Anonymous);
         let (mut first, mut second) =
             (OpenCount::new(Arc::clone(&share)), OpenCount::new(shares.of(&Principal::Anonymous)));
@@ -158,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn hashing_for_one_principal_has_a_bound() {
-        let shares = Shares::new(1 << 24);
+        let shares = Shares::new(1 << 24, None, None);
         let share = shares.of(&Principal::Anonymous);
         let mut turns = Vec::new();
         for _ in 0..HASHES_PER_PRINCIPAL_MAX {

@@ -8,9 +8,10 @@ use tokio_util::task::TaskTracker;
 
 use super::crowd::Crowd;
 use super::outcomes::Outcomes;
+use super::session::Sessions;
 use super::share::{Share, Shares};
 use crate::access::{Access, Principal};
-use crate::net::SocketBuffers;
+use crate::net::{Congestion, SocketBuffers};
 use crate::protocol::Rights;
 use crate::storage::Store;
 
@@ -20,8 +21,12 @@ pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
+    /// What is asked of the system for each connection.
+    pub(super) congestion: Congestion,
     pub(super) outcomes: Outcomes,
     pub(super) crowd: Arc<Crowd>,
+    /// What further connections can join.
+    pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
     pub(super) tasks: TaskTracker,
     /// No new work: finish what runs.

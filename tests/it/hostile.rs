@@ -7,6 +7,7 @@
 mod bytes;
 mod content;
 mod greedy;
+mod lanes;
 mod limits;
 mod names;
 mod peer;

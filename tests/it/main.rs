@@ -17,6 +17,7 @@ mod real;
 mod refusals;
 mod rig;
 mod scrub;
+mod streams;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
