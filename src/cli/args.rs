@@ -145,7 +145,7 @@ pub struct TransferArgs {
     /// Bytes of content per second, at most
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub bwlimit: Option<u64>,
-    /// TCP congestion control [default: bbr where allowed and the server is far, else cubic]
+    /// TCP congestion control [default: bbr when far, cubic when near]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
     /// Say what would be done, and do nothing
@@ -425,7 +425,7 @@ pub struct ServeArgs {
     /// The same for each client, whatever number of connections it makes
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
     pub bwlimit_client: Option<u64>,
-    /// TCP congestion control [default: bbr where allowed and the client is far, else cubic]
+    /// TCP congestion control [default: bbr when far, cubic when near]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
     /// Permissions of stored files, at least and at most, octal

@@ -199,12 +199,13 @@ fn logging(args: &ServeArgs) {
 
 fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs());
-    let rows: [(&str, String); 23] = [
+    let rows: [(&str, String); 24] = [
         ("connections at once", limits::CONNECTIONS_MAX.to_string()),
         ("connections of one address (--per-address)", args.per_address.to_string()),
         ("connections of one certificate (--per-principal)", args.per_principal.to_string()),
         ("connections that have not said hello", limits::HALF_OPEN_MAX.to_string()),
         ("… of one address", args.per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX).to_string()),
+        ("connections that join one client's first", limits::JOINS_MAX.to_string()),
         ("handshake deadline", seconds(limits::HANDSHAKE_TIMEOUT)),
         ("hello deadline", seconds(limits::HELLO_TIMEOUT)),
         ("idle connections end after", seconds(limits::IDLE_TIMEOUT)),

@@ -94,6 +94,14 @@ impl World {
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
         Server::start(command, self.path("client"))
     }
+
+    /// The same by a command that says `serve` already, with flags of its own.
+    #[track_caller]
+    pub(crate) fn serve_as(&self, mut command: Command) -> Server {
+        command.arg("--root").arg(self.root()).arg("--certs").arg(self.path("certs"));
+        command.args(["--listen", "127.0.0.1:0"]);
+        Server::start(command, self.path("client"))
+    }
 }
 
 /// The real binary, with nothing of the environment that would change what it does.
