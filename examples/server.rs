@@ -8,7 +8,7 @@ use std::path::Path;
 
 use sealift::access::Access;
 use sealift::protocol::Rights;
-use sealift::server::{CancellationToken, Server, ServerOptions, listen};
+use sealift::server::{CancellationToken, CrowdLimits, Server, ServerOptions, listen};
 use sealift::storage::{Store, StoreOptions};
 use sealift::tls::{self, ServerTls};
 use sealift::{Error, ErrorKind, Result, limits};
@@ -30,6 +30,8 @@ async fn main() -> Result<()> {
         receipt_key: None,
         audit: None,
         memory: limits::BUFFER_BUDGET,
+        crowd: CrowdLimits::default(),
+        disk_threads: limits::BLOCKING_THREADS_MAX,
         threads: 1,
         congestion: sealift::net::Congestion::default(),
         rate: None,

@@ -169,7 +169,7 @@ class Sealift(Tool):
 
     def serve(self):
         return [self.bench.sealift, "serve", "--quiet", "--listen", f"{self.address}:{self.port}", "--root", self.root,
-                "--certs", self.bench.server_certs]
+                "--certs", self.bench.server_certs, "--per-address", "20000", "--per-principal", "20000"]
 
     def url(self, name):
         return f"sealift://{self.address}:{self.port}/{name}"

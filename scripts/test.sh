@@ -65,6 +65,9 @@ step "scripts"
 for script in scripts/*.sh .ci/run; do bash -n "$script"; done
 if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; else missing shellcheck "scripts are only parsed"; fi
 
+step "power cuts"
+timeout 120 scripts/power-cut.sh --cuts 5
+
 step "quickstart"
 scripts/quickstart.sh
 

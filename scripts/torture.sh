@@ -3,8 +3,10 @@
 #
 #   scripts/torture.sh [TEST ...]      names or parts of names, as `cargo test` takes them (default: all of them)
 #
-# Takes about half an hour and 20 GiB of room in the temporary folder. What a machine lacks (strace, openssl, the right
+# Takes about an hour and 20 GiB of room in the temporary folder. What a machine lacks (strace, openssl, the right
 # to mount) is skipped and named in the report. A failure prints its seed: SEED=N scripts/torture.sh NAME does it again.
+# Without names it also cuts the power (scripts/power-cut.sh) CUTS times for each file system (default 200), and when
+# nothing failed it writes the table in docs/RELIABILITY.md anew.
 set -euo pipefail
 
 case ${1:-} in
@@ -15,13 +17,16 @@ case ${1:-} in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tests=("$@")
+whole=no
 if ((${#tests[@]} == 0)); then
-    tests=(order:: crash:: answers:: refusals:: changing:: faults:: many:: real:: transfer:: hostile::)
+    whole=yes
+    tests=(order:: crash:: answers:: refusals:: changing:: faults:: every_call:: scrub:: verify:: many:: real:: transfer:: hostile::)
 fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
 echo "== building"
+cargo build --locked --release --quiet
 cargo test --locked --release --test it --no-run --quiet
 echo "== running; each test tells when it ends"
 begun=$SECONDS
@@ -29,16 +34,22 @@ status=0
 LONG_TESTS=1 cargo test --locked --release --test it --quiet -- \
     --format=pretty --show-output "${tests[@]}" 2>&1 | tee "$log" | grep --line-buffered -E '^test ' || true
 status=${PIPESTATUS[0]}
+if [ "$whole" = yes ]; then
+    echo "== cutting the power"
+    scripts/power-cut.sh --cuts "${CUTS:-200}" --binary target/release/sealift 2>&1 | tee -a "$log" || status=1
+fi
 
 echo
 echo "== report ($((SECONDS - begun)) s, $(nproc) processors, $(uname -sr), $(git rev-parse --short HEAD 2>/dev/null || echo 'no commit'))"
 grep -E '^test result' "$log" || true
 echo "-- what was counted"
-grep -E '^[^ ].*(: [0-9]+ times$|servers died|outlived|hidden|needed another|memory rose|syncfs|never rested|served again|names, [0-9]+ files)' "$log" | sort -u || true
+grep -E '^[^ ].*(: [0-9]+ times$|servers died|outlived|hidden|needed another|memory rose|syncfs|never rested|served again|names, [0-9]+ files|rotten files|calls of the reference|power cuts)' "$log" | sort -u || true
 echo "-- what was left out here"
 grep -E '^skipped' "$log" | sort | uniq -c || echo "nothing"
 if ((status != 0)); then
     echo "-- what failed"
     sed -n '/^failures:/,/^test result/p' "$log"
+elif [ "$whole" = yes ]; then
+    python3 -B scripts/torture-report.py "$log" "$((SECONDS - begun))"
 fi
 exit "$status"

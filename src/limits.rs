@@ -69,12 +69,17 @@ pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 pub const PROGRESS_LEN_MIN: u64 = 4 * KIB as u64;
 /// How often a side that works without bytes to move says so.
 pub const WORKING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a peer may do nothing but say that it works. Then it counts as gone, as after [`PROGRESS_TIMEOUT`]: long
+/// enough for a client that waits for a program's output or reads a slow disk.
+pub const WORKING_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 /// How long a server that refused a peer goes on reading what comes, so that its reason is not lost in a reset.
 pub const REFUSAL_DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes that such a server reads at most.
 pub const REFUSAL_DRAIN_LEN_MAX: usize = 4 * MIB;
 /// How long running transfers may go on after SIGTERM.
 pub const SHUTDOWN_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may take to say goodbye after a second SIGTERM, and one in its handshake after the first.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Waits after failed accepts: doubled from the first to the last.
 pub const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 /// A client's first connection: all addresses tried, handshake and hello included.
@@ -96,6 +101,17 @@ pub const NEAR_ROUND_TRIP: Duration = Duration::from_millis(2);
 pub const CONNECTIONS_MAX: usize = 16_384;
 /// Connections in the handshake or before their hello, at once. At the bound the newest is closed.
 pub const HALF_OPEN_MAX: usize = 2048;
+/// Connections of one address, or IPv6 network of 64 bits, at once (`--per-address`). More are closed at once.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
+/// Of these, those in the handshake or before their hello. More are closed at once.
+pub const HALF_OPEN_PER_ADDRESS_MAX: usize = 256;
+/// Connections of one principal at once (`--per-principal`). More are told to come again.
+pub const CONNECTIONS_PER_PRINCIPAL_MAX: usize = 2048;
+/// Transfers and requests of one principal that are open at once, over all its connections. More are told to come
+/// again one by one. An open file is one or two descriptors.
+pub const OPEN_PER_PRINCIPAL_MAX: usize = 8192;
+/// Steps of hashing stored files of one principal at once: a quarter of [`BLOCKING_THREADS_MAX`]. The others wait.
+pub const HASHES_PER_PRINCIPAL_MAX: usize = 16;
 /// Bytes in group buffers over all connections (`--memory`). At the bound, reading from peers waits.
 pub const BUFFER_BUDGET: usize = 256 * MIB;
 /// The part of [`BUFFER_BUDGET`] that one principal can hold: a quarter.
@@ -119,6 +135,8 @@ pub const AUDIT_WAITING_MAX: usize = 4096;
 pub const AUDIT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the audit log is signed, when something was written.
 pub const AUDIT_HEAD_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a root is looked at: whether it still is where it was opened, and whether a disk that failed works again.
+pub const STORE_TRIAL_INTERVAL: Duration = Duration::from_secs(2);
 /// Threads for disk calls and hashing of whole groups.
 pub const BLOCKING_THREADS_MAX: usize = 64;
 /// Directories that are known to be durable; the set is emptied when it is full. A slot is about 40 bytes.
@@ -144,4 +162,5 @@ const _: () = assert!(GROUP_LEN.is_power_of_two() && GROUP_LEN.is_multiple_of(DA
 const _: () = assert!(DATA_LEN_MAX.is_multiple_of(PREFIX_STEP) && PREFIX_STEP >= 1024);
 const _: () = assert!(UNASKED_FILE_MAX <= GROUP_LEN as u64, "an unasked file has one group");
 const _: () = assert!(FILE_SIZE_MAX / (GROUP_LEN as u64) <= u32::MAX as u64 + 1, "a group index fits 32 bits");
+const _: () = assert!(HASHES_PER_PRINCIPAL_MAX * 4 <= BLOCKING_THREADS_MAX);
 const _: () = assert!(PATH_LEN_MAX + 512 < CONTROL_LEN_MAX, "any one path fits a control frame");

@@ -22,7 +22,7 @@ use crate::cli::user::{GrantArgs, UserArgs};
 use crate::cli::values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
-use crate::limits::CLIENT_PROGRESS_TIMEOUT;
+use crate::limits::{self, CLIENT_PROGRESS_TIMEOUT};
 use crate::net::Congestion;
 use crate::protocol::{IfExists, Rights};
 use crate::storage::ModeRange;
@@ -80,6 +80,8 @@ Examples:
     Put(Box<PutArgs>),
     /// Download files and directories
     Get(Box<GetArgs>),
+    /// Compare files and directories here with what the server has
+    Verify(Box<VerifyArgs>),
     /// List directories
     Ls(Box<LsArgs>),
     /// Show what the server knows about names
@@ -103,6 +105,8 @@ Examples:
     /// Make completions and manual pages
     #[command(hide = true)]
     Generate(Box<GenerateArgs>),
+    /// Look through a served directory for files that rotted
+    Scrub(Box<ScrubArgs>),
     /// Measure what this machine can do
     #[command(hide = true)]
     Bench(Box<BenchArgs>),
@@ -287,6 +291,37 @@ pub struct GetArgs {
     pub connect: ConnectArgs,
 }
 
+/// Compare files and directories here with what the server has.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sealift verify [OPTIONS] SOURCE... DEST",
+    after_help = "\
+Names are those of `put` with the same arguments. Both sides read and hash their own; no content
+crosses. Exit code 1: something differs or is missing on one side. 5: content differs though
+size and time are the same, so one of the two is damaged.
+
+Examples:
+  sealift verify --certs certs photos sealift://nas/in/      compared with in/photos/...
+  sealift verify --certs certs dump.sql sealift://nas/today"
+)]
+pub struct VerifyArgs {
+    /// Local files and directories, then the remote destination
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<OsString>,
+    /// Accepted and needless: directories are compared whole
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// Further names from FILE (or `-`), one a line
+    #[arg(long, value_name = "FILE")]
+    pub files_from: Option<PathBuf>,
+    /// Names in that file end in NUL bytes
+    #[arg(short = '0', long = "null", requires = "files_from")]
+    pub null: bool,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
 /// List directories.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -440,6 +475,15 @@ pub struct ServeArgs {
     /// Bytes of memory for content in flight
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
     pub memory: u64,
+    /// Threads for disk calls and hashing
+    #[arg(long, value_name = "N", default_value_t = limits::BLOCKING_THREADS_MAX, hide = true)]
+    pub disk_threads: usize,
+    /// Connections of one address (IPv6: of its /64) at most
+    #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_ADDRESS_MAX, hide = true)]
+    pub per_address: usize,
+    /// Connections of one certificate at most
+    #[arg(long, value_name = "N", default_value_t = limits::CONNECTIONS_PER_PRINCIPAL_MAX, hide = true)]
+    pub per_principal: usize,
     /// Sync each small file by itself, to measure what group commits are worth
     #[arg(long, hide = true)]
     pub sync_each: bool,
@@ -482,6 +526,39 @@ pub struct ServeArgs {
     /// Who may do what.
     #[command(flatten)]
     pub access: AccessArgs,
+}
+
+/// Look through a served directory for files that rotted.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Every file is read from the disk, past the cache, and compared with the hash that was recorded
+when it was stored. Only reads, and may run beside the server of that directory.
+
+rotten: the content differs, size and time do not. changed: somebody changed it since.
+unrecorded (-v names them): another program put it there.
+Exit code 5: something rotted. 1: something could not be read.
+
+Example:
+  sealift scrub --root /srv/files --rate 100M")]
+pub struct ScrubArgs {
+    /// Directory that is or was served
+    #[arg(long, value_name = "DIR")]
+    pub root: PathBuf,
+    /// Only this file or directory in it
+    #[arg(long, value_name = "SUB")]
+    pub path: Option<OsString>,
+    /// Bytes a second to read at most; 0 is without a bound
+    #[arg(long, value_name = "SIZE", default_value = "50M", value_parser = values::size)]
+    pub rate: u64,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Print only what is rotten or cannot be read
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print every name
+    #[arg(short, long)]
+    pub verbose: bool,
 }
 
 /// What narrows or widens the rights of those who connect.

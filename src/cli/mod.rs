@@ -1,7 +1,8 @@
 //! The command line: reads flags and the environment, runs a command, prints, exits.
 //!
 //! Only this module and `main` print, exit or look at the environment. [`args`] types the flags, [`sources`] turns
-//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, [`user`] edits policies, `rules` follows them, `put`, `get` and `ops` run over one `session`, [`output`] shows what happens, [`mod@format`] writes
+//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, [`user`] edits policies,
+//! `rules` follows them, `put`, `get`, `verify` and `ops` run over one `session`, `scrub` looks at a disk here, [`output`] shows what happens, [`mod@format`] writes
 //! entries and hashes, [`signals`] listens.
 
 pub mod args;
@@ -22,6 +23,7 @@ pub mod receipt;
 pub mod remotes;
 mod rules;
 mod screen;
+mod scrub;
 pub mod serve;
 mod session;
 pub mod signals;
@@ -29,6 +31,7 @@ pub mod sources;
 pub mod trust;
 pub mod user;
 pub mod values;
+mod verify;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -67,6 +70,7 @@ fn run(mut command: Command) -> Result<u8> {
         Command::Serve(args) => serve::run(&args, &mut io::stdout()).map(|()| 0),
         Command::Put(args) => put::run(&args),
         Command::Get(args) => get::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Ls(args) => ops::ls(&args),
         Command::Stat(args) => ops::stat(&args),
         Command::Hash(args) => ops::hash(&args),
@@ -80,6 +84,7 @@ fn run(mut command: Command) -> Result<u8> {
         Command::Generate(args) => generate::run(&args).map(|()| 0),
         Command::User(args) => user::user(&args, &mut io::stdout()).map(|()| 0),
         Command::Grant(args) => user::grant(&args, &mut io::stdout()).map(|()| 0),
+        Command::Scrub(args) => scrub::run(&args),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

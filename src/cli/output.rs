@@ -37,7 +37,7 @@ const JSON_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const SKIPPED_LISTED_MAX: usize = 100;
 
 /// The version of what `--json` prints. New keys and types may come at any time; a changed meaning changes it.
-const JSON_SCHEMA: u32 = 1;
+pub(super) const JSON_SCHEMA: u32 = 1;
 
 /// How much is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,6 +236,7 @@ impl Reporter {
                 }
             }
             Event::Failed { name, error, .. } => self.line(&failure(name, error)),
+            Event::Differs { name, how } => self.line(&format!("differs: {}: {how}", Escaped(name))),
             Event::Skipped { name, why } => {
                 let line = format!("skipped: {}: {why}", Escaped(name));
                 if verbose {
@@ -306,7 +307,7 @@ impl Reporter {
     /// What is beside the bar and below it; each fits 80 columns.
     fn progress_text(&self, per_second: f64) -> (String, String) {
         let left = self.bytes_found.saturating_sub(self.bytes_done);
-        let done = self.summary.files_done() + self.summary.failed;
+        let done = self.summary.files_done() + self.summary.failed + self.summary.differing;
         // While the tree is still being walked, what is left is at least this.
         let more = if self.found_all { "" } else { "+" };
         let mut bytes = format::size(self.bytes_done);
@@ -322,6 +323,9 @@ impl Reporter {
         let skipped = self.summary.skipped + self.summary.kept;
         if skipped > 0 {
             files.push_str(&format!(", {skipped} skipped"));
+        }
+        if self.summary.differing > 0 {
+            files.push_str(&format!(", {} differ", self.summary.differing));
         }
         if self.summary.failed > 0 {
             files.push_str(&format!(", {} failed", self.summary.failed));
@@ -349,6 +353,8 @@ impl Reporter {
         part(summary.stored, "stored");
         part(summary.planned, "would be moved");
         part(summary.unchanged, "unchanged");
+        part(summary.equal, "equal");
+        part(summary.differing, if summary.differing == 1 { "difference" } else { "differences" });
         part(summary.kept, if summary.kept == 1 { "left as it was" } else { "left as they were" });
         part(summary.directories, if summary.directories == 1 { "directory" } else { "directories" });
         part(summary.skipped, "skipped");
@@ -371,7 +377,7 @@ impl Reporter {
             }
         }
         // Without a single item the error that ended the command says all there is to say.
-        if !matches!(ending, Ending::Failed(_)) || summary.files_done() + summary.failed > 0 {
+        if !matches!(ending, Ending::Failed(_)) || summary.files_done() + summary.failed + summary.differing > 0 {
             self.line(&line);
         }
         if let Ending::Interrupted(_) = ending {
@@ -406,6 +412,12 @@ impl Reporter {
                 format::insert_name(&mut object, "name", name);
                 insert_error(&mut object, error);
                 "failed"
+            }
+            Event::Differs { name, how } => {
+                format::insert_name(&mut object, "name", name);
+                object.insert("how".to_owned(), json!(how.name()));
+                object.insert("message".to_owned(), json!(how.to_string()));
+                "differs"
             }
             Event::Skipped { name, why } if !quiet => {
                 format::insert_name(&mut object, "name", name);
@@ -445,6 +457,8 @@ impl Reporter {
             ("unchanged", summary.unchanged),
             ("kept", summary.kept),
             ("planned", summary.planned),
+            ("equal", summary.equal),
+            ("differing", summary.differing),
             ("skipped", summary.skipped),
             ("failed", summary.failed),
             ("directories", summary.directories),
@@ -530,6 +544,7 @@ fn outcome_name(outcome: Outcome) -> &'static str {
         Outcome::Kept => "kept",
         Outcome::Renamed => "renamed",
         Outcome::Planned => "planned",
+        Outcome::Equal => "equal",
     }
 }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{self, GROUP_LEN, MIB};
 use crate::protocol::Rights;
 use crate::server::audit::Audit;
-use crate::server::{Server, ServerOptions, listen};
+use crate::server::{CrowdLimits, Server, ServerOptions, listen};
 use crate::storage::{Store, StoreOptions};
 use crate::tls::SigningKey;
 
@@ -124,8 +124,20 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
         None => None,
     };
     let listeners = args.listen.iter().map(|&address| listen(address)).collect::<Result<_>>()?;
-    // What the control group allows can't be read any more by a confined process.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (per_address, per_principal) = (args.per_address, args.per_principal);
+    if per_address == 0 || per_principal == 0 {
+        return Err(usage("--per-address and --per-principal must be at least 1"));
+    }
+    // Whoever may have more connections may also make them at the same time.
+    let half_open_per_address = per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX);
+    if args.disk_threads == 0 {
+        return Err(usage("--disk-threads must be at least 1"));
+    }
+    let crowd = CrowdLimits { per_address, half_open_per_address, per_principal };
+    let disk_threads = args.disk_threads;
+    // What the control group allows can't be read any more by a confined process. Each has at least two of the
+    // threads for the disk, as far as there are two.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min((disk_threads / 2).max(1));
     let options = ServerOptions {
         store,
         tls: loaded.tls.clone(),
@@ -134,7 +146,9 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
         audit,
         listeners,
         memory,
+        crowd,
         threads,
+        disk_threads,
         congestion: args.cc.clone().unwrap_or_default(),
         rate: args.bwlimit,
         rate_of_one: args.bwlimit_client,
@@ -299,20 +313,29 @@ fn logging(args: &ServeArgs) {
 
 fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs());
-    let rows: [(&str, String); 15] = [
+    let rows: [(&str, String); 24] = [
         ("connections at once", limits::CONNECTIONS_MAX.to_string()),
+        ("connections of one address (--per-address)", args.per_address.to_string()),
+        ("connections of one certificate (--per-principal)", args.per_principal.to_string()),
         ("connections that have not said hello", limits::HALF_OPEN_MAX.to_string()),
+        ("… of one address", args.per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX).to_string()),
         ("connections that join one client's first", limits::JOINS_MAX.to_string()),
         ("handshake deadline", seconds(limits::HANDSHAKE_TIMEOUT)),
         ("hello deadline", seconds(limits::HELLO_TIMEOUT)),
         ("idle connections end after", seconds(limits::IDLE_TIMEOUT)),
         ("least progress", format!("{} bytes in {}", limits::PROGRESS_LEN_MIN, seconds(limits::PROGRESS_TIMEOUT))),
+        ("nothing but words of being at work", seconds(limits::WORKING_TIMEOUT)),
         ("drain on SIGTERM", seconds(limits::SHUTDOWN_DRAIN_TIMEOUT)),
         ("group buffers, all connections (--memory)", format!("{} MiB", args.memory / MIB as u64)),
+        ("… of one certificate", format!("{} MiB", args.memory / MIB as u64 / limits::BUFFER_SHARE as u64)),
+        ("a buffer that is not filled is written after", seconds(limits::LEASE_TIMEOUT)),
         ("group buffers, one connection", format!("{} MiB", limits::BUFFERS_PER_CONNECTION * GROUP_LEN / MIB)),
         ("unanswered small files, one connection", format!("{} MiB", limits::UNASKED_CONNECTION_MAX / MIB as u64)),
         ("open transfers, one connection", limits::OPEN_TRANSFERS_MAX.to_string()),
-        ("disk threads", limits::BLOCKING_THREADS_MAX.to_string()),
+        ("… of one certificate", limits::OPEN_PER_PRINCIPAL_MAX.to_string()),
+        ("disk threads (--disk-threads)", args.disk_threads.to_string()),
+        ("… that hash for one certificate", limits::HASHES_PER_PRINCIPAL_MAX.to_string()),
+        ("the disk is looked at every", seconds(limits::STORE_TRIAL_INTERVAL)),
         ("largest file", format!("{} TiB", limits::FILE_SIZE_MAX >> 40)),
         (
             "longest path",
@@ -325,7 +348,7 @@ fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         ),
     ];
     for (what, bound) in rows {
-        print(out, &format!("{what:<44}{bound}\n"))?;
+        print(out, &format!("{what:<52}{bound}\n"))?;
     }
     Ok(())
 }

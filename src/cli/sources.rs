@@ -7,10 +7,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use crate::cli::args::ConnectArgs;
-use crate::cli::args::{GetArgs, PutArgs};
+use crate::cli::args::{GetArgs, PutArgs, VerifyArgs};
 use crate::cli::names::{self, Named};
 use crate::cli::output::{Detail, Reader};
-use crate::client::plan::{self, GetArguments, PutPlan, Sources};
+use crate::client::plan::{self, GetArguments, PutPlan, PutSource, Sources};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::MIB;
 use crate::path::Escaped;
@@ -29,6 +29,19 @@ pub fn put_plan(args: &PutArgs) -> Result<PutPlan> {
         Some((destination, _)) => plan::put_arguments(&[OsString::from("-"), destination.clone()], listed)?,
         None => plan::put_arguments(&args.paths, listed)?,
     };
+    plan::plan_put(sources, kind, &destination, plan::real_path)
+}
+
+/// What a `verify` compares: what `put` with these names would store.
+///
+/// # Errors
+/// As [`put_plan`]; a stream has nothing to compare twice.
+pub fn verify_plan(args: &VerifyArgs) -> Result<PutPlan> {
+    let (listed, kind) = listed(args.files_from.as_deref(), args.null)?;
+    let (sources, destination) = plan::put_arguments(&args.paths, listed)?;
+    if sources.contains(&PutSource::Stream) {
+        return Err(Error::new(ErrorKind::Usage, "standard input cannot be compared: name a file"));
+    }
     plan::plan_put(sources, kind, &destination, plan::real_path)
 }
 

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::buffer::Pool;
-use crate::client::connect::{Dialer, Greeted};
+use crate::client::connect::{Dialer, Greeted, jittered};
 use crate::client::event::{Event, Events, ItemId};
 use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
@@ -128,7 +128,7 @@ impl Client {
     /// Connects to a server. Events of all that this client does go to `events`.
     ///
     /// # Errors
-    /// `Connection` or `Timeout` when it cannot be reached within 30 seconds; `Trust` or `Version` when the two do
+    /// `Connection` or `Timeout` when it cannot be reached, or breaks off again and again, for 30 seconds; `Trust` or `Version` when the two do
     /// not go together; what the server refuses with.
     ///
     /// # Cancel safety
@@ -160,7 +160,7 @@ impl Client {
             }),
             events,
         };
-        let greeted = client.inner.dialer.connect().await?;
+        let greeted = client.inner.dialer.connect_first(&client.events).await?;
         let session = client.take_up(greeted, true).await?;
         client.inner.link.lock().await.session = Some(session);
         Ok(client)
@@ -260,12 +260,12 @@ impl Client {
         Ok(entries)
     }
 
-    /// The hash and size of a file's content.
+    /// The hash and size of a file's content, which the server reads for it.
     ///
     /// # Errors
     /// `NotFound`, `IsDirectory`, `Rights`.
     pub async fn hash(&self, path: &RemotePath) -> Result<(Root, u64)> {
-        match self.request(&Hash { path: path.clone() }).await? {
+        match self.request(&Hash { path: path.clone(), read: Some(true) }).await? {
             (Reply::Done(Done { root: Some(root), size: Some(size), .. }), _) => Ok((root, size)),
             (other, session) => Err(session.unexpected(&other)),
         }
@@ -556,13 +556,6 @@ pub(crate) fn random_id() -> Result<Bytes16> {
         let id = ids.pop();
         id.map(Bytes16).ok_or_else(|| Error::new(ErrorKind::Internal, "no random bytes came from the system"))
     })
-}
-
-/// Between half and all of a wait, so that many clients do not come back at once.
-fn jittered(wait: Duration) -> Duration {
-    // Without random bytes they merely come back together.
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    wait / 2 + (wait / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// The attempts at one thing.

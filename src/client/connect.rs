@@ -9,12 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use crate::client::event::{self, Events};
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
-use crate::limits::CONNECT_TIMEOUT;
+use crate::limits::{CONNECT_TIMEOUT, RETRY_BACKOFF};
 use crate::net::{Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
 use crate::path::escape_text;
 use crate::protocol::{Breach, Bytes16, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
@@ -73,11 +74,8 @@ impl Dialer {
     /// # Cancel safety
     /// Safe: an unfinished connection is dropped.
     pub(crate) async fn connect(&self) -> Result<Greeted> {
-        timeout(CONNECT_TIMEOUT, self.connect_once()).await.unwrap_or_else(|_| {
-            let seconds = CONNECT_TIMEOUT.as_secs();
-            let message = format!("{} did not answer within {seconds} seconds", self.endpoint);
-            Err(Error::new(ErrorKind::Timeout, message))
-        })
+        let attempt = async { self.greet_over(self.reach().await?, None).await };
+        timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(self.too_late()))
     }
 
     /// Joins a session: connects to the very address that its first connection goes to, and shows the token.
@@ -96,10 +94,50 @@ impl Dialer {
         timeout(CONNECT_TIMEOUT, joining).await.unwrap_or_else(late).map(|greeted| greeted.connection)
     }
 
-    async fn connect_once(&self) -> Result<Greeted> {
+    /// As [`Dialer::connect`], for the first time. A server that was reached and then broke off without saying why is
+    /// tried again, like any other cut, until [`CONNECT_TIMEOUT`] is over; each is told before the wait. One that
+    /// cannot be reached is not: its name or port may well be wrong.
+    ///
+    /// # Errors
+    /// As [`Dialer::connect`].
+    ///
+    /// # Cancel safety
+    /// Safe: an unfinished connection is dropped.
+    pub(crate) async fn connect_first(&self, events: &Events) -> Result<Greeted> {
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let mut wait = RETRY_BACKOFF.0;
+        let mut was_reached = false;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let attempt = async {
+                let tcp = self.reach().await?;
+                was_reached = true;
+                self.greet_over(tcp, None).await
+            };
+            let error = match timeout(left, attempt).await {
+                Ok(Ok(greeted)) => return Ok(greeted),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(self.too_late()),
+            };
+            let pause = jittered(wait);
+            if !was_reached || !error.kind().is_retryable() || Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            events.tell(event::Event::Retrying { wait: pause, reason: error }).await;
+            sleep(pause).await;
+            wait = (wait * 2).min(RETRY_BACKOFF.1);
+        }
+    }
+
+    fn too_late(&self) -> Error {
+        let seconds = CONNECT_TIMEOUT.as_secs();
+        Error::new(ErrorKind::Timeout, format!("{} did not answer within {seconds} seconds", self.endpoint))
+    }
+
+    async fn reach(&self) -> Result<TcpStream> {
         let addresses = resolve(&self.endpoint).await?;
         let tcp = reach(&self.endpoint, addresses).await?;
-        self.greet_over(tcp, None).await
+        Ok(tcp)
     }
 
     async fn greet_over(&self, tcp: TcpStream, join: Option<Bytes16>) -> Result<Greeted> {
@@ -126,6 +164,13 @@ impl Dialer {
         }
         Ok(Greeted { connection, hello, pin, description, warnings })
     }
+}
+
+/// Between half and all of a wait, so that many clients do not come back at once.
+pub(crate) fn jittered(wait: Duration) -> Duration {
+    // Without random bytes they merely come back together.
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    wait / 2 + (wait / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 pub(super) async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>> {

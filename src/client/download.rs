@@ -621,7 +621,7 @@ impl Job {
         let (replies, mut answers) = mpsc::channel(same_size.len().max(1));
         let mut asked = HashMap::new();
         for (file, local) in same_size {
-            match session.request_into(&Hash { path: file.remote.clone() }, replies.clone()).await {
+            match session.request_into(&Hash { path: file.remote.clone(), read: None }, replies.clone()).await {
                 Ok(transfer) => {
                     asked.insert(transfer, (file, local));
                 }

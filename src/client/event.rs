@@ -3,6 +3,7 @@
 //! Events of a file's life are few (two a file) and never lost: who tells them waits for room. Progress is told as
 //! it comes and dropped when there is no room, so that a slow terminal never holds up data.
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -11,6 +12,7 @@ use crate::client::stalls::{Limit, Waited};
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind};
 use crate::hash::Root;
+use crate::protocol::EntryKind;
 
 /// Events that wait to be shown. A slot holds a name and at most an error: 4 MiB at the very worst, 400 KiB usually.
 pub const EVENTS_MAX: usize = 1024;
@@ -31,6 +33,75 @@ pub enum Outcome {
     Renamed,
     /// It would be moved; this is a dry run.
     Planned,
+    /// It is the same on both sides, and nothing else was asked.
+    Equal,
+}
+
+/// How something here is not what the server has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// The server has nothing of the name.
+    MissingThere,
+    /// Only the server has it.
+    MissingHere,
+    /// It is one thing here and another there.
+    Kind(ItemKind, EntryKind),
+    /// The sizes differ: here, there.
+    Size(u64, u64),
+    /// The sizes are equal, the times are not, and the content differs.
+    Content,
+    /// Sizes and times are equal and the content differs, so one of the two is damaged.
+    Damage,
+    /// The links point to different names.
+    Target,
+}
+
+impl Difference {
+    /// The exit code of a command that finds it.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        let kind = if self == Difference::Damage { ErrorKind::Mismatch } else { ErrorKind::NotFound };
+        kind.exit_code()
+    }
+
+    /// One word or two, the same in every version.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Difference::MissingThere => "missing_there",
+            Difference::MissingHere => "missing_here",
+            Difference::Kind(..) => "kind",
+            Difference::Size(..) => "size",
+            Difference::Content => "content",
+            Difference::Damage => "damage",
+            Difference::Target => "target",
+        }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Difference::MissingThere => f.write_str("the server does not have it"),
+            Difference::MissingHere => f.write_str("only the server has it"),
+            Difference::Kind(here, there) => write!(f, "{here} here, {} there", kind_there(*there)),
+            Difference::Size(here, there) => write!(f, "{here} bytes here, {there} there"),
+            Difference::Content => f.write_str("the content differs"),
+            Difference::Damage => f.write_str(
+                "the content differs, though size and time are the same: one of the two is damaged (`sealift scrub` on the server tells which)",
+            ),
+            Difference::Target => f.write_str("the links point to different names"),
+        }
+    }
+}
+
+fn kind_there(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::File => "a file",
+        EntryKind::Directory => "a directory",
+        EntryKind::Link => "a link",
+        _ => "something else",
+    }
 }
 
 /// One thing that happened.
@@ -89,6 +160,13 @@ pub enum Event {
         /// Why.
         error: Error,
     },
+    /// Something here is not what the server has.
+    Differs {
+        /// Its name on the server.
+        name: Vec<u8>,
+        /// How.
+        how: Difference,
+    },
     /// Something is not moved by its nature.
     Skipped {
         /// What the person calls it.
@@ -120,6 +198,16 @@ pub enum ItemKind {
     Directory,
     /// A symbolic link.
     Link,
+}
+
+impl fmt::Display for ItemKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ItemKind::File => "a file",
+            ItemKind::Directory => "a directory",
+            ItemKind::Link => "a link",
+        })
+    }
 }
 
 /// The end that tells.
@@ -180,6 +268,10 @@ pub struct Summary {
     pub failed: u64,
     /// Files that would be moved (`--dry-run`).
     pub planned: u64,
+    /// Files and links that are the same on both sides (`verify`).
+    pub equal: u64,
+    /// What is not the same on both sides, or missing on one.
+    pub differing: u64,
     /// Directories that are there.
     pub directories: u64,
     /// Bytes of the files that are done.
@@ -207,6 +299,7 @@ impl Summary {
                     Outcome::Unchanged => &mut self.unchanged,
                     Outcome::Kept => &mut self.kept,
                     Outcome::Planned => &mut self.planned,
+                    Outcome::Equal => &mut self.equal,
                     Outcome::Renamed => {
                         self.renamed += 1;
                         &mut self.stored
@@ -218,6 +311,10 @@ impl Summary {
             Event::Failed { error, .. } => {
                 self.failed += 1;
                 self.add_failure(error.kind());
+            }
+            Event::Differs { how, .. } => {
+                self.differing += 1;
+                self.exit = worse(self.exit, how.exit_code());
             }
             Event::Skipped { .. } => self.skipped += 1,
             Event::Retrying { .. } => self.retries += 1,
@@ -242,7 +339,7 @@ impl Summary {
     /// Files that are done, in whichever way.
     #[must_use]
     pub fn files_done(&self) -> u64 {
-        self.stored + self.unchanged + self.kept + self.planned
+        self.stored + self.unchanged + self.kept + self.planned + self.equal
     }
 }
 

@@ -20,6 +20,7 @@ pub mod remote;
 mod session;
 pub mod stalls;
 mod upload;
+mod verify;
 pub mod walk;
 
 pub use api::{Client, ClientOptions, ServerFacts};

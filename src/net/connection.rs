@@ -44,6 +44,9 @@ pub trait Handler {
     /// What ends the connection.
     fn filled(&mut self, transfer: u32, offset: u64, len: usize) -> Result<()>;
 
+    /// Nothing is there yet for the buffer that [`Handler::poll_space`] gave; it will be asked for anew.
+    fn nothing_came(&mut self, _transfer: u32) {}
+
     /// The next content to send: transfer, offset and at most [`DATA_LEN_MAX`] bytes inside one group.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<(u32, u64, Bytes)>;
 }
@@ -409,7 +412,10 @@ impl Connection {
                     }
                     let limit = space.len().min(*rest).min(budget).min(self.receiving.grant_len());
                     let count = match poll_fill(tls, cx, &mut space[..limit]) {
-                        Poll::Pending => return Poll::Pending,
+                        Poll::Pending => {
+                            handler.nothing_came(*transfer);
+                            return Poll::Pending;
+                        }
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(broken(error))),
                         Poll::Ready(Ok(0)) => return Poll::Ready(Err(cut("in content"))),
                         Poll::Ready(Ok(count)) => count,

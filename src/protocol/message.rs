@@ -580,31 +580,34 @@ pub struct WantValues {
 #[cbor(map)]
 pub struct Close {}
 
-macro_rules! path_request {
-    ($(#[doc = $doc:literal])+ $name:ident) => {
-        $(#[doc = $doc])+
-        #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-        #[cbor(map)]
-        pub struct $name {
-            /// Of what.
-            #[n(0)]
-            pub path: RemotePath,
-        }
-    };
+/// Asks for one entry.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Stat {
+    /// Of what.
+    #[n(0)]
+    pub path: RemotePath,
 }
 
-path_request! {
-    /// Asks for one entry.
-    Stat
-}
-path_request! {
-    /// Asks for the root of a file's content: the recorded one where it is valid, else by reading.
-    Hash
+/// Asks for the root of a file's content.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hash {
+    /// Of which file.
+    #[n(0)]
+    pub path: RemotePath,
+    /// Whether the content is read for it. Without, the recorded root is enough where it is valid.
+    #[n(1)]
+    pub read: Option<bool>,
 }
 
-path_request! {
-    /// Asks for the space of the volume that a name is on, or would be.
-    Space
+/// Asks for the space of the volume that a name is on, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Space {
+    /// Of which name.
+    #[n(0)]
+    pub path: RemotePath,
 }
 
 /// Asks for the entries of a directory.

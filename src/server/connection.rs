@@ -13,17 +13,20 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::audited;
 use super::commit::{Opened, SmallAnswer};
+use super::crowd;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::lane;
 use super::quota::Seat;
 use super::requests::{self, Got, ListStep};
 use super::session::{self, Session, Source};
+use super::share::OpenCount;
 use super::shared::{Shared, Who};
 use crate::access::{Action, Principal};
 use crate::error::{Blame, Error, ErrorKind, Result};
@@ -32,9 +35,10 @@ use crate::limits;
 use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
-    self, Breach, Bytes32, ClientHello, Close, Done, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List,
-    ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Receipt, Remove, Rename,
-    ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
+    self, Breach, Bytes32, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash, Holding,
+    Kind, List, ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Receipt, Remove,
+    Rename, ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues,
+    Working,
 };
 use crate::tls;
 
@@ -46,35 +50,55 @@ const LISTINGS_MAX: usize = 4;
 /// and time. A slot holds a path; at the bound the rest keep what they were made with.
 const MADE_DIRECTORIES_MAX: usize = 4096;
 
-/// Serves one accepted stream. `half_open` is held until the peer has said hello.
+/// Serves one accepted stream. The permit is held until the peer has said hello, the seat to its end.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     peer: SocketAddr,
     id: u64,
-    half_open: OwnedSemaphorePermit,
+    (half_open, mut place): (OwnedSemaphorePermit, crowd::Seat),
 ) {
     let span = info_span!("connection", id, %peer);
+    let (draining, stopping) = (shared.draining.clone(), shared.stopping.clone());
     async move {
         let started = Instant::now();
-        match greet(&shared, acceptor, tcp, peer, id).await {
-            Ok((connection, who, Role::First(opened), _seat)) => {
-                drop(half_open);
-                Box::pin(run(shared, connection, who, opened, id, started)).await;
+        // Who is about to begin need not be waited for when the server ends.
+        let greeted = tokio::select! {
+            biased;
+            greeted = greet(&shared, acceptor, tcp, (peer, id), &mut place) => greeted,
+            () = cancelled_for(&draining, limits::STOP_TIMEOUT) => {
+                Err(Error::new(ErrorKind::Stopping, "the server stops, and the client had not said hello"))
             }
-            Ok((connection, who, Role::Lane(session), _seat)) => {
-                drop(half_open);
-                Box::pin(lane::run(shared, connection, who, session, id, started)).await;
+        };
+        drop(half_open);
+        match greeted {
+            Ok((connection, who, role, _seat)) => {
+                let run = async move {
+                    match role {
+                        Role::First(opened) => Box::pin(run(shared, connection, who, opened, id, started)).await,
+                        Role::Lane(session) => Box::pin(lane::run(shared, connection, who, session, id, started)).await,
+                    }
+                };
+                // Its work ends when the server stops; its goodbye may not be taken.
+                tokio::select! {
+                    biased;
+                    () = run => {}
+                    () = cancelled_for(&stopping, limits::STOP_TIMEOUT) => debug!("cut off"),
+                }
             }
-            Err(error) => {
-                drop(half_open);
-                debug!("refused: {}", error.chain());
-            }
+            Err(error) => debug!("refused: {}", error.chain()),
         }
+        drop(place);
     }
     .instrument(span)
     .await;
+}
+
+/// Returns so long after it was cancelled.
+async fn cancelled_for(token: &CancellationToken, time: Duration) {
+    token.cancelled().await;
+    sleep(time).await;
 }
 
 /// What a connection is in its session.
@@ -88,8 +112,8 @@ async fn greet(
     shared: &Arc<Shared>,
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    peer: SocketAddr,
-    id: u64,
+    (peer, id): (SocketAddr, u64),
+    place: &mut crowd::Seat,
 ) -> Result<(Connection, Arc<Who>, Role, Seat)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
     socket.set_congestion(&shared.congestion);
@@ -122,7 +146,7 @@ async fn greet(
     };
     let mut connection = Connection::new(TlsStream::Server(stream));
     let mut who = Who::new(principal, chain, &shared.shares, id);
-    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, &mut who)).await {
+    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, &mut who, place)).await {
         Ok(Ok((role, seat))) => {
             connection.greeted();
             audited::connected(shared, &who.principal, peer, id, None).await;
@@ -143,7 +167,12 @@ async fn greet(
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, who: &mut Who) -> Result<(Role, Seat)> {
+async fn hello(
+    shared: &Shared,
+    connection: &mut Connection,
+    who: &mut Who,
+    place: &mut crowd::Seat,
+) -> Result<(Role, Seat)> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -169,6 +198,7 @@ async fn hello(shared: &Shared, connection: &mut Connection, who: &mut Who) -> R
     }
     let pass = shared.pass(who)?;
     let seat = pass.connection_seat()?;
+    place.greeted(&who.principal)?;
     let role = match &hello.join {
         Some(token) => Role::Lane(shared.sessions.join(token, &who.principal)?),
         None => Role::First(shared.sessions.open(&who.principal)?),
@@ -247,6 +277,8 @@ struct Driver {
     /// Pages that are being read.
     listing: usize,
     made: HashSet<RemotePath>,
+    /// What this connection has open, as its principal is charged for it.
+    open: OpenCount,
     stored_count: u64,
     sent_count: u64,
 }
@@ -274,6 +306,7 @@ async fn run(
     let principal = who.principal.clone();
     let session = Arc::clone(&opened.session);
     let mut driver = Driver {
+        open: OpenCount::new(Arc::clone(&who.share)),
         flow: Flow::new(Arc::clone(&shared), who, Arc::clone(&session), id, false),
         session,
         shared: Arc::clone(&shared),
@@ -387,7 +420,7 @@ impl Driver {
                 Step::Event(Event::Control(kind, transfer, payload)) => {
                     if kind == Kind::Working {
                         Working::from_payload(&payload)?;
-                        watch.heard();
+                        watch.heard(FRAME_HEADER_LEN + payload.len());
                     }
                     self.control(kind, transfer, &payload)?;
                 }
@@ -395,7 +428,12 @@ impl Driver {
                 Step::Room => {}
             }
             self.go_on();
+            self.open.set(self.open_count());
         }
+    }
+
+    fn open_count(&self) -> usize {
+        self.flow.open_count() + self.requests.len()
     }
 
     /// Takes note of what lanes have found.
@@ -524,11 +562,12 @@ impl Driver {
             }
             Kind::Hash => {
                 let request = Hash::from_payload(payload)?;
+                let is_read = request.read.unwrap_or(false);
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
                     let act = || requests::open_to_hash(shared, who, &request.path);
                     let file = audited::request(shared, who, "hash", &request.path, act);
-                    let run = file.map(|file| HashRun::new(request.path, Arc::new(file), Purpose::Root));
+                    let run = file.map(|file| HashRun::new(request.path, Arc::new(file), Purpose::Root(is_read)));
                     Job::OpenedToHash(transfer, run)
                 });
             }
@@ -557,8 +596,16 @@ impl Driver {
         }
         self.last_transfer = transfer;
         self.session.begun(transfer);
-        if self.flow.open_count() + self.requests.len() > 2 * limits::OPEN_TRANSFERS_MAX {
+        if self.open_count() > 2 * limits::OPEN_TRANSFERS_MAX {
             return Err(Breach::Excess("open transfers").into());
+        }
+        if self.flow.who.share.open() >= limits::OPEN_PER_PRINCIPAL_MAX {
+            if kind == Kind::Put {
+                self.flow.throw_away(transfer);
+            }
+            let message = "this principal has too many transfers and requests open, over all its connections";
+            self.fail(transfer, &Error::new(ErrorKind::Busy, message));
+            return Ok(false);
         }
         if self.shared.draining.is_cancelled() {
             // What runs on this connection goes on.
@@ -792,15 +839,16 @@ impl Driver {
     fn hashed(&mut self, transfer: u32, run: HashRun) -> Result<()> {
         let (size, end) = (run.file.size(), run.end());
         let is_wanted = match run.purpose {
-            Purpose::Root => self.requests.contains(&transfer),
+            Purpose::Root(_) => self.requests.contains(&transfer),
             Purpose::Base | Purpose::Values(_) => self.flow.is_open(transfer),
         };
         if !is_wanted {
             drop_elsewhere(&self.shared, run.file);
             return Ok(());
         }
-        if run.purpose == Purpose::Root {
-            if let Some(root) = run.file.recorded_root().or_else(|| run.tree.root(size)) {
+        if let Purpose::Root(is_read) = run.purpose {
+            let recorded = if is_read { None } else { run.file.recorded_root() };
+            if let Some(root) = recorded.or_else(|| run.tree.root(size)) {
                 self.requests.remove(&transfer);
                 match run.file.check_unchanged() {
                     Ok(()) => {
@@ -902,28 +950,53 @@ impl Driver {
     }
 }
 
-/// The deadlines of a connection: idle, and progress in bytes.
+/// The deadlines of a connection: idle, and progress in bytes. A peer that says that it is at work is waited for
+/// longer, and not for ever.
 pub(super) struct Watch {
     idle_since: Instant,
     bytes: u64,
     window_began: Instant,
     window_bytes: u64,
+    /// Bytes of messages that only say that the peer is at work: they are no progress.
+    words: u64,
+    /// When bytes were last seen to move, whatever was said.
+    moved: Instant,
+    /// The window in which that is looked for.
+    moving_began: Instant,
+    moving_bytes: u64,
 }
 
 impl Watch {
     pub(super) fn new() -> Watch {
         let now = Instant::now();
-        Watch { idle_since: now, bytes: 0, window_began: now, window_bytes: 0 }
+        Watch {
+            idle_since: now,
+            bytes: 0,
+            window_began: now,
+            window_bytes: 0,
+            words: 0,
+            moved: now,
+            moving_began: now,
+            moving_bytes: 0,
+        }
     }
 
-    /// The peer says that it is at work.
-    pub(super) fn heard(&mut self) {
+    /// The peer says that it is at work, in so many bytes.
+    pub(super) fn heard(&mut self, len: usize) {
         self.window_began = Instant::now();
+        self.words += len as u64;
     }
 
     pub(super) fn look(&mut self, bytes: u64, idle: bool, working: bool) -> Result<()> {
         let now = Instant::now();
         let since = |start: Instant| now.saturating_duration_since(start);
+        let bytes = bytes.saturating_sub(self.words);
+        if bytes.saturating_sub(self.moving_bytes) >= limits::PROGRESS_LEN_MIN || idle || working {
+            self.moved = now;
+        }
+        if self.moved == now || since(self.moving_began) >= limits::PROGRESS_TIMEOUT {
+            (self.moving_began, self.moving_bytes) = (now, bytes);
+        }
         if bytes.saturating_sub(self.window_bytes) >= limits::PROGRESS_LEN_MIN || idle || working {
             self.window_began = now;
             self.window_bytes = bytes;
@@ -937,6 +1010,9 @@ impl Watch {
         }
         if since(self.window_began) >= limits::PROGRESS_TIMEOUT {
             return Err(late("no progress on this connection", limits::PROGRESS_TIMEOUT));
+        }
+        if since(self.moved) >= limits::WORKING_TIMEOUT {
+            return Err(late("the client has only said that it is at work", limits::WORKING_TIMEOUT));
         }
         Ok(())
     }

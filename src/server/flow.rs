@@ -134,7 +134,7 @@ impl HashRun {
     pub(super) fn end(&self) -> u64 {
         match self.purpose {
             Purpose::Values(end) => end,
-            Purpose::Base | Purpose::Root => group_count(self.file.size()),
+            Purpose::Base | Purpose::Root(_) => group_count(self.file.size()),
         }
     }
 }
@@ -144,8 +144,8 @@ impl HashRun {
 pub(super) enum Purpose {
     /// The client compares it with its own.
     Base,
-    /// The client asked for the root.
-    Root,
+    /// The client asked for the root, and believes the recorded one or (`true`) does not.
+    Root(bool),
     /// The client asked for group values up to here.
     Values(u64),
 }
@@ -195,7 +195,8 @@ pub(super) struct Flow {
     pub(super) downloads: HashMap<u32, Download>,
     ended: Ended,
     jobs: JoinSet<Job>,
-    leasing: Option<(usize, Leasing)>,
+    /// A lease that is waited for: for which transfer, how long.
+    leasing: Option<(u32, usize, Leasing)>,
     /// Bytes of the next lease: it grows while peers fill their leases, and shrinks when one is spilled.
     lease_len: usize,
     /// Some group may hold a buffer.
@@ -890,10 +891,14 @@ impl Flow {
 
     /// Hashes the next groups of a stored file: 64 MiB in one step.
     fn hash_step(&mut self, transfer: u32, mut run: HashRun) {
-        self.spawn(move |shared, who| {
-            let step = || {
+        let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
+        let (share, tasks) = (Arc::clone(&self.who.share), self.shared.tasks.clone());
+        self.jobs.spawn(async move {
+            // All connections of a principal together hold a part of the disk threads.
+            let turn = share.hash().await;
+            let step = move || {
                 // A file of terabytes takes an hour: who may not read it any more does not learn the rest.
-                shared.pass(who)?.decide(Action::Read(&run.path))?;
+                shared.pass(&who)?.decide(Action::Read(&run.path))?;
                 let size = run.file.size();
                 run.from = run.next;
                 let mut buffer = vec![0; GROUP_LEN];
@@ -905,7 +910,9 @@ impl Flow {
                 }
                 Ok(run)
             };
-            Job::Hashed(transfer, step())
+            let hashed = tasks.spawn_blocking(step).await;
+            drop(turn);
+            Job::Hashed(transfer, hashed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
         });
     }
 
@@ -914,6 +921,8 @@ impl Flow {
     /// Forgets a transfer, whatever it is. Content that still comes for it is thrown away.
     pub(super) fn end(&mut self, transfer: u32) {
         self.end_hash(transfer);
+        // Nobody would take it, and others wait.
+        self.leasing.take_if(|(waiting, ..)| *waiting == transfer);
         self.session.end(transfer);
         if let Some(upload) = self.uploads.remove(&transfer) {
             self.begun -= usize::from(upload.open.is_some());
@@ -1048,10 +1057,10 @@ impl Handler for Flow {
             let whole = upload.put.size.map_or(GROUP_LEN, |size| group_len(size, piece.group));
             let len = self.lease_len.min(whole - open.start);
             let lease = match self.leasing.take() {
-                Some((leased, mut leasing)) if leased == len => match leasing.as_mut().poll(cx) {
+                Some((_, leased, mut leasing)) if leased == len => match leasing.as_mut().poll(cx) {
                     Poll::Ready(lease) => lease,
                     Poll::Pending => {
-                        self.leasing = Some((len, leasing));
+                        self.leasing = Some((transfer, len, leasing));
                         return Poll::Pending;
                     }
                 },
@@ -1060,7 +1069,7 @@ impl Handler for Flow {
                     match leasing.as_mut().poll(cx) {
                         Poll::Ready(lease) => lease,
                         Poll::Pending => {
-                            self.leasing = Some((len, leasing));
+                            self.leasing = Some((transfer, len, leasing));
                             return Poll::Pending;
                         }
                     }
@@ -1114,6 +1123,21 @@ impl Handler for Flow {
             self.spill(transfer);
         }
         Ok(())
+    }
+
+    fn nothing_came(&mut self, transfer: u32) {
+        // What was only announced holds no memory.
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return };
+        if let Some(open) = upload.open.as_mut().filter(|open| open.filled == 0) {
+            open.buffer = None;
+        }
+        if matches!(upload.phase, Phase::Unasked) {
+            let received = upload.groups.lock().receiver.received();
+            upload.content.truncate(usize::try_from(received).unwrap_or(usize::MAX));
+            if upload.content.is_empty() {
+                upload.content = Vec::new();
+            }
+        }
     }
 
     fn poll_data(&mut self, _: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {

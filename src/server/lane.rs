@@ -118,7 +118,7 @@ impl Lane {
                 Step::Event(Event::Closed) => return Ok(()),
                 Step::Event(Event::Control(Kind::Working, _, payload)) => {
                     Working::from_payload(&payload)?;
-                    watch.heard();
+                    watch.heard(crate::protocol::FRAME_HEADER_LEN + payload.len());
                 }
                 Step::Event(Event::Control(kind, transfer, payload)) => self.control(kind, transfer, &payload)?,
                 Step::Job(job) => self.job(job)?,

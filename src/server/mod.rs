@@ -9,6 +9,7 @@ mod audited;
 mod commit;
 mod connection;
 mod convert;
+mod crowd;
 mod flow;
 mod groups;
 mod lane;
@@ -16,6 +17,7 @@ mod outcomes;
 mod quota;
 mod receipts;
 mod requests;
+mod scrub;
 mod session;
 mod share;
 mod shared;
@@ -42,6 +44,9 @@ use crate::net::Congestion;
 use crate::storage::Store;
 use crate::tls::{ServerTls, SigningKey};
 
+pub use crowd::CrowdLimits;
+pub use scrub::{ScrubOptions, Told, scrub};
+
 /// What a server is made of.
 pub struct ServerOptions {
     /// Where it saves.
@@ -58,9 +63,13 @@ pub struct ServerOptions {
     pub audit: Option<audit::Audit>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
+    /// Connections of one address and of one principal.
+    pub crowd: CrowdLimits,
     /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
     /// in the runtime that the server runs in.
     pub threads: usize,
+    /// Threads for disk calls and hashing, over all of these.
+    pub disk_threads: usize,
     /// What is asked of the system for each connection.
     pub congestion: Congestion,
     /// Bytes of content per second in each direction, over all connections; none: as many as there can be.
@@ -103,10 +112,11 @@ impl Server {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>();
         let listeners = listeners.while_doing(|| "wait for connections".into())?;
         shared::prepare(&store, &access)?;
-        let workers = workers::Workers::start(threads)?;
+        let workers = workers::Workers::start(threads, options.disk_threads)?;
+        let crowd = crowd::Crowd::new(options.crowd);
         let shares = share::Shares::new(memory, options.rate, options.rate_of_one);
         let rules = shared::Rules { tls, access: access.clone() };
-        let shared = shared::Shared::new(store, rules, shares, options.congestion, receipt_key, audit);
+        let shared = shared::Shared::new(store, rules, shares, options.congestion, receipt_key, audit, crowd);
         let shared = Arc::new(shared);
         shared.keep_accounts(&access);
         Ok(Server { shared, listeners, workers })
@@ -138,8 +148,9 @@ impl Server {
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
-        let mut counting = JoinSet::new();
-        counting.spawn(Arc::clone(&shared).count_again());
+        let mut watching = JoinSet::new();
+        watching.spawn(watch_store(Arc::clone(&shared)));
+        watching.spawn(Arc::clone(&shared).count_again());
         for listener in listeners {
             let loop_ = accept(
                 Arc::clone(&shared),
@@ -161,7 +172,7 @@ impl Server {
             }
         }
         shared.draining.cancel();
-        counting.abort_all();
+        watching.abort_all();
         shared.tasks.close();
         let running = shared.connection_count.load(Ordering::Relaxed);
         if running > 0 {
@@ -270,6 +281,16 @@ async fn accept(
             warn!("{peer}: closed, too many connections have not said hello");
             continue;
         };
+        let seat = match shared.crowd.enter(peer.ip()) {
+            Ok(seat) => seat,
+            Err((count, what)) => {
+                // A flood shall not fill the log.
+                if count.is_power_of_two() {
+                    warn!("{peer}: closed, its address has too many {what} (refusal {count}; told at 1, 2, 4, 8, …)");
+                }
+                continue;
+            }
+        };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::clone(&shared);
         let acceptor = TlsAcceptor::from(shared.rules.borrow().tls.config());
@@ -285,12 +306,29 @@ async fn accept(
         workers.spawn(&tasks, async move {
             shared.connection_count.fetch_add(1, Ordering::Relaxed);
             match TcpStream::from_std(tcp) {
-                Ok(tcp) => connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await,
+                Ok(tcp) => connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, (half_open, seat)).await,
                 Err(error) => warn!("{peer}: closed: {error}"),
             }
             shared.connection_count.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
         });
+    }
+}
+
+/// Looks at the disk now and then, so that the log tells when it fails or goes away, and when it is back.
+async fn watch_store(shared: Arc<shared::Shared>) {
+    let mut was_well = true;
+    loop {
+        sleep(limits::STORE_TRIAL_INTERVAL).await;
+        let store = shared.whole_store();
+        let checked = tokio::task::spawn_blocking(move || store.check()).await;
+        match &checked {
+            Ok(Ok(())) if !was_well => info!("the disk can be written to again"),
+            Ok(Err(error)) if was_well => error!("nothing is stored for now: {}", error.chain()),
+            Err(error) => error!("looking at the disk failed: {error}"),
+            Ok(_) => {}
+        }
+        was_well = matches!(checked, Ok(Ok(())));
     }
 }
 

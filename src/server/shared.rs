@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::audit::Audit;
+use super::crowd::Crowd;
 use super::outcomes::Outcomes;
 use super::quota::{self, Accounts, Amount, Reservation, Seat};
 use super::session::Sessions;
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     pub(super) congestion: Congestion,
     pub(super) outcomes: Outcomes,
     pub(super) accounts: Arc<Accounts>,
+    pub(super) crowd: Arc<Crowd>,
     /// What further connections can join.
     pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
@@ -91,6 +93,7 @@ impl Shared {
         congestion: Congestion,
         receipt_key: Option<Arc<SigningKey>>,
         audit: Option<Audit>,
+        crowd: Arc<Crowd>,
     ) -> Shared {
         Shared {
             store,
@@ -103,6 +106,7 @@ impl Shared {
             socket_buffers: SocketBuffers::new(),
             outcomes: Outcomes::default(),
             accounts: Arc::default(),
+            crowd,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
@@ -120,6 +124,11 @@ impl Shared {
         self.keep_accounts(&rules.access);
         self.rules.send_replace(Arc::new(rules));
         Ok(())
+    }
+
+    /// The whole tree, to look after it.
+    pub(super) fn whole_store(&self) -> Store {
+        self.store.clone()
     }
 
     /// The tree as seen from one home, for work that is nobody's.

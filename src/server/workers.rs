@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{IoContext as _, Result};
-use crate::limits::BLOCKING_THREADS_MAX;
 
 /// Threads with a runtime each; none means the runtime that the server runs in.
 pub(super) struct Workers {
@@ -28,15 +27,15 @@ struct Worker {
 }
 
 impl Workers {
-    /// Starts so many.
+    /// Starts so many, with so many threads for the disk over all of them.
     ///
     /// # Errors
     /// When the system gives no thread or descriptor for one.
-    pub(super) fn start(count: usize) -> Result<Workers> {
+    pub(super) fn start(count: usize, disk_threads: usize) -> Result<Workers> {
         let end = CancellationToken::new();
         let mut workers = Vec::with_capacity(count);
         for _ in 0..count {
-            workers.push(Worker::start(BLOCKING_THREADS_MAX.div_ceil(count).max(2), end.clone())?);
+            workers.push(Worker::start(disk_threads.div_ceil(count).max(1), end.clone())?);
         }
         Ok(Workers { workers, next: AtomicUsize::new(0), end })
     }

@@ -11,8 +11,8 @@ use rustix::fs::{Access, AtFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::open::{LOCK_LEN_MAX, LOCK_NAME, open_root, refuse_precious};
-use super::reserved;
 use super::upload::space_of;
+use super::walk::reserved;
 use super::{STATE_NAME, Store, sys};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::path::{Escaped, RemotePath};

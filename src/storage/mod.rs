@@ -17,21 +17,22 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, Result};
 use crate::path::{Component, RemotePath};
 
 mod append;
 mod change;
 mod check;
 mod durable;
+mod health;
 mod open;
 mod publish;
 mod read;
 mod recorded;
+mod scrub;
 mod state;
 mod sys;
 mod upload;
@@ -45,6 +46,7 @@ pub use check::Space;
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
+pub use scrub::Condition;
 pub use upload::{FileMetadata, NewFile, Parents, Staged, Upload};
 
 /// The name under which a served root keeps its state: lock and staging.
@@ -52,9 +54,6 @@ pub const STATE_NAME: &str = ".sealift";
 
 /// What names of staging files beside their targets begin with; 32 hexadecimal digits follow.
 const HIDDEN_PREFIX: &[u8] = b".sealift-";
-
-/// Failed file syncs after which a store takes no more writes: the disk is failing, and a person must look.
-const SYNC_FAILURES_MAX: u32 = 16;
 
 /// One directory tree: the root that a server serves, or the directory that a client saves into.
 /// Clones share it; all methods may be called from many threads.
@@ -218,6 +217,8 @@ struct Core {
     label: String,
     options: StoreOptions,
     state: Option<State>,
+    /// The state directory and every directory in it.
+    reserved: Vec<Identity>,
     openat2: bool,
     warnings: Vec<String>,
     /// Whether nameless files (`O_TMPFILE`) work; turned off by the first refusal.
@@ -227,7 +228,9 @@ struct Core {
     staging_places: Mutex<upload::StagingPlaces>,
     /// How old a hidden name is before it is taken for that of a dead process.
     leftover_age: Duration,
-    broken: OnceLock<String>,
+    /// Where the root was opened, and what was there: a served root only.
+    place: Option<health::Place>,
+    health: Mutex<health::Health>,
     sync_failures: AtomicU32,
     /// Numbers staging files, so that the oldest of a batch is known.
     next_order: AtomicU64,
@@ -238,8 +241,6 @@ struct Core {
 struct State {
     directory: OwnedFd,
     staging: OwnedFd,
-    /// The state directory and every directory in it.
-    reserved: Vec<Identity>,
     /// Held for as long as the store lives; the lock goes with it.
     _lock: OwnedFd,
 }
@@ -249,6 +250,12 @@ impl std::ops::Deref for Inner {
 
     fn deref(&self) -> &Core {
         &self.core
+    }
+}
+
+impl State {
+    fn staging(&self) -> BorrowedFd<'_> {
+        self.staging.as_fd()
     }
 }
 
@@ -274,16 +281,16 @@ impl Store {
         self.inner.root.identity
     }
 
-    /// Why this store takes no more writes, if it came to that.
-    #[must_use]
-    pub fn broken(&self) -> Option<&str> {
-        self.inner.broken.get().map(String::as_str)
-    }
-
     /// Whether this path is, or lies in, what the store keeps for itself and shows to nobody.
     #[must_use]
     pub fn is_reserved(&self, path: &RemotePath) -> bool {
         self.inner.is_reserved(path)
+    }
+}
+
+impl From<Core> for Store {
+    fn from(core: Core) -> Store {
+        Store { inner: Arc::new(Inner { core: Arc::new(core), home: Vec::new() }) }
     }
 }
 
@@ -296,29 +303,6 @@ impl fmt::Debug for Store {
 impl Core {
     fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
-    }
-
-    /// Refuses when an earlier failure of the disk made further writes unsafe.
-    fn writable(&self) -> Result<()> {
-        match self.broken.get() {
-            None => Ok(()),
-            Some(why) => Err(Error::new(
-                ErrorKind::Io,
-                format!("nothing more is written to this disk until it is opened anew: {why}"),
-            )),
-        }
-    }
-
-    fn break_down(&self, why: String) {
-        // The first reason stays: later ones follow from it.
-        let _ = self.broken.set(why);
-    }
-
-    fn sync_failed(&self, error: rustix::io::Errno) {
-        let count = self.sync_failures.fetch_add(1, Ordering::Relaxed) + 1;
-        if count >= SYNC_FAILURES_MAX {
-            self.break_down(format!("{count} files could not be synced, the last with: {error}"));
-        }
     }
 }
 

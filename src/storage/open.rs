@@ -3,8 +3,8 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -12,12 +12,13 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::change::{LEFTOVER_AGE, make_private, remove_below};
+use super::health::Place;
 use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
 use super::upload::probe_rename;
 use super::walk::{Directory, Shared};
-use super::{Core, Identity, Inner, Kind, STATE_NAME, State, Store, StoreOptions, durable};
+use super::{Core, Identity, Kind, STATE_NAME, State, Store, StoreOptions, durable};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::path::Escaped;
 
@@ -39,7 +40,7 @@ impl Store {
         make_last(root, &label)?;
         let fd = open_root(root, &label).map_err(usage)?;
         refuse_precious(root, &fd, &label, options.home.as_deref())?;
-        let state = open_state(&fd, &label)?;
+        let (state, reserved) = open_state(&fd, &label)?;
         let mut warnings = Vec::new();
         let openat2 = sys::has_openat2(&fd);
         if !openat2 {
@@ -49,7 +50,10 @@ impl Store {
             );
         }
         let nameless = probe(&fd, &state, &label, &mut warnings)?;
-        build(fd, label, options, Some(state), openat2, nameless, warnings)
+        let mut inner = build(fd, label, options, Some(state), openat2, nameless, warnings)?;
+        inner.reserved = reserved;
+        inner.place = Some(Place::of(root, &inner.root, &inner.reserved, &inner.label)?);
+        Ok(inner.into())
     }
 
     /// Opens a directory to save into: no lock, no state directory, staging beside the targets. It is made, with
@@ -62,7 +66,7 @@ impl Store {
         make_all(directory, &label)?;
         let fd = open_root(directory, &label)?;
         let openat2 = sys::has_openat2(&fd);
-        build(fd, label, StoreOptions::default(), None, openat2, true, Vec::new())
+        build(fd, label, StoreOptions::default(), None, openat2, true, Vec::new()).map(Store::from)
     }
 }
 
@@ -71,7 +75,7 @@ fn usage(error: Error) -> Error {
     error.with_kind(ErrorKind::Usage)
 }
 
-fn build(
+pub(super) fn build(
     root: OwnedFd,
     label: String,
     options: StoreOptions,
@@ -79,15 +83,16 @@ fn build(
     openat2: bool,
     nameless: bool,
     warnings: Vec<String>,
-) -> Result<Store> {
+) -> Result<Core> {
     let directories = Shared::default();
     let root = Directory::new(root).while_doing(|| format!("look at {label}"))?;
     let root = directories.share(root);
-    let core = Core {
+    Ok(Core {
         root,
         label,
         options,
         state,
+        reserved: Vec::new(),
         openat2,
         warnings,
         nameless: AtomicBool::new(nameless),
@@ -95,12 +100,12 @@ fn build(
         durable: durable::Directories::default(),
         staging_places: Mutex::default(),
         leftover_age: LEFTOVER_AGE,
-        broken: OnceLock::new(),
+        place: None,
+        health: Mutex::default(),
         sync_failures: AtomicU32::new(0),
         next_order: AtomicU64::new(0),
         whole_sync: WholeSync::new(),
-    };
-    Ok(Store { inner: Arc::new(Inner { core: Arc::new(core), home: Vec::new() }) })
+    })
 }
 
 pub(super) fn open_root(path: &Path, label: &str) -> Result<OwnedFd> {
@@ -172,28 +177,31 @@ pub(super) fn refuse_precious(path: &Path, root: &OwnedFd, label: &str, home: Op
     Ok(())
 }
 
-fn open_state(root: &OwnedFd, label: &str) -> Result<State> {
+fn open_state(root: &OwnedFd, label: &str) -> Result<(State, Vec<Identity>)> {
     let directory = private_directory(root, STATE_NAME, label)?;
     let lock = take_lock(&directory, label)?;
     let staging = private_directory(&directory, STAGING_NAME, label)?;
     let what = || format!("remove what an earlier server left in {label}/{STATE_NAME}/{STAGING_NAME}");
     clean(&staging).while_doing(what)?;
     sys::sync(&directory).and_then(|()| sys::sync(root)).while_doing(|| format!("sync {label}"))?;
-    let mut reserved = vec![identity(&directory, label)?, identity(&staging, label)?];
+    let reserved = reserved_in(&directory).while_doing(|| format!("read {label}/{STATE_NAME}"))?;
+    Ok((State { directory, staging, _lock: lock }, reserved))
+}
+
+/// The state directory and every directory in it.
+pub(super) fn reserved_in(state: &OwnedFd) -> rustix::io::Result<Vec<Identity>> {
+    // A handle of its own: its place in the directory is nobody else's.
+    let directory = sys::open_directory_at(state, b".")?;
+    let mut reserved = vec![sys::status(&directory)?.identity];
     let mut memory = Vec::with_capacity(32 * 1024);
     loop {
-        let names = sys::read_names(&directory, &mut memory).while_doing(|| format!("read {label}/{STATE_NAME}"))?;
+        let names = sys::read_names(&directory, &mut memory)?;
         if names.is_empty() {
-            break;
+            return Ok(reserved);
         }
         let others = names.iter().filter_map(|name| sys::status_at(&directory, &name.bytes).ok());
         reserved.extend(others.filter(|status| status.kind == Kind::Directory).map(|status| status.identity));
     }
-    Ok(State { directory, staging, reserved, _lock: lock })
-}
-
-fn identity(directory: &OwnedFd, label: &str) -> Result<Identity> {
-    sys::status(directory).map(|status| status.identity).while_doing(|| format!("look at {label}/{STATE_NAME}"))
 }
 
 /// Opens a directory that only this user may enter, making it if it is missing.

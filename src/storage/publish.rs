@@ -96,6 +96,10 @@ impl Store {
                 }
             }
         }
+        // Unmounted while they were stored: whoever looks for them would not find them.
+        if let Err(error) = inner.in_place() {
+            answers.iter_mut().filter(|answer| answer.is_ok()).for_each(|answer| *answer = Err(error.duplicate()));
+        }
         answers
     }
 }

@@ -76,3 +76,30 @@ impl Recorded {
         Recorded::decode(record, status.size, status.mtime)
     }
 }
+
+/// What is recorded with a file, whether it still belongs to it or not.
+pub(super) struct Record {
+    pub(super) recorded: Recorded,
+    pub(super) size: u64,
+    /// In nanoseconds since 1970.
+    pub(super) mtime: i64,
+}
+
+impl Record {
+    /// Reads the attribute of an open file; none when there is none, or of another form.
+    pub(super) fn of(file: impl AsFd) -> Option<Record> {
+        let mut bytes = [0; RECORD_LEN + 1];
+        let len = rustix::fs::fgetxattr(file, RECORD_NAME, &mut bytes[..]).ok()?;
+        let record: &[u8; RECORD_LEN] = bytes.get(..len)?.try_into().ok()?;
+        let (root, rest) = record.split_first_chunk::<32>()?;
+        let (upload_id, rest) = rest.split_first_chunk::<16>()?;
+        let (size, mtime) = rest.split_first_chunk::<8>()?;
+        let size = u64::from_be_bytes(*size);
+        if size >> 56 != u64::from(RECORD_VERSION) {
+            return None;
+        }
+        let mtime = i64::from_be_bytes(mtime.try_into().ok()?);
+        let recorded = Recorded { root: Root(*root), upload_id: *upload_id };
+        Some(Record { recorded, size: size & ((1 << 56) - 1), mtime })
+    }
+}

@@ -1,4 +1,7 @@
+use std::sync::atomic::Ordering;
+
 use super::*;
+use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 
 const SIZES: [usize; 14] = [
@@ -415,7 +418,7 @@ fn flip_for_a_while(openat2: bool) {
     });
     assert!(flips.load(Ordering::Relaxed) > 1000);
     assert_eq!(portrait(&outside), before);
-    assert_eq!(store.broken(), None);
+    store.check().unwrap();
 }
 
 #[test]
@@ -850,7 +853,7 @@ fn a_full_disk_is_told_and_harms_nothing_else() {
         assert_eq!(content(&store, "kept").unwrap(), bytes(100_000, 1));
         drop(upload);
         put(&store, "after", &bytes(2 << 20, 1), IfExists::Overwrite).unwrap();
-        assert_eq!(store.broken(), None);
+        store.check().unwrap();
     }
     drop(mounted);
 

@@ -88,7 +88,7 @@ impl Store {
     /// room for it, is seen when it is published and written.
     pub fn begin_in(&self, parents: &mut Parents, path: &RemotePath, options: NewFile) -> Result<Upload> {
         let inner = &self.inner;
-        inner.writable()?;
+        inner.writable_lately()?;
         let Some((name, parent)) = path.components().split_last() else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };
@@ -186,14 +186,22 @@ impl Inner {
         })
     }
 
-    /// Refuses a file that is larger than what is free, as far as the file system tells.
+    /// Refuses a file that there is no room for, or no inode, as far as the file system tells.
     fn check_space(&self, directory: &Directory, path: &RemotePath, size: u64) -> Result<()> {
         match free_space(directory) {
             Some(free) if free < size => {
-                Err(Error::new(ErrorKind::NoSpace, format!("store {path}: it needs {size} bytes, {free} are free")))
+                return Err(Error::new(
+                    ErrorKind::NoSpace,
+                    format!("store {path}: it needs {size} bytes, {free} are free"),
+                ));
             }
-            _ => Ok(()),
+            _ => {}
         }
+        if free_files(directory) == Some(0) {
+            let message = format!("store {path}: the file system can hold no further file (it has no inodes left)");
+            return Err(Error::new(ErrorKind::NoSpace, message));
+        }
+        Ok(())
     }
 
     fn staging_error(&self, directory: &Directory, path: &RemotePath, errno: Errno) -> Error {
@@ -202,6 +210,11 @@ impl Inner {
                 let (owner, user) =
                     (sys::status(directory).map_or(0, |status| status.owner), rustix::process::geteuid().as_raw());
                 format!(" (its directory belongs to user {owner}, and this runs as user {user})")
+            }
+            Errno::NOSPC | Errno::DQUOT => {
+                let left =
+                    |count: Option<u64>| count.map_or("an unknown number of".to_owned(), |count| count.to_string());
+                format!(" ({} bytes and {} inodes left)", left(free_space(directory)), left(free_files(directory)))
             }
             _ => String::new(),
         };
@@ -316,6 +329,13 @@ pub(super) fn space_of(directory: impl AsFd) -> Option<Space> {
     let blocks = if rustix::process::geteuid().is_root() { stat.f_bfree } else { stat.f_bavail };
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
     (stat.f_blocks > 0).then(|| Space { free: bytes(blocks), total: bytes(stat.f_blocks) })
+}
+
+/// Files that can still be made on the file system of this directory; none when it has no such bound.
+fn free_files(directory: impl AsFd) -> Option<u64> {
+    let stat = rustix::fs::fstatvfs(directory).ok()?;
+    let files = if rustix::process::geteuid().is_root() { stat.f_ffree } else { stat.f_favail };
+    (stat.f_files > 0).then_some(files)
 }
 
 /// Renames an empty file from one directory into another, and removes it.
@@ -594,7 +614,8 @@ impl Upload {
             Errno::NOSPC | Errno::DQUOT => {
                 let needed = self.announced.map_or(len, |size| size.saturating_sub(offset).max(len));
                 let free = free_space(&*self.staging.directory).map_or("unknown".to_owned(), |free| free.to_string());
-                format!("write {} at offset {offset} (needed: {needed} bytes, free: {free})", self.path)
+                let quota = if errno == Errno::DQUOT { ", but a quota stands against it" } else { "" };
+                format!("write {} at offset {offset} (needed: {needed} bytes, free: {free}{quota})", self.path)
             }
             _ => format!("write {} at offset {offset}", self.path),
         };

@@ -61,6 +61,11 @@ impl Directory {
         }
         if synced.failed { Err(Errno::IO) } else { Ok(()) }
     }
+
+    /// A failed sync is told to everybody until the disk has shown that it works again.
+    fn forget_failure(&self) {
+        lock(&self.synced).failed = false;
+    }
 }
 
 impl AsFd for Directory {
@@ -76,6 +81,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// The disk works again: directories may be synced that could not be.
+    pub(super) fn forget_failures(&self) {
+        let open: Vec<Arc<Directory>> = lock(&self.open).values().filter_map(Weak::upgrade).collect();
+        open.iter().for_each(|directory| directory.forget_failure());
+    }
+
     pub(super) fn share(&self, directory: Directory) -> Arc<Directory> {
         let mut open = lock(&self.open);
         if let Some(known) = open.get(&directory.identity).and_then(Weak::upgrade) {
@@ -111,7 +122,7 @@ fn shown(components: &[Component]) -> String {
 
 impl Inner {
     pub(super) fn is_reserved_identity(&self, identity: Identity) -> bool {
-        self.state.as_ref().is_some_and(|state| state.reserved.contains(&identity))
+        self.reserved.contains(&identity)
     }
 
     /// A path from the tree's root.

@@ -15,8 +15,7 @@ fn cut_first(at: u64, how: Cut) -> impl Fn(usize) -> Plan + Send + 'static {
     move |number| Plan { cut: (number == 0).then_some((at, how)), ..Plan::default() }
 }
 
-/// Where to cut: round the last answers, and anywhere after the hello. A first connection that is cut before it is
-/// greeted is told at once, like one that is refused.
+/// Where to cut: round the last answers, and anywhere after the hello.
 fn places(greeted: u64, total: u64, count: usize, numbers: &mut Numbers) -> BTreeSet<u64> {
     // The end of TLS is not there when the client has left before.
     let answered = (total - TLS_END_LEN).max(greeted + 8);
@@ -233,4 +232,43 @@ fn a_download_gets_through_a_link_that_is_cut_all_the_time() {
     assert!(fs::read(&target).unwrap() == bytes);
     assert!(begun.elapsed() < Duration::from_secs(60));
     assert!((4..12).contains(&proxy.connections()), "{} connections", proxy.connections());
+}
+
+/// The first connections are cut while handshake and hello are under way: the client comes again, says so, and the
+/// command is done once.
+#[test]
+fn a_first_connection_that_breaks_before_the_greeting_is_tried_again() {
+    let world = World::new();
+    let server = world.serve();
+    let whole = greeted(&server) - 40;
+    // From before the first byte of the server to the last one of its hello.
+    let places: Vec<u64> = (0..6).map(|step| (whole - 1) * step / 5).collect();
+    std::thread::scope(|scope| {
+        for (index, &at) in places.iter().enumerate() {
+            let server = &server;
+            scope.spawn(move || {
+                let how = [Cut::Reset, Cut::End];
+                let proxy = Proxy::new(server.port, move |number| Plan {
+                    cut: how.get(number).map(|&how| (at, how)),
+                    ..Plan::default()
+                });
+                let made = remote(proxy.port, &format!("made{index}"));
+                let ran = Ran::of(server.client(&["mkdir", "--json", &made]).output().unwrap());
+                let what = format!("cut at {at} of {whole}: {ran:?}");
+                assert_eq!(ran.code, 0, "{what}");
+                assert_eq!((ran.of_type("retrying").len(), ran.of_type("made").len()), (2, 1), "{what}");
+                assert_eq!(ran.summary()["retries"], 2, "{what}");
+                assert_eq!(proxy.connections(), 3, "{what}");
+            });
+        }
+    });
+    // One more was made to count the bytes.
+    assert_eq!(names_in(&world.root()).len(), places.len() + 1);
+    // One that says why is believed at once.
+    let proxy = Proxy::new(server.port, |_| Plan::default());
+    let mut client = crate::rig::binary();
+    let client = client.args(["ls", "--json", "--ca"]).arg(world.path("client/ca.pem"));
+    let ran = Ran::of(client.arg(remote(proxy.port, "")).output().unwrap());
+    assert_eq!((ran.code, ran.of_type("retrying").len(), proxy.connections()), (3, 0, 1), "{ran:?}");
+    assert_eq!(ran.summary()["error"]["error"], "trust", "{ran:?}");
 }

@@ -152,7 +152,7 @@ round_trips! {
     close_goes_round: Just(Close {});
     stat_goes_round: path().prop_map(|path| Stat { path });
     list_goes_round: path().prop_map(|path| ListDirectory { path });
-    hash_goes_round: path().prop_map(|path| Hash { path });
+    hash_goes_round: (path(), maybe(any::<bool>())).prop_map(|(path, read)| Hash { path, read });
     make_directory_goes_round: path().prop_map(|path| MakeDirectory { path });
     make_link_goes_round: (path(), vec(any::<u8>(), 0..100), maybe(mtime()), if_exists())
         .prop_map(|(path, target, mtime, if_exists)| MakeLink { path, target, mtime, if_exists });
@@ -208,6 +208,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                 (Kind::ClientHello, 2 | 3 | 8)
                 | (Kind::ServerHello, 2 | 4 | 16)
                 | (Kind::Failed, 2)
+                | (Kind::Hash, 1)
                 | (Kind::Put | Kind::Done, 1..=3)
                 | (Kind::Stored, 1 | 3)
                 | (Kind::GetAnswer, 4)

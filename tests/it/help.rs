@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 27] = [
     "certs",
     "serve",
     "put",
@@ -29,6 +29,8 @@ const COMMANDS: [&str; 25] = [
     "user revoke",
     "user restore",
     "grant",
+    "verify",
+    "scrub",
 ];
 
 /// The arguments that ask for the help of a command.
@@ -99,6 +101,11 @@ fn usage_errors_end_with_2_and_versions_with_0() {
         (&["get", "x"], 2),
         (&["rm", "sealift://nas/"], 2),
         (&["serve"], 2),
+        (&["verify", "a", "b"], 2),
+        (&["verify", "-", "sealift://nas/x"], 2),
+        (&["scrub"], 2),
+        (&["scrub", "--root", "/nonexistent/root"], 2),
+        (&["scrub", "--root", "/tmp", "--path", "../x"], 2),
     ] {
         let output = sealift(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");

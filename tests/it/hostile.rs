@@ -6,6 +6,7 @@
 
 mod bytes;
 mod content;
+mod greedy;
 mod lanes;
 mod limits;
 mod matrix;

@@ -94,6 +94,14 @@ impl World {
         Server::start(command, self.path("client"))
     }
 
+    /// The same by a command of its own, with further flags.
+    #[track_caller]
+    pub(crate) fn serve_with_args(&self, mut command: Command, args: &[&str]) -> Server {
+        command.arg("serve").arg("--root").arg(self.root()).arg("--certs").arg(self.path("certs"));
+        command.args(["--listen", "127.0.0.1:0"]).args(args);
+        Server::start(command, self.path("client"))
+    }
+
     /// The same by another command (a tracer, a limit), on this port; 0 is a free one.
     #[track_caller]
     pub(crate) fn serve_by(&self, mut command: Command, port: u16) -> Server {
@@ -636,6 +644,33 @@ impl Mount {
             return Some(Mount(path.to_path_buf()));
         }
         println!("skipped, no file system can be mounted here");
+        None
+    }
+
+    /// A file system of this kind in an image of so many bytes.
+    pub(crate) fn image(image: &Path, path: &Path, kind: &str, len: u64) -> Option<Mount> {
+        fs::create_dir_all(path).unwrap();
+        fs::File::create(image).unwrap().set_len(len).unwrap();
+        let works = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        if works(Command::new(format!("mkfs.{kind}")).arg("-q").arg(image))
+            && works(Command::new("mount").args(["-o", "loop", "-t", kind]).arg(image).arg(path))
+        {
+            // Some have one of their own.
+            let _ = fs::remove_dir(path.join("lost+found"));
+            return Some(Mount(path.to_path_buf()));
+        }
+        println!("skipped, no image of {kind} can be mounted here");
+        None
+    }
+
+    /// A directory a second time.
+    pub(crate) fn bind(from: &Path, path: &Path) -> Option<Mount> {
+        fs::create_dir_all(path).unwrap();
+        let mounted = Command::new("mount").arg("--bind").arg(from).arg(path).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Mount(path.to_path_buf()));
+        }
+        println!("skipped, no directory can be mounted here");
         None
     }
 

@@ -272,7 +272,7 @@ async fn requests_of_every_kind_pipeline_without_loss() {
             0 => Stat { path: path("") }.to_frame(number),
             1 => ListDirectory { path: path("") }.to_frame(number),
             2 => MakeDirectory { path: path(&format!("d{index}")) }.to_frame(number),
-            3 => Hash { path: path("nothing") }.to_frame(number),
+            3 => Hash { path: path("nothing"), read: Some(true) }.to_frame(number),
             4 => Get { path: path("nothing"), unasked_max: 9 }.to_frame(number),
             _ => Remove { path: path("nothing"), recursive: true }.to_frame(number),
         });

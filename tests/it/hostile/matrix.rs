@@ -474,7 +474,7 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
             return Ok(names);
         }
         Verb::Get => peer.ask(&Get { path: place, unasked_max: 100 }).await,
-        Verb::Hash => peer.ask(&Hash { path: place }).await,
+        Verb::Hash => peer.ask(&Hash { path: place, read: None }).await,
         Verb::Put(if_exists) => {
             let put = Put { if_exists, ..put_small(name, b"newer") };
             return peer.store(put, b"newer").await.map(|_| BTreeSet::new());

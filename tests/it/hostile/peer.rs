@@ -16,7 +16,7 @@ use sealift::access::{Access, Principal};
 use sealift::hash::Root;
 use sealift::path::RemotePath;
 use sealift::protocol::*;
-use sealift::server::{Control, Server, ServerOptions, listen};
+use sealift::server::{Control, CrowdLimits, Server, ServerOptions, listen};
 use sealift::storage::{Store, StoreOptions};
 use sealift::tls::{self, ClientOptions, ClientTls, ServerTls, folder};
 use tempfile::TempDir;
@@ -76,7 +76,17 @@ impl World {
     }
 
     pub(super) async fn with_rights(certified: Rights, anonymous: Option<Rights>) -> World {
-        let mut world = World::with_access(Access::same_for_all(certified, anonymous), &[]).await;
+        World::with(certified, anonymous, 64 << 20, CrowdLimits::default()).await
+    }
+
+    /// A server with so much memory for content, and such bounds for those who connect.
+    pub(super) async fn with_limits(memory: usize, crowd: CrowdLimits) -> World {
+        World::with(Rights::ALL, Some(Access::ANONYMOUS_DEFAULT), memory, crowd).await
+    }
+
+    async fn with(certified: Rights, anonymous: Option<Rights>, memory: usize, crowd: CrowdLimits) -> World {
+        let access = Access::same_for_all(certified, anonymous);
+        let mut world = World::with_all(access, &[], memory, crowd).await;
         // The first client makes what is made once.
         world.good().await.stat("").await.unwrap();
         world.settle().await;
@@ -86,6 +96,10 @@ impl World {
 
     /// A server with these rules, and certificates for these clients besides `client`.
     pub(super) async fn with_access(access: Access, clients: &[&str]) -> World {
+        World::with_all(access, clients, 64 << 20, CrowdLimits::default()).await
+    }
+
+    async fn with_all(access: Access, clients: &[&str], memory: usize, crowd: CrowdLimits) -> World {
         count_panics();
         let folder = tempfile::tempdir().unwrap();
         let clients = clients.iter().map(|name| name.parse().unwrap()).collect();
@@ -98,7 +112,8 @@ impl World {
         }
         std::os::unix::fs::symlink("canaries/deep/file", folder.path().join("link")).unwrap();
         let store = Store::open_served(&root, StoreOptions::default()).unwrap();
-        let Started { address, drain, stop, running, control } = start(&folder, store.clone(), access);
+        let started = start(&folder, store.clone(), access, memory, crowd);
+        let Started { address, drain, stop, running, control } = started;
         let mut world = World {
             canaries: BTreeMap::new(),
             folder,
@@ -120,7 +135,8 @@ impl World {
     pub(super) async fn serve_with(&mut self, certified: Rights, anonymous: Option<Rights>) {
         self.stop.cancel();
         let access = Access::same_for_all(certified, anonymous);
-        let Started { address, drain, stop, running, control } = start(&self.folder, self.store.clone(), access);
+        let started = start(&self.folder, self.store.clone(), access, 64 << 20, CrowdLimits::default());
+        let Started { address, drain, stop, running, control } = started;
         let mut before = std::mem::replace(&mut self.running, running);
         (self.address, self.drain, self.stop, self.control) = (address, drain, stop, control);
         timeout(SOON, before.join_next()).await.expect("a stopped server ends").unwrap().unwrap();
@@ -151,6 +167,18 @@ impl World {
 
     pub(super) fn drain(&self) {
         self.drain.cancel();
+    }
+
+    /// Ends the server, with or without patience. Returns how long that took.
+    pub(super) async fn end(mut self, is_hard: bool) -> Duration {
+        let begun = std::time::Instant::now();
+        if is_hard {
+            self.stop.cancel()
+        } else {
+            self.drain.cancel()
+        }
+        timeout(2 * SOON, self.running.join_next()).await.expect("a stopped server ends").unwrap().unwrap();
+        begun.elapsed()
     }
 
     /// The client's half of TLS, with its certificate or without.
@@ -287,7 +315,7 @@ fn server_tls(folder: &TempDir, access: &Access) -> ServerTls {
     ServerTls::load(&options).unwrap()
 }
 
-fn start(folder: &TempDir, store: Store, access: Access) -> Started {
+fn start(folder: &TempDir, store: Store, access: Access, memory: usize, crowd: CrowdLimits) -> Started {
     let options = ServerOptions {
         store,
         tls: server_tls(folder, &access),
@@ -295,9 +323,11 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         listeners: vec![listen("127.0.0.1:0".parse().unwrap()).unwrap()],
         receipt_key: None,
         audit: None,
-        memory: 64 << 20,
+        memory,
+        crowd,
         // The clock of the test is that of the connections.
         threads: 0,
+        disk_threads: 1,
         congestion: sealift::net::Congestion::default(),
         rate: None,
         rate_of_one: None,

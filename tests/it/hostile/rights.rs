@@ -168,7 +168,7 @@ async fn attempt(peer: &mut Peer, attempt: Try) -> Result<(), ErrorKind> {
         Try::Stat => peer.ask(&Stat { path: path("file") }).await,
         Try::List => peer.ask(&ListDirectory { path: path("dir") }).await,
         Try::Get => peer.ask(&Get { path: path("file"), unasked_max: 100 }).await,
-        Try::Hash => peer.ask(&Hash { path: path("file") }).await,
+        Try::Hash => peer.ask(&Hash { path: path("file"), read: None }).await,
         Try::PutNew => return peer.store(put_small("new", b"new"), b"new").await.map(|_| ()),
         Try::PutOver(if_exists) => {
             return peer.store(Put { if_exists, ..put_small("file", b"newer") }, b"newer").await.map(|_| ());
@@ -274,7 +274,7 @@ async fn rights_that_shrink_hold_at_once_for_what_is_open() {
     cut.sort_unstable();
     assert_eq!(cut, [download, replacement]);
     assert_eq!(peer.stat("big").await.map(|_| ()), Ok(()));
-    assert_eq!(peer.ask(&Hash { path: path("big") }).await.map(|_| ()), Err(ErrorKind::Rights));
+    assert_eq!(peer.ask(&Hash { path: path("big"), read: None }).await.map(|_| ()), Err(ErrorKind::Rights));
     assert_eq!(peer.ask(&Remove { path: path("dir"), recursive: true }).await.map(|_| ()), Err(ErrorKind::Rights));
     world.change(Access::same_for_all(Rights::LIST, None));
     assert_eq!(peer.answer(upload).await.map(|_| ()), Err(ErrorKind::Rights));

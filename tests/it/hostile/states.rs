@@ -215,7 +215,7 @@ async fn a_transfer_that_was_given_up_is_over() {
                 1 => put("new", 3).to_frame(number),
                 2 => Get { path: path("there"), unasked_max: 0 }.to_frame(number),
                 3 => ListDirectory { path: path("") }.to_frame(number),
-                4 => Hash { path: path("there") }.to_frame(number),
+                4 => Hash { path: path("there"), read: None }.to_frame(number),
                 _ => put("there", SIZE as u64).to_frame(number),
             });
             if (round >> request) % 2 == 0 {
@@ -226,7 +226,7 @@ async fn a_transfer_that_was_given_up_is_over() {
         peer.bytes(&frames).await;
         // An answer may have been on its way, but only to what was asked.
         number += 1;
-        peer.send(number, &Hash { path: path("there") }).await;
+        peer.send(number, &Hash { path: path("there"), read: None }).await;
         loop {
             let (kind, transfer, _) = peer.frame().await.unwrap();
             let fits = match transfer {

@@ -67,6 +67,37 @@ async fn silence_has_an_end() {
     world.check(&[]).await;
 }
 
+/// Who only says that it is at work is waited for long, and not for ever.
+#[tokio::test]
+async fn words_of_being_at_work_have_an_end() {
+    let world = World::new().await;
+    let mut peer = world.greeted().await;
+    let (transfer, _) = peer.begin(&put("x", 1 << 20)).await;
+    peer.data(transfer, 0, &[1; 10_000]).await;
+    assert!(peer.is_alive().await);
+    time::pause();
+    let started = time::Instant::now();
+    let ended = loop {
+        tokio::select! {
+            frame = peer.frame_without_limit() => match frame {
+                Some((Kind::Goodbye, _, payload)) => break Goodbye::from_payload(&payload).unwrap(),
+                Some(_) => {}
+                None => panic!("no reason was given"),
+            },
+            () = time::sleep(Duration::from_secs(50)) => {
+                peer.send(0, &Working { phase: Phase::Hashing, done: 1, total: 2 }).await;
+            }
+        }
+        assert!(started.elapsed() < limits::WORKING_TIMEOUT * 2, "nobody minds words");
+    };
+    assert_eq!(ErrorKind::from_code(ended.code), ErrorKind::Timeout);
+    let took = started.elapsed();
+    assert!(took > limits::WORKING_TIMEOUT - Duration::from_secs(120), "{took:?}");
+    time::resume();
+    drop(peer);
+    world.check(&[]).await;
+}
+
 #[tokio::test]
 async fn a_drip_is_no_progress() {
     let world = World::new().await;
