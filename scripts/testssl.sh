@@ -25,7 +25,7 @@ sealift=$PWD/target/debug/sealift
 folder=$(mktemp -d)
 server=
 cleanup() {
-    if [ -n "$server" ]; then kill "$server" 2>/dev/null && wait "$server" 2>/dev/null || true; fi
+    if [ -n "$server" ] && kill "$server" 2>/dev/null; then wait "$server" 2>/dev/null || true; fi
     rm -rf "$folder"
 }
 trap cleanup EXIT

@@ -1,7 +1,7 @@
 //! The audit log of a running server: what was asked, by whom, and what became of it, before the answer goes out.
 //!
 //! A change is written down before it is tried (`asked`) and again when it has ended. While the log cannot be written,
-//! no change is taken: [`Audit::ask`] fails. What had begun before is written down as soon as that works again; of
+//! no change is taken: `Audit::ask` fails. What had begun before is written down as soon as that works again; of
 //! what was read meanwhile only the number is kept (`gap`). Lines reach the file with the answer, and the disk within a second
 //! ([`limits::AUDIT_SYNC_INTERVAL`]).
 
