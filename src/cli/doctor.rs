@@ -54,8 +54,11 @@ is stored, fetched and removed again, if the rights allow all three; --no-rate l
 Example:
   sealift doctor nas")]
 pub struct DoctorArgs {
-    /// The server, or a directory on it: sealift://HOST[:PORT]/PATH, NAME or NAME:PATH
-    #[arg(value_name = "REMOTE")]
+    // Not a comment for the documentation, which would take the brackets for a link.
+    #[arg(
+        value_name = "REMOTE",
+        help = "The server, or a directory on it: sealift://HOST[:PORT]/PATH, NAME or NAME:PATH"
+    )]
     pub remote: OsString,
     /// Store nothing to measure the rate
     #[arg(long)]

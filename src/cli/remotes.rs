@@ -57,7 +57,8 @@ Examples:
 pub struct AddArgs {
     /// A letter, then letters, digits, - and _; two characters or more
     pub name: String,
-    /// HOST[:PORT] of the server
+    // Not a comment for the documentation, which would take the brackets for a link.
+    #[arg(help = "HOST[:PORT] of the server")]
     pub address: String,
     /// Longest time without progress, for its commands
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
