@@ -78,6 +78,14 @@ Examples:
     Mv(Box<MvArgs>),
     /// Make directories
     Mkdir(Box<MkdirArgs>),
+    /// List and remove uploads that were cut, where they are kept
+    #[command(after_help = "\
+An upload that was cut is kept for its owner to go on with (serve --keep-partial).
+
+Examples:
+  sealift uploads ls --root /srv/files
+  sealift uploads rm --root /srv/files 0123456789abcdef")]
+    Uploads(Box<UploadsArgs>),
     /// Measure what this machine can do
     #[command(hide = true)]
     Bench(Box<BenchArgs>),
@@ -343,6 +351,40 @@ pub struct MkdirArgs {
     pub connect: ConnectArgs,
 }
 
+/// List and remove unfinished uploads.
+#[derive(Args, Debug)]
+pub struct UploadsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: UploadsCommand,
+}
+
+/// What to do with unfinished uploads.
+#[derive(Subcommand, Debug)]
+pub enum UploadsCommand {
+    /// List them: id, bytes held and in all, when something last came, whose, and the name
+    Ls {
+        /// The directory that is served
+        #[arg(long, value_name = "DIR")]
+        root: PathBuf,
+        /// Print JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove those with these ids; one that is being received is left
+    Rm {
+        /// The directory that is served
+        #[arg(long, value_name = "DIR")]
+        root: PathBuf,
+        /// As `ls` prints them
+        #[arg(value_name = "ID", required_unless_present = "all")]
+        ids: Vec<String>,
+        /// All of them
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+    },
+}
+
 /// Serve a directory.
 #[derive(Args, Debug)]
 #[command(
@@ -370,6 +412,12 @@ pub struct ServeArgs {
     /// Permissions of made directories, at least and at most
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub dir_mode: Option<ModeRange>,
+    /// How long uploads that were cut are kept; 0: not at all
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = values::duration_or_none)]
+    pub keep_partial: Duration,
+    /// Bytes on disk that those take at most
+    #[arg(long, value_name = "SIZE", default_value = "1024G", value_parser = values::size)]
+    pub keep_partial_max: u64,
     /// Validate everything and exit
     #[arg(long)]
     pub check: bool,

@@ -2,7 +2,7 @@
 //!
 //! Only this module and `main` print, exit or look at the environment. [`args`] types the flags, [`sources`] turns
 //! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get` and `ops` run over one `session`, [`output`] shows what happens, [`mod@format`] writes
-//! entries and hashes, [`signals`] listens.
+//! entries and hashes, [`signals`] listens, `uploads` looks at what a server keeps.
 
 pub mod args;
 pub mod bench;
@@ -17,6 +17,7 @@ mod session;
 pub mod signals;
 pub mod sources;
 pub mod trust;
+mod uploads;
 pub mod values;
 
 use std::io::{self, Write as _};
@@ -61,6 +62,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Rm(args) => ops::rm(&args),
         Command::Mv(args) => ops::mv(&args),
         Command::Mkdir(args) => ops::mkdir(&args),
+        Command::Uploads(args) => uploads::run(&args, &mut io::stdout()).map(|()| 0),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

@@ -398,6 +398,8 @@ impl Reporter {
             ("directories", summary.directories),
             ("bytes", summary.bytes),
             ("bytes_moved", summary.bytes_moved),
+            ("bytes_resent", summary.bytes_resent),
+            ("bytes_held", summary.bytes_held),
             ("retries", summary.retries),
         ] {
             object.insert(key.to_owned(), json!(count));

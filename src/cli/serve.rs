@@ -52,6 +52,8 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
         return Err(usage("--memory is less than 4M, too little for one transfer"));
     }
     let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
+    store.keep_partial.age = args.keep_partial;
+    store.keep_partial.bytes = args.keep_partial_max;
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
     }
@@ -174,7 +176,7 @@ fn logging(args: &ServeArgs) {
 
 fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs());
-    let rows: [(&str, String); 14] = [
+    let rows: [(&str, String); 17] = [
         ("connections at once", limits::CONNECTIONS_MAX.to_string()),
         ("connections that have not said hello", limits::HALF_OPEN_MAX.to_string()),
         ("handshake deadline", seconds(limits::HANDSHAKE_TIMEOUT)),
@@ -186,6 +188,19 @@ fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         ("group buffers, one connection", format!("{} MiB", limits::BUFFERS_PER_CONNECTION * GROUP_LEN / MIB)),
         ("unanswered small files, one connection", format!("{} MiB", limits::UNASKED_CONNECTION_MAX / MIB as u64)),
         ("open transfers, one connection", limits::OPEN_TRANSFERS_MAX.to_string()),
+        ("unfinished uploads are kept (--keep-partial)", crate::cli::format::duration(args.keep_partial)),
+        (
+            "unfinished uploads, all and one principal",
+            format!("{} and {}", limits::KEPT_COUNT_MAX, limits::KEPT_COUNT_MAX / limits::KEPT_SHARE),
+        ),
+        (
+            "their bytes (--keep-partial-max)",
+            format!(
+                "{} and {}",
+                crate::cli::format::size(args.keep_partial_max),
+                crate::cli::format::size(args.keep_partial_max / limits::KEPT_SHARE as u64)
+            ),
+        ),
         ("disk threads", limits::BLOCKING_THREADS_MAX.to_string()),
         ("largest file", format!("{} TiB", limits::FILE_SIZE_MAX >> 40)),
         (

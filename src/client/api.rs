@@ -26,7 +26,7 @@ use crate::tls::ClientTls;
 const CLIENT_BUFFERS: usize = 48 * MIB;
 /// Entries of one directory that are kept in memory, about 150 bytes each. More: that directory is refused.
 const ENTRIES_MAX: usize = 1 << 20;
-/// Attempts at a file that changes every time it is read.
+/// Attempts at a file that changes every time it is read, or arrives as another one.
 const CHANGED_MAX: u32 = 5;
 
 /// How long the orderly end of a connection may take: everything is answered by then.
@@ -374,7 +374,7 @@ impl Client {
     /// An item that is told about under a number of its own.
     pub(crate) fn item(&self, name: Vec<u8>) -> Item {
         let id = self.inner.next_item.fetch_add(1, Ordering::Relaxed);
-        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0) }
+        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: Untold::default(), moved: Moved::default() }
     }
 }
 
@@ -436,7 +436,7 @@ impl Retry {
         if is_of_connection(error.kind()) && !error.is_from_peer() {
             return Ok(());
         }
-        self.changed += u32::from(error.kind() == ErrorKind::Changed);
+        self.changed += u32::from(matches!(error.kind(), ErrorKind::Changed | ErrorKind::Mismatch));
         if self.changed >= CHANGED_MAX || self.client.is_out_of_time() {
             return Err(error);
         }
@@ -458,39 +458,89 @@ pub(crate) struct Item {
     /// The most that counted as done in any attempt: only what gets beyond it is progress.
     best: u64,
     /// Progress that there was no room to tell.
-    untold: (i64, u64),
+    untold: Untold,
+    moved: Moved,
+}
+
+/// Progress that was not told yet.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Untold {
+    bytes: i64,
+    moved: u64,
+    resent: u64,
+    held: u64,
+}
+
+/// What of a file has crossed the wire in this run.
+#[derive(Default)]
+struct Moved {
+    /// Bytes, each counted once.
+    once: u64,
+    /// Of each group, where what was moved of it ends.
+    ends: Vec<u32>,
 }
 
 impl Item {
     /// So many more bytes count as done, and so many of them crossed the wire.
     pub(crate) fn advance(&mut self, bytes: u64, moved: u64) {
+        self.moved.once += moved;
+        self.add(bytes, moved, 0);
+    }
+
+    /// A group of so many bytes counts as done, of which those behind `from` crossed the wire.
+    pub(crate) fn advance_group(&mut self, group: u64, len: usize, from: usize) {
+        let (moved, mut resent) = ((len - from) as u64, 0);
+        if let Ok(index) = usize::try_from(group)
+            && moved > 0
+        {
+            if self.moved.ends.len() <= index {
+                self.moved.ends.resize(index + 1, 0);
+            }
+            let end = &mut self.moved.ends[index];
+            resent = (*end as usize).min(len).saturating_sub(from) as u64;
+            *end = (*end).max(u32::try_from(len).unwrap_or(u32::MAX));
+        }
+        self.moved.once += moved - resent;
+        self.add(len as u64, moved, resent);
+    }
+
+    fn add(&mut self, bytes: u64, moved: u64, resent: u64) {
         self.counted += bytes;
         if self.counted > self.best {
             self.best = self.counted;
             self.client.progressed();
         }
-        self.tell(i64::try_from(bytes).unwrap_or(i64::MAX), moved);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.tell(Untold { bytes, moved, resent, held: 0 });
     }
 
     /// The attempt begins anew.
     pub(crate) fn restart(&mut self) {
         let counted = i64::try_from(std::mem::take(&mut self.counted)).unwrap_or(i64::MAX);
         if counted > 0 {
-            self.tell(-counted, 0);
+            self.tell(Untold { bytes: -counted, ..Untold::default() });
         }
     }
 
-    fn tell(&mut self, bytes: i64, moved: u64) {
-        let (bytes, moved) = (self.untold.0 + bytes, self.untold.1 + moved);
-        let told = self.client.inner.events.progress(self.id, bytes, moved);
-        self.untold = if told { (0, 0) } else { (bytes, moved) };
+    fn tell(&mut self, more: Untold) {
+        let Untold { bytes, moved, resent, held } = &mut self.untold;
+        (*bytes, *moved, *resent, *held) =
+            (*bytes + more.bytes, *moved + more.moved, *resent + more.resent, *held + more.held);
+        if self.client.inner.events.progress(self.untold.event(self.id)) {
+            self.untold = Untold::default();
+        }
+    }
+
+    /// The file is there whole: what did not cross the wire was there before.
+    pub(crate) fn held_rest(&mut self, size: u64) {
+        self.untold.held += size.saturating_sub(self.moved.once);
     }
 
     /// Tells what there was no room for; to be called before the item's end is told.
     pub(crate) async fn settle(&mut self) {
-        let (bytes, moved) = std::mem::take(&mut self.untold);
-        if (bytes, moved) != (0, 0) {
-            self.client.inner.events.tell(Event::Progress { item: self.id, bytes, moved }).await;
+        let untold = std::mem::take(&mut self.untold);
+        if untold != Untold::default() {
+            self.client.inner.events.tell(untold.event(self.id)).await;
         }
     }
 
@@ -506,5 +556,12 @@ impl Item {
             let name = self.name.clone();
             self.client.inner.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
         }
+    }
+}
+
+impl Untold {
+    fn event(self, item: ItemId) -> Event {
+        let Untold { bytes, moved, resent, held } = self;
+        Event::Progress { item, bytes, moved, resent, held }
     }
 }

@@ -531,6 +531,9 @@ impl Job {
         outcome: Outcome,
         renamed: Option<Vec<u8>>,
     ) {
+        if outcome != Outcome::Kept {
+            item.held_rest(size);
+        }
         item.settle().await;
         self.client.progressed();
         let event = done_event(item.id, item.name.clone(), ItemKind::File, size, root, outcome, renamed);
@@ -980,7 +983,7 @@ impl Job {
                     match written.map_err(panicked).and_then(|written| written) {
                         Ok((index, hash, len)) => {
                             partial.tree.insert(index, hash);
-                            item.advance(len as u64, len as u64);
+                            item.advance_group(index, len, 0);
                         }
                         Err(error) => break Err(error),
                     }
@@ -991,7 +994,7 @@ impl Job {
         while let Some(written) = writes.join_next().await {
             if let Ok(Ok((index, hash, len))) = written {
                 partial.tree.insert(index, hash);
-                item.advance(len as u64, len as u64);
+                item.advance_group(index, len, 0);
             }
         }
         result

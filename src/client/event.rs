@@ -59,8 +59,12 @@ pub enum Event {
         item: ItemId,
         /// How many more count as done. Less than nothing when some have to be moved once more.
         bytes: i64,
-        /// How many of them crossed the wire.
+        /// How many bytes of content crossed the wire.
         moved: u64,
+        /// How many of those had crossed it before, in an attempt of this run that broke.
+        resent: u64,
+        /// How many need not cross it, because the other side had them before this run. Told at the end of a file.
+        held: u64,
     },
     /// A file, link or directory is as it should be.
     Done {
@@ -149,8 +153,8 @@ impl Events {
     /// Tells of progress, if there is room. The caller adds what was dropped to the next: the answer is whether it
     /// was told.
     #[must_use]
-    pub fn progress(&self, item: ItemId, bytes: i64, moved: u64) -> bool {
-        self.0.try_send(Event::Progress { item, bytes, moved }).is_ok()
+    pub fn progress(&self, progress: Event) -> bool {
+        self.0.try_send(progress).is_ok()
     }
 }
 
@@ -177,6 +181,10 @@ pub struct Summary {
     pub bytes: u64,
     /// Bytes of content that crossed the wire.
     pub bytes_moved: u64,
+    /// Of those, how many had crossed it before, in an attempt that broke.
+    pub bytes_resent: u64,
+    /// Bytes that need not cross it, because the other side had them before this run.
+    pub bytes_held: u64,
     /// How often the connection was lost and made again.
     pub retries: u64,
     /// Whether a failure may go away when the same command runs again.
@@ -210,7 +218,11 @@ impl Summary {
             }
             Event::Skipped { .. } => self.skipped += 1,
             Event::Retrying { .. } => self.retries += 1,
-            Event::Progress { moved, .. } => self.bytes_moved = self.bytes_moved.saturating_add(*moved),
+            Event::Progress { moved, resent, held, .. } => {
+                self.bytes_moved = self.bytes_moved.saturating_add(*moved);
+                self.bytes_resent = self.bytes_resent.saturating_add(*resent);
+                self.bytes_held = self.bytes_held.saturating_add(*held);
+            }
             Event::Found { .. } | Event::FoundAll | Event::Started { .. } | Event::Warning(_) | Event::Note(_) => {}
         }
     }
@@ -280,7 +292,7 @@ mod tests {
             done(Outcome::Renamed, 1),
             done(Outcome::Unchanged, 100),
             done(Outcome::Kept, 1000),
-            Event::Progress { item: 1, bytes: 7, moved: 5 },
+            Event::Progress { item: 1, bytes: 7, moved: 5, resent: 2, held: 1 },
             Event::Skipped { name: b"s".to_vec(), why: Skip::Socket },
         ] {
             summary.add(&event);
@@ -288,13 +300,14 @@ mod tests {
         let counts = (summary.stored, summary.renamed, summary.unchanged, summary.kept, summary.skipped);
         assert_eq!(counts, (2, 1, 1, 1, 1));
         assert_eq!((summary.bytes, summary.bytes_moved, summary.files_done(), summary.exit), (111, 5, 4, 0));
+        assert_eq!((summary.bytes_resent, summary.bytes_held), (2, 1));
     }
 
     #[tokio::test]
     async fn progress_never_waits_and_lifecycle_is_never_lost() {
         let (events, mut receiver) = channel();
         let mut told = 0;
-        while events.progress(1, 1, 1) {
+        while events.progress(Event::Progress { item: 1, bytes: 1, moved: 1, resent: 0, held: 0 }) {
             told += 1;
         }
         assert_eq!(told, EVENTS_MAX);

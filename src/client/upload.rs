@@ -8,7 +8,7 @@
 //! no mixture is ever committed; a source is removed only after its durable answer; memory does not grow with the
 //! number of files, only with the directories that are being filled.
 
-use std::io::Read;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -25,13 +25,13 @@ use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::hash::{GroupHash, Root, Tree, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
 use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
 use crate::path::{Escaped, RemotePath};
 use crate::protocol::{
     self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
-use crate::transfer::{Decision, Sender};
+use crate::transfer::{Decision, Sender, Taken};
 
 /// What was found and waits for its turn: about 300 bytes each.
 const FOUND_MAX: usize = 512;
@@ -86,7 +86,7 @@ pub struct StreamSource {
     /// What the person calls it.
     pub name: String,
     /// Where it is read from, on a thread of its own.
-    pub reader: Box<dyn Read + Send>,
+    pub reader: Box<dyn io::Read + Send>,
     /// Asked after the end: whether it was the real one (a command must have succeeded).
     pub check: Box<dyn FnOnce() -> Result<()> + Send>,
 }
@@ -432,7 +432,7 @@ fn read_exact_at(open: &OpenSource, buffer: &mut [u8], offset: u64) -> Result<()
                 return Err(Error::new(ErrorKind::Changed, message));
             }
             Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Error::io(format!("read at {offset}"), error)),
         }
     }
@@ -483,6 +483,7 @@ impl Job {
             if_exists: self.if_exists,
             unasked: false,
             no_base: false,
+            resume: None,
         }
     }
 
@@ -677,7 +678,8 @@ impl Job {
             }
             Reply::PutAnswer(answer) => match answer.holding {
                 Holding::Fresh => {}
-                Holding::Base | Holding::Held => sender.set_base(answer.held_size, answer.compare_only),
+                Holding::Base => sender.set_base(answer.held_size, answer.compare_only),
+                Holding::Held => sender.set_held(&answer.ranges.0)?,
             },
             other => return Err(exchange.unexpected(&other)),
         }
@@ -727,7 +729,7 @@ impl Job {
         content: &Content,
         item: &mut Item,
     ) -> Result<Sent> {
-        let mut reads: JoinSet<Result<(u64, Bytes, GroupHash)>> = JoinSet::new();
+        let mut reads: JoinSet<Result<Read>> = JoinSet::new();
         loop {
             while reads.len() < READ_AHEAD {
                 // Who holds buffers does not wait for more: several files that did would wait for one another.
@@ -736,9 +738,9 @@ impl Job {
                     None if reads.is_empty() => self.client.pool().lease(GROUP_LEN).await,
                     None => break,
                 };
-                let Some(group) = sender.take() else { break };
+                let Some(taken) = sender.take() else { break };
                 let content = content.clone();
-                reads.spawn_blocking(move || content.read(group, buffer));
+                reads.spawn_blocking(move || content.read(taken, buffer));
             }
             if reads.is_empty()
                 && let Some(finish) = sender.finish()
@@ -747,17 +749,20 @@ impl Job {
             }
             tokio::select! {
                 Some(read) = reads.join_next() => {
-                    let (group, bytes, hash) = read.map_err(panicked)??;
-                    let len = bytes.len() as u64;
-                    match sender.judge(group, hash) {
-                        Decision::Keep => item.advance(len, 0),
+                    let Read { group, bytes, hash, prefix } = read.map_err(panicked)??;
+                    let from = match sender.judge(group, hash, prefix) {
+                        Decision::Keep => bytes.len(),
                         Decision::Differs => return Ok(Sent::Differs),
-                        Decision::Send => {
-                            exchange.send_content(group_offset(group), bytes).await?;
-                            sender.sent(group);
-                            item.advance(len, len);
-                        }
+                        Decision::Send => 0,
+                        Decision::SendFrom(len) => len,
+                    };
+                    let len = bytes.len();
+                    if from < len {
+                        let rest = bytes.slice(from..);
+                        exchange.send_content(group_offset(group) + from as u64, rest).await?;
+                        sender.sent(group);
                     }
+                    item.advance_group(group, len, from);
                 }
                 reply = exchange.next() => match reply? {
                     Reply::Values(values) => sender.add_values(values.first, &values.values.0)?,
@@ -1003,6 +1008,9 @@ impl Job {
     }
 
     async fn told_stored(&self, mut item: Item, stored: &Stored, size: u64, root: Root) {
+        if stored.outcome != protocol::Outcome::Skipped {
+            item.held_rest(size);
+        }
         item.settle().await;
         let root = (stored.outcome != protocol::Outcome::Skipped).then_some(stored.root.unwrap_or(root));
         self.client.progressed();
@@ -1077,6 +1085,15 @@ enum Opened {
     Stored(Stored),
 }
 
+/// A group that was read.
+struct Read {
+    group: u64,
+    bytes: Bytes,
+    hash: GroupHash,
+    /// The value of its beginning, if that was asked for.
+    prefix: Option<GroupValue>,
+}
+
 /// Where groups are read from.
 #[derive(Clone)]
 enum Content {
@@ -1086,7 +1103,7 @@ enum Content {
 
 impl Content {
     /// Reads and hashes a group while it is hot.
-    fn read(&self, group: u64, mut buffer: Buffer) -> Result<(u64, Bytes, GroupHash)> {
+    fn read(&self, Taken { group, prefix }: Taken, mut buffer: Buffer) -> Result<Read> {
         let bytes = match self {
             Content::File(open) => {
                 let len = group_len(open.version.size, group);
@@ -1096,8 +1113,18 @@ impl Content {
             }
             Content::Memory(bytes) => bytes.clone(),
         };
-        let hash = GroupHash::of(group, &bytes);
-        Ok((group, bytes, hash))
+        let mut hasher = GroupHasher::new(group);
+        let begun = bytes.split_at_checked(prefix.unwrap_or(0)).filter(|(begun, _)| !begun.is_empty());
+        let (prefix, rest) = match begun {
+            Some((begun, rest)) => {
+                hasher.update(begun);
+                (Some(hasher.finish().value), rest)
+            }
+            None => (None, &*bytes),
+        };
+        hasher.update(rest);
+        let hash = hasher.finish();
+        Ok(Read { group, hash, prefix, bytes })
     }
 
     async fn check_unchanged(&self) -> Result<()> {
@@ -1155,14 +1182,14 @@ fn read_stream(stream: StreamSource) -> Result<(mpsc::Receiver<Result<Block>>, S
     Ok((receiver, check))
 }
 
-fn read_block(reader: &mut impl Read, index: u64, name: &str) -> Result<Block> {
+fn read_block(reader: &mut impl io::Read, index: u64, name: &str) -> Result<Block> {
     let mut content = vec![0; GROUP_LEN];
     let mut filled = 0;
     while let Some(rest) = content.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match reader.read(rest) {
             Ok(0) => break,
             Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Error::io(format!("read {}", Escaped(name.as_bytes())), error)),
         }
     }

@@ -334,9 +334,12 @@ pub struct Put {
     /// Content and finish follow at once, within the bounds for unasked content; no [`PutAnswer`] comes.
     #[n(6)]
     pub unasked: bool,
-    /// Do not offer a base: an attempt with one failed.
+    /// Offer neither a base nor what is held: an attempt with them failed.
     #[n(7)]
     pub no_base: bool,
+    /// From a client without a certificate: its secret, by which what is held of this upload is its own.
+    #[n(8)]
+    pub resume: Option<Bytes16>,
 }
 
 /// What the server holds of a described file.
@@ -357,7 +360,7 @@ pub struct PutAnswer {
     pub compare_only: bool,
     /// For `held`: ranges that the server claims to hold, ascending pairs of offset and length in steps of 64 KiB.
     #[n(4)]
-    pub ranges: List<(u64, u64), 2048>,
+    pub ranges: List<(u64, u64), { limits::HELD_RANGES_MAX }>,
 }
 
 /// The most group values in one message: 32 KiB of them.

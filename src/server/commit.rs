@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use super::convert;
+use super::held::{Begun, Right, Sink};
+use super::offer::{Copying, Offer};
 use super::outcomes::{Attempt, Begin};
 use super::shared::{Shared, Who};
 use crate::access::Verb;
@@ -27,8 +29,16 @@ pub(super) enum Opened {
 /// An upload that content may come for.
 pub(super) struct Incoming {
     pub(super) attempt: Attempt,
-    /// Where it is written; made with the first group when there is a base.
-    pub(super) file: Option<Arc<storage::Upload>>,
+    /// Where it is written; made with the first group when there is a base that may be the same.
+    pub(super) file: Option<Arc<Sink>>,
+    /// The right to make it.
+    pub(super) right: Option<Right>,
+    /// What need not come, as far as that is not told yet.
+    pub(super) offer: Option<Box<Offer>>,
+    /// Whether an earlier attempt has left something.
+    pub(super) is_held: bool,
+    /// The number of this attempt.
+    pub(super) generation: u64,
     /// The version that is there, whose groups need not come.
     pub(super) base: Option<Arc<StoredFile>>,
     /// The root of that version, once it has been hashed to its end.
@@ -102,13 +112,12 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         Begin::Known(stored) => return Ok(Opened::Ended(stored)),
         Begin::Go(attempt) => attempt,
     };
-    let upload =
-        |file, base, compare_only| Ok(Opened::Upload(Incoming { attempt, file, base, base_root: None, compare_only }));
     if if_exists == IfExists::Rename
         && let Some(stored) = known_renamed(shared, put)?
     {
         return Ok(Opened::Ended(stored));
     }
+    let mut base = None;
     if if_exists != IfExists::Rename
         && may_read(shared, who, put)
         && let Some(file) = existing_file(shared, put)?
@@ -119,9 +128,23 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         let same_size = put.size == Some(file.size());
         match if_exists {
             IfExists::Overwrite if put.size.is_some() && !put.no_base && file.size() > UNASKED_FILE_MAX => {
-                return upload(None, Some(Arc::new(file)), false);
+                base = Some(Arc::new(file));
             }
-            IfExists::Skip | IfExists::Fail if same_size => return upload(None, Some(Arc::new(file)), true),
+            IfExists::Skip | IfExists::Fail if same_size => {
+                let base = Arc::new(file);
+                let offer = Offer::of_base(&put.path, base.size(), Arc::clone(&base), Copying::Never, None);
+                return Ok(Opened::Upload(Incoming {
+                    generation: attempt.generation(),
+                    attempt,
+                    file: None,
+                    right: None,
+                    offer: Some(Box::new(offer)),
+                    is_held: false,
+                    base: Some(base),
+                    base_root: None,
+                    compare_only: true,
+                }));
+            }
             // A stream is not compared: its content is not known before all of it has come.
             IfExists::Skip | IfExists::Fail => return taken(shared, who, put, if_exists).map(Opened::Ended),
             IfExists::Overwrite | IfExists::Rename => {}
@@ -129,8 +152,53 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(shared, put)? {
         return taken(shared, who, put, if_exists).map(Opened::Ended);
     }
-    let file = shared.store.begin(&put.path, new_file(put, if_exists))?;
-    upload(Some(Arc::new(file)), None, false)
+    let mut incoming = Incoming {
+        generation: attempt.generation(),
+        attempt,
+        file: None,
+        right: None,
+        offer: None,
+        is_held: false,
+        base,
+        base_root: None,
+        compare_only: false,
+    };
+    let right = match shared.holds.begin(&shared.store, &who.principal, put, if_exists)? {
+        Some(Begun::Resumed(sink, held)) => {
+            let sink = Arc::new(sink);
+            incoming.generation = sink.generation().unwrap_or(incoming.generation);
+            incoming.is_held = true;
+            incoming.offer =
+                Some(Box::new(Offer::of_held(&put.path, held, incoming.base.clone(), Arc::clone(&sink))));
+            incoming.file = Some(sink);
+            return Ok(Opened::Upload(incoming));
+        }
+        Some(Begun::Fresh(right)) => right,
+        None => Right::without_key(&shared.store, &shared.holds),
+    };
+    incoming.generation = right.generation().unwrap_or(incoming.generation);
+    let options = new_file(put, if_exists);
+    let Some(base) = incoming.base.clone() else {
+        let file = shared.store.begin_kept(&put.path, options)?;
+        incoming.file = Some(Arc::new(right.with(file)));
+        return Ok(Opened::Upload(incoming));
+    };
+    let (copying, file) = match shared.store.begin_clone(&put.path, options, &base)? {
+        Some(file) => (Copying::Shared, Some(file)),
+        // It is probably the same: nothing is written before that is found to be wrong.
+        None if put.size == Some(base.size()) && put.mtime == Some(convert::mtime(base.mtime())) => {
+            (Copying::Never, None)
+        }
+        None => (Copying::Along, Some(shared.store.begin_kept(&put.path, options)?)),
+    };
+    match file {
+        Some(file) => incoming.file = Some(Arc::new(right.with(file))),
+        None => incoming.right = Some(right),
+    }
+    let size = put.size.unwrap_or(0);
+    let offer = Offer::of_base(&put.path, size, base, copying, incoming.file.clone());
+    incoming.offer = Some(Box::new(offer));
+    Ok(Opened::Upload(incoming))
 }
 
 /// Under `rename`: whether this very upload was stored before the server forgot it, under whatever name it got.
@@ -152,14 +220,14 @@ fn known_by_record(shared: &Shared, put: &Put, file: &StoredFile) -> Result<Opti
 }
 
 /// Makes the file for an upload that began with a base and differs from it.
-pub(super) fn make_file(shared: &Shared, who: &Who, put: &Put) -> Result<Arc<storage::Upload>> {
+pub(super) fn make_file(shared: &Shared, who: &Who, put: &Put) -> Result<storage::Upload> {
     let if_exists = admit(shared, who, put)?;
-    shared.store.begin(&put.path, new_file(put, if_exists)).map(Arc::new)
+    shared.store.begin_kept(&put.path, new_file(put, if_exists))
 }
 
 /// Hashes the next bytes of a group while they are hot and writes them to their place, `start` bytes into the group.
 pub(super) fn write_group(
-    file: &storage::Upload,
+    file: &Sink,
     hasher: &mut GroupHasher,
     start: usize,
     content: &[u8],
@@ -176,26 +244,34 @@ pub(super) fn commit(
     incoming: Incoming,
     mut receiver: Receiver,
 ) -> Result<Stored> {
-    let Incoming { attempt, file, base, base_root, .. } = incoming;
+    let Incoming { attempt, file, right, base, base_root, .. } = incoming;
     attempt.enter_commit(&put.path)?;
     let finish = receiver.finish().cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a commit unasked"))?;
-    if let (None, Some(base)) = (&file, &base) {
+    if let (Some(base), Some(root)) = (&base, base_root)
+        && (file.is_none() || receiver.received() == 0)
+    {
         // Nothing came: the client found every group equal, and says which root that makes. What was there when they
         // were compared need not be there now.
-        let root = base_root.ok_or_else(|| Error::new(ErrorKind::Internal, "a comparison that has not ended"))?;
+        if let Some(file) = &file {
+            file.discard();
+        }
         if root != finish.root {
             return Err(mismatch(put, root, finish.root));
         }
         let stored = confirm_unchanged(shared, who, put, base, &finish)?;
         attempt.ended(&stored);
+        drop(right);
         return Ok(stored);
     }
     let file = file.ok_or_else(|| Error::new(ErrorKind::Internal, "a commit without a file"))?;
+    receiver.take_held();
     if let Some(base) = &base {
         copy_missing(&file, base, &mut receiver, finish.size)?;
     }
-    let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
     let file = Arc::into_inner(file).ok_or_else(|| Error::new(ErrorKind::Internal, "an upload still being written"))?;
+    // Held until the end: nobody begins anew while this is being committed, and nothing is kept afterwards.
+    let (file, _right) = file.enter_commit()?;
+    let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
     let staged = file.finish(finish.size, metadata(put, root))?;
     let published = shared
         .store
@@ -209,7 +285,7 @@ pub(super) fn commit(
 
 /// Reads the groups that did not come from the base, hashes and writes that very buffer: a base that changes
 /// underneath is found by the root.
-fn copy_missing(file: &storage::Upload, base: &StoredFile, receiver: &mut Receiver, size: u64) -> Result<()> {
+fn copy_missing(file: &Sink, base: &StoredFile, receiver: &mut Receiver, size: u64) -> Result<()> {
     let missing: Vec<u64> = receiver.missing(size).collect();
     let mut buffer = vec![0; GROUP_LEN];
     for group in missing {

@@ -19,6 +19,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::commit::Opened;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
+use super::offer::Offer;
 use super::requests::{self, Got, ListStep};
 use super::shared::{Shared, Who};
 use crate::access::Principal;
@@ -379,7 +380,11 @@ impl Driver {
             Kind::Failed => {
                 let failed = Failed::from_payload(payload)?;
                 if self.flow.is_open(transfer) {
-                    debug!("transfer {transfer} given up by the client: {}", failed.to_error());
+                    let error = failed.to_error();
+                    debug!("transfer {transfer} given up by the client: {error}");
+                    if matches!(error.kind(), ErrorKind::Expectation | ErrorKind::Mismatch) {
+                        self.flow.discard(transfer);
+                    }
                     self.flow.end(transfer);
                 }
                 // Its answer, when it comes, is for nobody.
@@ -537,12 +542,21 @@ impl Driver {
     fn job(&mut self, job: Job) -> Result<()> {
         match job {
             Job::Opened(transfer, Ok(Opened::Upload(incoming))) => {
+                let claimed = incoming.offer.as_ref().filter(|_| incoming.is_held);
+                let claimed = claimed.map(|offer| offer.claimed()).unwrap_or_default();
                 let answer = PutAnswer {
-                    holding: if incoming.base.is_some() { Holding::Base } else { Holding::Fresh },
-                    generation: incoming.attempt.generation(),
-                    held_size: incoming.base.as_ref().map_or(0, |base| base.size()),
+                    holding: match (incoming.is_held, &incoming.base) {
+                        (true, _) => Holding::Held,
+                        (false, Some(_)) => Holding::Base,
+                        (false, None) => Holding::Fresh,
+                    },
+                    generation: incoming.generation,
+                    held_size: match (incoming.is_held, &incoming.base) {
+                        (false, Some(base)) => base.size(),
+                        _ => claimed.iter().map(|&(_, len)| len).sum(),
+                    },
                     compare_only: incoming.compare_only,
-                    ranges: List::default(),
+                    ranges: List(claimed),
                 };
                 if self.flow.is_open(transfer) {
                     self.connection.send(transfer, &answer);
@@ -583,6 +597,13 @@ impl Driver {
                 self.flow.step_hashed();
                 match result {
                     Ok(run) => self.hashed(transfer, run)?,
+                    Err(error) => self.failed(transfer, &error),
+                }
+            }
+            Job::Offered(transfer, result) => {
+                self.flow.step_hashed();
+                match result {
+                    Ok(offer) => self.offered(transfer, offer)?,
                     Err(error) => self.failed(transfer, &error),
                 }
             }
@@ -697,7 +718,7 @@ impl Driver {
         let (size, end) = (run.file.size(), run.end());
         let is_wanted = match run.purpose {
             Purpose::Root => self.requests.contains(&transfer),
-            Purpose::Base | Purpose::Values(_) => self.flow.is_open(transfer),
+            Purpose::Values(_) => self.flow.is_open(transfer),
         };
         if !is_wanted {
             drop_elsewhere(&self.shared, run.file);
@@ -727,12 +748,23 @@ impl Driver {
         }
         if run.next < end {
             self.flow.hash(transfer, run);
-        } else if run.purpose == Purpose::Base {
-            self.flow.base_hashed(transfer, run.tree.root(size))?;
         } else if let Some(download) = self.flow.downloads.get_mut(&transfer) {
             download.is_hashing = false;
         }
         Ok(())
+    }
+
+    /// Tells the values of what is there for an upload, as far as it was looked at.
+    fn offered(&mut self, transfer: u32, offer: Box<Offer>) -> Result<()> {
+        let values = self.flow.offered(transfer, offer)?;
+        for run in values.chunk_by(|left, right| left.0 + 1 == right.0) {
+            for run in run.chunks(VALUES_MAX) {
+                let values = List(run.iter().map(|(_, value)| *value).collect());
+                self.connection.send(transfer, &Values { first: run[0].0, values });
+            }
+        }
+        let committed = self.flow.commit_if_told(transfer);
+        self.written(committed.map_err(|error| (transfer, error)))
     }
 
     fn stored(&mut self, transfer: u32, stored: &Stored) {

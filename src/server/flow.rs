@@ -16,11 +16,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::commit::{self, Incoming, Opened, SmallUpload};
+use super::held::Sink;
+use super::offer::{Found, Offer, next_claimed};
 use super::requests;
 use super::share::Lease;
 use super::shared::{Shared, Who};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, GroupValue, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
 use crate::path::RemotePath;
@@ -31,7 +33,7 @@ use crate::transfer::Receiver;
 /// What a job of this connection found.
 pub(super) enum Job {
     Opened(u32, Result<Opened>),
-    Made(u32, Result<Arc<storage::Upload>>),
+    Made(u32, Result<storage::Upload>),
     Written(u32, u64, Result<GroupHash>),
     /// The beginning of a group is written; the hasher goes on with the rest.
     Spilled(u32, Result<Box<GroupHasher>>),
@@ -41,6 +43,7 @@ pub(super) enum Job {
     /// A file whose root is asked for is open.
     OpenedToHash(u32, Result<HashRun>),
     Hashed(u32, Result<HashRun>),
+    Offered(u32, Result<Box<Offer>>),
     Answered(u32, Result<Vec<Bytes>>),
     /// Whether a directory was made, or there already.
     MadeDirectory(u32, RemotePath, Result<bool>),
@@ -61,6 +64,20 @@ pub(super) struct Upload {
     writing: usize,
     /// The file of an upload with a base is being made.
     making: bool,
+    /// What was claimed to be there (ranges of offset and end), and the first group whose value is not told yet.
+    claimed: Vec<(u64, u64)>,
+    told: u64,
+    /// More values are to be told.
+    is_offering: bool,
+    /// Beginnings of groups that are there.
+    begun: HashMap<u64, Box<GroupHasher>>,
+}
+
+impl Upload {
+    /// Whether the server is still looking at what it claimed to have of this group.
+    fn is_untold(&self, group: u64) -> bool {
+        group >= self.told && self.is_offering && next_claimed(&self.claimed, group) == Some(group)
+    }
 }
 
 pub(super) enum Phase {
@@ -111,7 +128,7 @@ impl HashRun {
     pub(super) fn end(&self) -> u64 {
         match self.purpose {
             Purpose::Values(end) => end,
-            Purpose::Base | Purpose::Root => group_count(self.file.size()),
+            Purpose::Root => group_count(self.file.size()),
         }
     }
 }
@@ -119,12 +136,16 @@ impl HashRun {
 /// Why a stored file is hashed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// The client compares it with its own.
-    Base,
     /// The client asked for the root.
     Root,
     /// The client asked for group values up to here.
     Values(u64),
+}
+
+/// Something that is read and hashed in steps.
+enum Run {
+    Stored(HashRun),
+    Offer(Box<Offer>),
 }
 
 struct Slot {
@@ -178,7 +199,7 @@ pub(super) struct Flow {
     gets: VecDeque<(u32, Get)>,
     getting: bool,
     /// Files whose next step of hashing waits for its turn; each belongs to a transfer or request that is open.
-    hash_runs: VecDeque<(u32, HashRun)>,
+    hash_runs: VecDeque<(u32, Run)>,
     hashing: usize,
     wants: VecDeque<(u32, u64, usize)>,
     wanted: u64,
@@ -284,7 +305,19 @@ impl Flow {
             self.spawn(move |shared, who| Job::Opened(transfer, commit::open(shared, who, &put)));
         }
         let receiver = Receiver::new(put.size);
-        let upload = Upload { put, receiver, phase, content: Vec::new(), open: None, writing: 0, making: false };
+        let upload = Upload {
+            put,
+            receiver,
+            phase,
+            content: Vec::new(),
+            open: None,
+            writing: 0,
+            making: false,
+            claimed: Vec::new(),
+            told: 0,
+            is_offering: false,
+            begun: HashMap::new(),
+        };
         self.uploads.insert(transfer, upload);
         Ok(())
     }
@@ -341,16 +374,17 @@ impl Flow {
     }
 
     /// The server has looked at what is there.
-    pub(super) fn opened(&mut self, transfer: u32, incoming: Incoming) {
+    pub(super) fn opened(&mut self, transfer: u32, mut incoming: Incoming) {
         if let Some(upload) = self.uploads.get_mut(&transfer) {
             if let Some(base) = &incoming.base {
                 upload.receiver.set_base(base.size());
-                let run =
-                    HashRun { file: Arc::clone(base), tree: Tree::new(), from: 0, next: 0, purpose: Purpose::Base };
-                upload.phase = Phase::Receiving(incoming);
-                self.hash(transfer, run);
-            } else {
-                upload.phase = Phase::Receiving(incoming);
+            }
+            let offer = incoming.offer.take();
+            upload.phase = Phase::Receiving(incoming);
+            if let Some(offer) = offer {
+                upload.claimed = offer.ranges().to_vec();
+                upload.is_offering = true;
+                self.hash_runs.push_back((transfer, Run::Offer(offer)));
             }
         } else {
             // The client gave up meanwhile: dropping it removes what was staged.
@@ -358,12 +392,36 @@ impl Flow {
         }
     }
 
-    /// The base of an upload is hashed to its end: a comparison can be decided now.
-    pub(super) fn base_hashed(&mut self, transfer: u32, root: Option<Root>) -> Result<()> {
-        if let Some(Upload { phase: Phase::Receiving(incoming), .. }) = self.uploads.get_mut(&transfer) {
-            incoming.base_root = root;
+    /// Some more of what is there was hashed. Tells the values that are to be told.
+    pub(super) fn offered(&mut self, transfer: u32, mut offer: Box<Offer>) -> Result<Vec<(u64, GroupValue)>> {
+        let Some(upload) = self.uploads.get_mut(&transfer) else {
+            drop_elsewhere(&self.shared, offer);
+            return Ok(Vec::new());
+        };
+        let mut values = Vec::with_capacity(offer.found.len());
+        for (group, found) in offer.found.drain(..) {
+            values.push((group, found.value()));
+            match found {
+                Found::InPlace(hash) => upload.receiver.hold(group, hash),
+                Found::Begun(len, hasher) => {
+                    upload.receiver.hold_prefix(group, len);
+                    upload.begun.insert(group, hasher);
+                }
+                Found::InBase(_) | Found::Nothing => {}
+            }
         }
-        self.commit_if_ready(transfer)
+        upload.told = offer.next;
+        if !offer.is_over() {
+            self.hash_runs.push_back((transfer, Run::Offer(offer)));
+            return Ok(values);
+        }
+        upload.is_offering = false;
+        if let Phase::Receiving(incoming) = &mut upload.phase {
+            incoming.base_root = offer.base_root();
+        }
+        // Not elsewhere: the commit needs the file for itself. Nothing of this is the last handle.
+        drop(offer);
+        Ok(values)
     }
 
     /// Has the file of an upload with a base made, once its first content comes.
@@ -376,13 +434,14 @@ impl Flow {
     }
 
     /// The file of an upload with a base is made: its content can be taken.
-    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>) {
-        match self.uploads.get_mut(&transfer).map(|upload| (&mut upload.phase, &mut upload.making)) {
-            Some((Phase::Receiving(incoming), making)) => {
-                incoming.file = Some(file);
-                *making = false;
-            }
-            _ => drop_elsewhere(&self.shared, file),
+    pub(super) fn made(&mut self, transfer: u32, file: storage::Upload) {
+        if let Some(Upload { phase: Phase::Receiving(incoming), making, .. }) = self.uploads.get_mut(&transfer)
+            && let Some(right) = incoming.right.take()
+        {
+            incoming.file = Some(Arc::new(right.with(file)));
+            *making = false;
+        } else {
+            drop_elsewhere(&self.shared, file);
         }
     }
 
@@ -392,11 +451,12 @@ impl Flow {
         let Some(mut hasher) = hasher else { return };
         self.write_job(transfer, move |file| {
             let content = buffer.as_deref().and_then(|buffer| buffer.get(..filled)).unwrap_or(&[]);
-            Job::Written(
-                transfer,
-                index,
-                commit::write_group(file, &mut hasher, start, content).map(|()| hasher.finish()),
-            )
+            let written = commit::write_group(file, &mut hasher, start, content).map(|()| {
+                let hash = hasher.finish();
+                file.holds(index, &hash, content.len());
+                hash
+            });
+            Job::Written(transfer, index, written)
         });
     }
 
@@ -408,11 +468,15 @@ impl Flow {
         open.start += filled;
         self.write_job(transfer, move |file| {
             let written = commit::write_group(file, &mut hasher, start, &buffer[..filled]);
-            Job::Spilled(transfer, written.map(|()| hasher))
+            let spilled = written.map(|()| {
+                file.holds_prefix(hasher.group(), start + filled, filled);
+                hasher
+            });
+            Job::Spilled(transfer, spilled)
         });
     }
 
-    fn write_job(&mut self, transfer: u32, job: impl FnOnce(&storage::Upload) -> Job + Send + 'static) {
+    fn write_job(&mut self, transfer: u32, job: impl FnOnce(&Sink) -> Job + Send + 'static) {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return };
         let Phase::Receiving(Incoming { file: Some(file), .. }) = &upload.phase else { return };
         let file = Arc::clone(file);
@@ -462,12 +526,17 @@ impl Flow {
         self.commit_if_ready(transfer).map_err(|error| (transfer, error))
     }
 
+    /// All values may be told now, which a finish may have waited for.
+    pub(super) fn commit_if_told(&mut self, transfer: u32) -> Result<()> {
+        self.commit_if_ready(transfer)
+    }
+
     fn commit_if_ready(&mut self, transfer: u32) -> Result<()> {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
         if upload.writing > 0 || !matches!(upload.phase, Phase::Receiving(_)) || upload.receiver.finish().is_none() {
             return Ok(());
         }
-        if let Phase::Receiving(Incoming { file: None, base: Some(_), base_root: None, .. }) = &upload.phase {
+        if upload.is_offering {
             // The client was faster with its copy than we are with ours.
             return Ok(());
         }
@@ -622,7 +691,7 @@ impl Flow {
 
     /// Queues the next step of a hash run.
     pub(super) fn hash(&mut self, transfer: u32, run: HashRun) {
-        self.hash_runs.push_back((transfer, run));
+        self.hash_runs.push_back((transfer, Run::Stored(run)));
     }
 
     /// Whether a step could begin.
@@ -636,7 +705,12 @@ impl Flow {
             && let Some((transfer, run)) = self.hash_runs.pop_front()
         {
             self.hashing += 1;
-            self.hash_step(transfer, run);
+            match run {
+                Run::Stored(run) => self.hash_step(transfer, run),
+                Run::Offer(mut offer) => {
+                    self.spawn(move |_, _| Job::Offered(transfer, offer.step().map(|()| offer)));
+                }
+            }
         }
     }
 
@@ -647,7 +721,12 @@ impl Flow {
 
     /// Drops the run of a transfer or request that has ended.
     pub(super) fn end_hash(&mut self, transfer: u32) {
-        self.hash_runs.retain(|(other, _)| *other != transfer);
+        let (ended, rest) = std::mem::take(&mut self.hash_runs).into_iter().partition(|(other, _)| *other == transfer);
+        self.hash_runs = rest;
+        let ended: VecDeque<(u32, Run)> = ended;
+        if !ended.is_empty() {
+            drop_elsewhere(&self.shared, ended);
+        }
     }
 
     /// Hashes the next groups of a stored file: 64 MiB in one step.
@@ -682,7 +761,7 @@ impl Flow {
             if upload.receiver.finish().is_none() && !matches!(upload.phase, Phase::Committing) {
                 self.ended.insert(transfer);
             }
-            drop_elsewhere(&self.shared, upload);
+            self.shared.tasks.spawn_blocking(move || rest(upload));
         }
         if let Some(download) = self.downloads.remove(&transfer) {
             self.wanted -= self.slots_and_wants(transfer);
@@ -692,6 +771,16 @@ impl Flow {
             drop_elsewhere(&self.shared, download);
             // Others may have waited for its turns.
             self.read_ahead();
+        }
+    }
+
+    /// What has come of an upload is of no use to anybody.
+    pub(super) fn discard(&mut self, transfer: u32) {
+        if let Some(Upload { phase: Phase::Receiving(Incoming { file: Some(file), .. }), .. }) =
+            self.uploads.get(&transfer)
+        {
+            let file = Arc::clone(file);
+            self.shared.tasks.spawn_blocking(move || file.discard());
         }
     }
 
@@ -746,6 +835,10 @@ impl Handler for Flow {
             return Poll::Pending;
         }
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Poll::Ready(Ok(&mut [])) };
+        if upload.is_untold(piece.group) {
+            // What is written to its place now could be written over. The step that comes back wakes this task.
+            return Poll::Pending;
+        }
         if matches!(upload.phase, Phase::Unasked) {
             // The memory follows the bytes that come.
             let end = piece.start + len.min(LEASE_LEN_FIRST);
@@ -761,15 +854,23 @@ impl Handler for Flow {
                 return Poll::Ready(Err(Breach::Excess("begun groups").into()));
             }
             self.begun += 1;
+            // Its beginning, if that is here and the rest is to follow.
+            let begun = upload.begun.remove(&piece.group).filter(|hasher| hasher.count() == piece.start as u64);
+            if begun.is_none()
+                && let Phase::Receiving(Incoming { file: Some(file), .. }) = &upload.phase
+            {
+                file.loses(piece.group);
+            }
+            upload.open = Some(OpenGroup {
+                index: piece.group,
+                start: piece.start,
+                hasher: Some(begun.unwrap_or_else(|| Box::new(GroupHasher::new(piece.group)))),
+                buffer: None,
+                filled: 0,
+                leased: Instant::now(),
+            });
         }
-        let open = upload.open.get_or_insert_with(|| OpenGroup {
-            index: piece.group,
-            start: 0,
-            hasher: Some(Box::new(GroupHasher::new(piece.group))),
-            buffer: None,
-            filled: 0,
-            leased: Instant::now(),
-        });
+        let Some(open) = &mut upload.open else { return Poll::Pending };
         if open.buffer.is_none() {
             // A job that comes back wakes this task.
             if self.writing >= BUFFERS_PER_CONNECTION || open.hasher.is_none() {
@@ -880,6 +981,25 @@ impl Ended {
 
 fn unknown(kind: Kind) -> Error {
     Breach::Unexpected { kind, why: "no such transfer is open" }.into()
+}
+
+impl Drop for Flow {
+    /// On a disk thread, for what is open is laid to rest.
+    fn drop(&mut self) {
+        self.uploads.drain().for_each(|(_, upload)| rest(upload));
+    }
+}
+
+/// Writes what has come of the group that is being filled, and lets go: what is held is recorded. Blocks.
+fn rest(upload: Upload) {
+    if let (Phase::Receiving(Incoming { file: Some(file), .. }), Some(open)) = (&upload.phase, &upload.open)
+        && let (Some(buffer), Some(_)) = (&open.buffer, &open.hasher)
+        && let Some(content) = buffer.get(..open.filled).filter(|content| !content.is_empty())
+        // What cannot be written is lost with the connection, which is what the client thinks.
+        && file.write_at(group_offset(open.index) + open.start as u64, content).is_ok()
+    {
+        file.holds_prefix(open.index, open.start + open.filled, open.filled);
+    }
 }
 
 /// Drops what closes files or removes staging on a disk thread.

@@ -8,6 +8,8 @@ mod commit;
 mod connection;
 mod convert;
 mod flow;
+mod held;
+mod offer;
 mod outcomes;
 mod requests;
 mod share;
@@ -31,7 +33,7 @@ use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
 use crate::net::SocketBuffers;
-use crate::storage::Store;
+use crate::storage::{self, Store};
 use crate::tls::ServerTls;
 
 /// What a server is made of.
@@ -68,6 +70,7 @@ impl Server {
             shares: share::Shares::new(options.memory),
             socket_buffers: SocketBuffers::new(),
             outcomes: outcomes::Outcomes::default(),
+            holds: held::Holds::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
@@ -96,6 +99,7 @@ impl Server {
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
+        shared.tasks.spawn(expire(Arc::clone(&shared), drain.clone()));
         for listener in listeners {
             let loop_ = accept(
                 Arc::clone(&shared),
@@ -189,6 +193,20 @@ async fn accept(
             shared.connection_count.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
         });
+    }
+}
+
+/// Removes unfinished uploads that have rested too long, until told to drain.
+async fn expire(shared: Arc<shared::Shared>, drain: CancellationToken) {
+    while !drain.is_cancelled() {
+        wait(limits::EXPIRE_INTERVAL, &drain).await;
+        let removing = Arc::clone(&shared);
+        let removed = shared.tasks.spawn_blocking(move || removing.store.expire_partials(storage::now()));
+        match removed.await {
+            Ok(0) => {}
+            Ok(count) => info!("{count} unfinished uploads have rested too long and are removed"),
+            Err(error) => error!("looking for old unfinished uploads failed: {error}"),
+        }
     }
 }
 

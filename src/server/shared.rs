@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::held::Holds;
 use super::outcomes::Outcomes;
 use super::share::{Share, Shares};
 use crate::access::{Access, Principal};
@@ -20,6 +21,7 @@ pub(super) struct Shared {
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
     pub(super) outcomes: Outcomes,
+    pub(super) holds: Holds,
     /// Connections, and commits that outlive them.
     pub(super) tasks: TaskTracker,
     /// No new work: finish what runs.

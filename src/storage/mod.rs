@@ -27,6 +27,7 @@ use crate::path::RemotePath;
 mod change;
 mod durable;
 mod open;
+mod partial;
 mod publish;
 mod read;
 mod recorded;
@@ -37,6 +38,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use partial::{KeepPartial, Partial, PartialKey, list_partials, now, remove_partial};
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
@@ -69,6 +71,8 @@ pub struct StoreOptions {
     pub directory_mode: ModeRange,
     /// Whether large files may be written past the page cache.
     pub direct: bool,
+    /// Which unfinished uploads are kept, of a root that is served.
+    pub keep_partial: KeepPartial,
 }
 
 impl Default for StoreOptions {
@@ -78,6 +82,7 @@ impl Default for StoreOptions {
             file_mode: ModeRange { min: 0, max: 0o775 },
             directory_mode: ModeRange { min: 0, max: 0o775 },
             direct: true,
+            keep_partial: KeepPartial::default(),
         }
     }
 }
@@ -217,11 +222,14 @@ struct Inner {
     /// Numbers staging files, so that the oldest of a batch is known.
     next_order: AtomicU64,
     whole_sync: publish::WholeSync,
+    partials: partial::Partials,
 }
 
 /// What a served root keeps in its state directory.
 struct State {
     staging: OwnedFd,
+    /// Unfinished uploads and their records.
+    partial: OwnedFd,
     /// The state directory and every directory in it.
     reserved: Vec<Identity>,
     /// Held for as long as the store lives; the lock goes with it.

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::change::{LEFTOVER_AGE, make_private, remove_below};
+use super::partial::{PARTIAL_NAME, Partials};
 use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
@@ -49,7 +50,10 @@ impl Store {
             );
         }
         let nameless = probe(&fd, &state, &label, &mut warnings)?;
-        build(fd, label, options, Some(state), openat2, nameless, warnings)
+        let store = build(fd, label.clone(), options, Some(state), openat2, nameless, warnings)?;
+        let what = || format!("look through the unfinished uploads in {label}/{STATE_NAME}/{PARTIAL_NAME}");
+        store.inner.load_partials().while_doing(what).map_err(usage)?;
+        Ok(store)
     }
 
     /// Opens a directory to save into: no lock, no state directory, staging beside the targets. It is made, with
@@ -99,6 +103,7 @@ fn build(
         sync_failures: AtomicU32::new(0),
         next_order: AtomicU64::new(0),
         whole_sync: WholeSync::new(),
+        partials: Partials::default(),
     };
     Ok(Store { inner: Arc::new(inner) })
 }
@@ -176,10 +181,11 @@ fn open_state(root: &OwnedFd, label: &str) -> Result<State> {
     let directory = private_directory(root, STATE_NAME, label)?;
     let lock = take_lock(&directory, label)?;
     let staging = private_directory(&directory, STAGING_NAME, label)?;
+    let partial = private_directory(&directory, PARTIAL_NAME, label)?;
     let what = || format!("remove what an earlier server left in {label}/{STATE_NAME}/{STAGING_NAME}");
     clean(&staging).while_doing(what)?;
     sys::sync(&directory).and_then(|()| sys::sync(root)).while_doing(|| format!("sync {label}"))?;
-    let mut reserved = vec![identity(&directory, label)?, identity(&staging, label)?];
+    let mut reserved = vec![identity(&directory, label)?, identity(&staging, label)?, identity(&partial, label)?];
     let mut memory = Vec::with_capacity(32 * 1024);
     loop {
         let names = sys::read_names(&directory, &mut memory).while_doing(|| format!("read {label}/{STATE_NAME}"))?;
@@ -189,7 +195,7 @@ fn open_state(root: &OwnedFd, label: &str) -> Result<State> {
         let others = names.iter().filter_map(|name| sys::status_at(&directory, &name.bytes).ok());
         reserved.extend(others.filter(|status| status.kind == Kind::Directory).map(|status| status.identity));
     }
-    Ok(State { staging, reserved, _lock: lock })
+    Ok(State { staging, partial, reserved, _lock: lock })
 }
 
 fn identity(directory: &OwnedFd, label: &str) -> Result<Identity> {

@@ -15,6 +15,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
 
 use super::change::sweep;
+use super::partial::{disk_size, place_bytes};
 use super::read::{modified_at, read_full};
 use super::recorded::Recorded;
 use super::sys;
@@ -77,11 +78,46 @@ impl Store {
     /// `Skip`. `NotFound`, `NotDirectory`, `Link`: its directory is none. `Name`: a reserved name. `NoSpace`: the
     /// disk has less room than the size needs. `Limit`: larger than any file can be.
     pub fn begin(&self, path: &RemotePath, options: NewFile) -> Result<Upload> {
+        self.begin_staged(path, options, false)
+    }
+
+    /// As [`Store::begin`]; with `keep`, staged where it can be found again.
+    pub(super) fn begin_staged(&self, path: &RemotePath, options: NewFile, keep: bool) -> Result<Upload> {
+        let upload = self.begin_empty(path, options, keep)?;
+        if let Some(size) = options.size {
+            self.inner.check_space(&upload.staging.directory, path, size)?;
+        }
+        upload.preallocate()?;
+        Ok(upload)
+    }
+
+    /// As [`Store::begin_kept`], beginning as a copy of this stored file that shares its content on disk. None where
+    /// the file system cannot do that. The base may change at any time, so only what is hashed from
+    /// [`Upload::read_at`] counts.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub fn begin_clone(&self, path: &RemotePath, options: NewFile, base: &StoredFile) -> Result<Option<Upload>> {
+        let upload = self.begin_empty(path, options, true)?;
+        Ok(upload.clone_from(base)?.then_some(upload))
+    }
+
+    fn begin_empty(&self, path: &RemotePath, options: NewFile, keep: bool) -> Result<Upload> {
         let inner = &self.inner;
         inner.writable()?;
-        let Some((name, parent)) = path.components().split_last() else {
+        let Some((directory, name)) = inner.target(path, options)? else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };
+        let staging =
+            inner.stage(&directory, options.size, keep).map_err(|errno| inner.staging_error(&directory, path, errno))?;
+        Ok(Upload::of(staging, path.clone(), name, options, 0))
+    }
+}
+
+impl Inner {
+    /// The directory and name that a file is to get, if it may; none for the root.
+    pub(super) fn target(&self, path: &RemotePath, options: NewFile) -> Result<Option<(Arc<Directory>, Component)>> {
+        let Some((name, parent)) = path.components().split_last() else { return Ok(None) };
         if let Some(size) = options.size.filter(|&size| size > FILE_SIZE_MAX) {
             let message = format!("store {path}: {size} bytes are more than a file can have ({FILE_SIZE_MAX})");
             return Err(Error::new(ErrorKind::Limit, message));
@@ -89,30 +125,11 @@ impl Store {
         if is_hidden(name.as_bytes()) {
             return Err(reserved(path.components()));
         }
-        let directory =
-            if options.make_parents { inner.directory_made(parent)?.0 } else { inner.directory_of(parent)? };
-        inner.check_target(&directory, path, options.if_exists)?;
-        if let Some(size) = options.size {
-            inner.check_space(&directory, path, size)?;
-        }
-        let staging =
-            inner.stage(&directory, options.size).map_err(|errno| inner.staging_error(&directory, path, errno))?;
-        let upload = Upload {
-            direct: inner.direct_handle(&staging, options.size),
-            staging,
-            path: path.clone(),
-            name: name.clone(),
-            if_exists: options.if_exists,
-            announced: options.size,
-            written: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
-        };
-        upload.preallocate()?;
-        Ok(upload)
+        let directory = if options.make_parents { self.directory_made(parent)?.0 } else { self.directory_of(parent)? };
+        self.check_target(&directory, path, options.if_exists)?;
+        Ok(Some((directory, name.clone())))
     }
-}
 
-impl Inner {
     /// Refuses what must not be replaced under this policy; tells whether something is there.
     pub(super) fn check_target(&self, directory: &Directory, path: &RemotePath, policy: IfExists) -> Result<bool> {
         let name = path.name().map_or(&b"."[..], Component::as_bytes);
@@ -159,16 +176,8 @@ impl Inner {
     }
 
     /// Creates the file that content is written to.
-    fn stage(self: &Arc<Inner>, directory: &Arc<Directory>, size: Option<u64>) -> IoResult<Staging> {
-        let staging = |place, file| Staging {
-            store: Arc::clone(self),
-            directory: Arc::clone(directory),
-            place,
-            file: Some(file),
-            // Taken after the file was opened and before anything is written to it: whatever is written to files
-            // of higher numbers is written after this one was opened.
-            order: self.next_order.fetch_add(1, Ordering::SeqCst),
-        };
+    fn stage(self: &Arc<Inner>, directory: &Arc<Directory>, size: Option<u64>, keep: bool) -> IoResult<Staging> {
+        let staging = |place, file| Staging::new(Arc::clone(self), Arc::clone(directory), place, Some(file));
         if size.is_some_and(|size| size <= NAMELESS_SIZE_MAX)
             && let Some(file) = self.open_nameless(directory)?
         {
@@ -181,8 +190,12 @@ impl Inner {
         if let Some(state) = self.state.as_ref().filter(|_| !small)
             && self.can_stage_in_state(directory)
         {
-            let file = sys::open_at(&state.staging, name.as_bytes(), flags, 0o600)?;
-            return Ok(staging(Place::State(name), file));
+            let file = sys::open_at(state.staging_for(keep), name.as_bytes(), flags, 0o600)?;
+            if keep {
+                // Tells who looks from outside that it is being worked on.
+                let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+            }
+            return Ok(staging(if keep { Place::Kept(name) } else { Place::State(name) }, file));
         }
         if self.state.is_none() && self.remember_place(directory, false).is_none() {
             // Nobody lists what a client saves into, so what a killed download left here is removed by a later one.
@@ -211,7 +224,7 @@ impl Inner {
     }
 
     /// Whether a file can be renamed from the state directory into this one, and is there as if made there.
-    fn can_stage_in_state(&self, directory: &Directory) -> bool {
+    pub(super) fn can_stage_in_state(&self, directory: &Directory) -> bool {
         let Some(state) = &self.state else { return false };
         if let Some(&known) = lock(&self.staging_places).get(&directory.identity) {
             return known;
@@ -282,6 +295,8 @@ pub(super) enum Place {
     Nameless,
     /// In the state directory.
     State(String),
+    /// In the state directory, where it can be found again.
+    Kept(String),
     /// In the target directory, under a hidden name.
     Beside(String),
     /// It has its final name.
@@ -297,9 +312,29 @@ pub(super) struct Staging {
     pub(super) file: Option<OwnedFd>,
     /// A file is opened before anything is written to those of higher numbers.
     pub(super) order: u64,
+    /// Dropped, it stays where it is: a record names it.
+    kept: AtomicBool,
 }
 
 impl Staging {
+    /// A staging file that was opened, and nothing written to it since.
+    pub(super) fn new(
+        store: Arc<Inner>,
+        directory: Arc<Directory>,
+        place: Place,
+        file: Option<OwnedFd>,
+    ) -> Staging {
+        // Taken after the file was opened and before anything is written to it: whatever is written to files of
+        // higher numbers is written after this one was opened.
+        let order = store.next_order.fetch_add(1, Ordering::SeqCst);
+        Staging { store, directory, place, file, order, kept: AtomicBool::new(false) }
+    }
+
+    /// Whether it stays where it is when this is dropped.
+    pub(super) fn set_kept(&self, kept: bool) {
+        self.kept.store(kept, Ordering::SeqCst);
+    }
+
     /// The open file.
     pub(super) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_ref().expect("only a staged link has no file").as_fd()
@@ -309,6 +344,7 @@ impl Staging {
     pub(super) fn named(&self) -> Option<(BorrowedFd<'_>, &str)> {
         match &self.place {
             Place::State(name) => Some((self.store.state.as_ref()?.staging.as_fd(), name)),
+            Place::Kept(name) => Some((self.store.state.as_ref()?.staging_for(true).as_fd(), name)),
             Place::Beside(name) => Some((self.directory.as_fd(), name)),
             Place::Nameless | Place::Published => None,
         }
@@ -317,6 +353,9 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        if *self.kept.get_mut() {
+            return;
+        }
         let Some((directory, name)) = self.named() else { return };
         match sys::unlink(directory, name.as_bytes()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -351,6 +390,73 @@ pub struct Upload {
 }
 
 impl Upload {
+    pub(super) fn of(staging: Staging, path: RemotePath, name: Component, options: NewFile, written: u64) -> Upload {
+        Upload {
+            direct: staging.store.direct_handle(&staging, options.size),
+            staging,
+            path,
+            name,
+            if_exists: options.if_exists,
+            announced: options.size,
+            written: AtomicU64::new(written),
+            poisoned: AtomicBool::new(false),
+        }
+    }
+
+    /// Where its content is staged, for a record that finds it again; none when it cannot be found again.
+    #[must_use]
+    pub fn place(&self) -> Option<Vec<u8>> {
+        place_bytes(&self.staging.place)
+    }
+
+    /// Whether dropping it leaves what was written where it is, for [`Store::resume`]. After a failed write or sync
+    /// it is removed nevertheless.
+    pub fn keep(&self, keep: bool) {
+        self.staging.set_kept(keep && self.check_sound().is_ok());
+    }
+
+    /// Whether no write or sync of it has failed.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.check_sound().is_ok()
+    }
+
+    /// Bytes that it takes on disk.
+    #[must_use]
+    pub fn disk_size(&self) -> u64 {
+        disk_size(self.staging.file()).unwrap_or(0)
+    }
+
+    /// Makes what was written durable, without its name and metadata.
+    ///
+    /// # Errors
+    /// What a sync can fail with. It is final: the file is never published.
+    pub fn sync_content(&self) -> Result<()> {
+        self.check_sound()?;
+        retry_on_intr(|| rustix::fs::fdatasync(self.staging.file())).map_err(|errno| {
+            self.staging.store.sync_failed(errno);
+            self.poison(Error::io(format!("sync what has come of {}", self.path), errno))
+        })
+    }
+
+    /// Makes sure that what is read from now on comes from the disk: first it is made durable, then the system is
+    /// told to forget it.
+    ///
+    /// # Errors
+    /// As [`Upload::sync_content`].
+    pub fn reread(&self) -> Result<()> {
+        self.sync_content()?;
+        sys::begin_writeback(self.staging.file());
+        Ok(())
+    }
+
+    /// Gives back the space that was allocated beyond what is held.
+    pub fn trim(&self, len: u64) {
+        // Deliberate loss: it merely takes more space then.
+        let _ = sys::status(self.staging.file())
+            .and_then(|status| if status.size > len { rustix::fs::ftruncate(self.staging.file(), len) } else { Ok(()) });
+    }
+
     /// What it will be called.
     #[must_use]
     pub fn path(&self) -> &RemotePath {
@@ -453,6 +559,8 @@ impl Upload {
         }
         self.set_metadata(size, &metadata)
             .map_err(|errno| Error::io(format!("set size, mode and time of {}", self.path), errno))?;
+        // From here on it has its name soon, or is removed.
+        self.staging.set_kept(false);
         // Its handle for direct writes is not needed any more.
         self.direct = None;
         Ok(Staged { staging: self.staging, path: self.path, name: self.name, if_exists: self.if_exists })
@@ -473,7 +581,7 @@ impl Upload {
         Recorded { root: metadata.root, upload_id: metadata.upload_id }.set(file, &status)
     }
 
-    fn preallocate(&self) -> Result<()> {
+    pub(super) fn preallocate(&self) -> Result<()> {
         let Some(size) = self.announced.filter(|&size| size >= PREALLOCATE_SIZE_MIN) else { return Ok(()) };
         match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), FallocateFlags::empty(), 0, size)) {
             Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO | Errno::ROFS)) => {
@@ -525,6 +633,7 @@ impl Upload {
 
     fn poison(&self, error: Error) -> Error {
         self.poisoned.store(true, Ordering::SeqCst);
+        self.staging.set_kept(false);
         error
     }
 

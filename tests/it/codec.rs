@@ -117,9 +117,10 @@ round_trips! {
         .prop_map(|(code, text, retry)| Failed { code, text, retry });
     working_goes_round: (prop_oneof![Just(Phase::Waiting), Just(Phase::Hashing), Just(Phase::Syncing)], number(), number())
         .prop_map(|(phase, done, total)| Working { phase, done, total });
-    put_goes_round: (path(), maybe(number()), maybe(mtime()), maybe(small()), id(), if_exists(), any::<(bool, bool)>())
-        .prop_map(|(path, size, mtime, mode, upload_id, if_exists, (unasked, no_base))| Put {
-            path, size, mtime, mode, upload_id, if_exists, unasked, no_base,
+    put_goes_round: (path(), maybe(number()), maybe(mtime()), maybe(small()), id(), if_exists(), any::<(bool, bool)>(),
+            maybe(id()))
+        .prop_map(|(path, size, mtime, mode, upload_id, if_exists, (unasked, no_base), resume)| Put {
+            path, size, mtime, mode, upload_id, if_exists, unasked, no_base, resume,
         });
     put_answer_goes_round: (prop_oneof![Just(Holding::Fresh), Just(Holding::Held), Just(Holding::Base)], number(),
             number(), any::<bool>(), ranges())

@@ -14,6 +14,7 @@ mod many;
 mod order;
 mod real;
 mod refusals;
+mod resume;
 mod rig;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]

@@ -145,7 +145,7 @@ pub(crate) struct Server {
 
 impl Server {
     #[track_caller]
-    fn start(mut command: Command, certs: PathBuf) -> Server {
+    pub(crate) fn start(mut command: Command, certs: PathBuf) -> Server {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let lines = Arc::clone(&log);
@@ -445,6 +445,10 @@ pub(crate) struct Plan {
     pub(crate) up: Option<(u64, Hook)>,
     /// The same towards the client.
     pub(crate) down: Option<(u64, Hook)>,
+    /// Cut once the server has got so many bytes.
+    pub(crate) cut_up: Option<(u64, Cut)>,
+    /// Bytes that go to the server in a second, and that come from it.
+    pub(crate) rate: Option<u64>,
 }
 
 /// Stands between clients and a server, and does to the n-th connection what the test planned.
@@ -492,15 +496,15 @@ impl Proxy {
                 let (client, server) = (Arc::new(client.unwrap()), Arc::new(server));
                 shared.streams.lock().unwrap().extend([Arc::clone(&client), Arc::clone(&server)]);
                 shared.pumps.fetch_add(2, Ordering::SeqCst);
-                let Plan { cut, up, down } = plan(number);
+                let Plan { cut, up, down, cut_up, rate } = plan(number);
                 let (state, from, to) = (Arc::clone(&shared), Arc::clone(&client), Arc::clone(&server));
                 std::thread::spawn(move || {
-                    pump(&state, &state.up, &from, &to, None, up);
+                    pump(&state, &state.up, &from, &to, cut_up, up, rate);
                     state.pumps.fetch_sub(1, Ordering::SeqCst);
                 });
                 let state = Arc::clone(&shared);
                 std::thread::spawn(move || {
-                    pump(&state, &state.down, &server, &client, cut, down);
+                    pump(&state, &state.down, &server, &client, cut, down, rate);
                     state.pumps.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -542,6 +546,7 @@ fn pump(
     to: &Arc<TcpStream>,
     cut: Option<(u64, Cut)>,
     mut hook: Option<(u64, Hook)>,
+    rate: Option<u64>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     let mut passed = 0;
@@ -578,6 +583,9 @@ fn pump(
                 count.fetch_add(len as u64, Ordering::SeqCst);
                 // Whoever has left does not mind.
                 let _ = (&**to).write_all(&buffer[..len]);
+                if let Some(rate) = rate {
+                    std::thread::sleep(Duration::from_secs_f64(len as f64 / rate as f64));
+                }
             }
             Ok(0) | Err(_) => {
                 let _ = to.shutdown(Shutdown::Write);

@@ -58,6 +58,7 @@ pub(super) fn vectors() -> Vec<Vector> {
         if_exists: IfExists::Overwrite,
         unasked: true,
         no_base: false,
+        resume: None,
     };
     let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None };
     let entry = Entry { name: b"a".to_vec(), kind: EntryKind::File, size: 3, mtime, mode: 0o644, target: None };

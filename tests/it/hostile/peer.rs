@@ -509,6 +509,7 @@ pub(super) fn put(name: &str, size: u64) -> Put {
         if_exists: IfExists::Overwrite,
         unasked: false,
         no_base: false,
+        resume: None,
     }
 }
 
