@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::convert;
-use super::held::{Begun, Right, Sink};
+use super::held::{Begun, Right, Sink, stored_otherwise};
 use super::offer::{Copying, Offer};
 use super::outcomes::{Attempt, Begin};
 use super::shared::{Shared, Who};
@@ -168,8 +168,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
             let sink = Arc::new(sink);
             incoming.generation = sink.generation().unwrap_or(incoming.generation);
             incoming.is_held = true;
-            incoming.offer =
-                Some(Box::new(Offer::of_held(&put.path, held, incoming.base.clone(), Arc::clone(&sink))));
+            incoming.offer = Some(Box::new(Offer::of_held(&put.path, held, incoming.base.clone(), Arc::clone(&sink))));
             incoming.file = Some(sink);
             return Ok(Opened::Upload(incoming));
         }
@@ -189,7 +188,12 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         None if put.size == Some(base.size()) && put.mtime == Some(convert::mtime(base.mtime())) => {
             (Copying::Never, None)
         }
-        None => (Copying::Along, Some(shared.store.begin_kept(&put.path, options)?)),
+        None => match shared.store.begin_kept(&put.path, options) {
+            Ok(file) => (Copying::Along, Some(file)),
+            // It may be the same, and then needs no room.
+            Err(error) if error.kind() == ErrorKind::NoSpace => (Copying::Never, None),
+            Err(error) => return Err(error),
+        },
     };
     match file {
         Some(file) => incoming.file = Some(Arc::new(right.with(file))),
@@ -226,12 +230,7 @@ pub(super) fn make_file(shared: &Shared, who: &Who, put: &Put) -> Result<storage
 }
 
 /// Hashes the next bytes of a group while they are hot and writes them to their place, `start` bytes into the group.
-pub(super) fn write_group(
-    file: &Sink,
-    hasher: &mut GroupHasher,
-    start: usize,
-    content: &[u8],
-) -> Result<()> {
+pub(super) fn write_group(file: &Sink, hasher: &mut GroupHasher, start: usize, content: &[u8]) -> Result<()> {
     hasher.update(content);
     file.write_at(group_offset(hasher.group()) + start as u64, content)
 }
@@ -280,6 +279,7 @@ pub(super) fn commit(
         .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "a publication without an answer")));
     let stored = settle(shared, who, put, root, finish.size, published)?;
     attempt.ended(&stored);
+    stored_otherwise(&shared.store, &who.principal, put);
     Ok(stored)
 }
 
@@ -405,6 +405,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
         let stored = settle(shared, who, &put, finish.root, finish.size, published);
         if let Ok(stored) = &stored {
             attempt.ended(stored);
+            stored_otherwise(&shared.store, &who.principal, &put);
         }
         answers.push((transfer, finish.size, stored));
     }

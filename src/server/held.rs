@@ -63,6 +63,8 @@ struct Keeping {
     /// Bytes that came since the last record, and since the last checkpoint.
     unrecorded: u64,
     unsynced: u64,
+    /// Something has come from the client: what was only copied here is not worth keeping.
+    has_come: bool,
 }
 
 /// What a new attempt meets.
@@ -74,7 +76,7 @@ pub(super) enum Begun {
 }
 
 /// Whose uploads these are: none for a client that nobody would know again.
-pub(super) fn owner(principal: &Principal, secret: Option<&Bytes16>) -> Option<[u8; 32]> {
+fn owner(principal: &Principal, secret: Option<&Bytes16>) -> Option<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     match (principal, secret) {
         (Principal::Certified { key, .. }, _) => hasher.update(&[1]).update(key),
@@ -82,6 +84,22 @@ pub(super) fn owner(principal: &Principal, secret: Option<&Bytes16>) -> Option<[
         (Principal::Anonymous, None) => return None,
     };
     Some(*hasher.finalize().as_bytes())
+}
+
+fn key(principal: &Principal, put: &Put) -> Option<([u8; 32], PartialKey)> {
+    let owner = owner(principal, put.resume.as_ref())?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&owner).update(&put.path.to_bytes());
+    Some((owner, *hasher.finalize().as_bytes()))
+}
+
+/// Something of this name was stored in another way: what rests under it will not be gone on with.
+pub(super) fn stored_otherwise(store: &Store, principal: &Principal, put: &Put) {
+    if store.resting_partials().0 > 0
+        && let Some((_, key)) = key(principal, put)
+    {
+        store.drop_partial(&key);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -104,10 +122,7 @@ impl Holds {
         put: &Put,
         if_exists: IfExists,
     ) -> Result<Option<Begun>> {
-        let Some(owner) = owner(principal, put.resume.as_ref()) else { return Ok(None) };
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&owner).update(&put.path.to_bytes());
-        let key = *hasher.finalize().as_bytes();
+        let Some((owner, key)) = key(principal, put) else { return Ok(None) };
         let mut table = lock(&self.0);
         let before = table.get(&key).cloned();
         if if_exists == IfExists::Rename && before.as_ref().is_some_and(|hold| hold.upload_id != put.upload_id) {
@@ -198,11 +213,14 @@ fn busy(path: &RemotePath) -> Error {
 impl Keeping {
     fn new(record: Record) -> Keeping {
         let now = Instant::now();
-        Keeping { record, is_recorded: false, recorded: now, synced: now, unrecorded: 0, unsynced: 0 }
+        Keeping { record, is_recorded: false, recorded: now, synced: now, unrecorded: 0, unsynced: 0, has_come: false }
     }
 
     /// What is to be done now: nothing, a record, or a checkpoint.
     fn due(&self) -> Option<bool> {
+        if !self.has_come {
+            return None;
+        }
         let is_checkpoint = self.unsynced >= CHECKPOINT_LEN || self.synced.elapsed() >= CHECKPOINT_INTERVAL;
         if self.unsynced > 0 && is_checkpoint {
             return Some(true);
@@ -276,7 +294,7 @@ impl Hold {
         store.record_partial(&self.key, &record, true)?;
         let held = record.held.clone();
         let mut keeping = Keeping::new(record);
-        keeping.is_recorded = true;
+        (keeping.is_recorded, keeping.has_come) = (true, true);
         *lock(&self.keeping) = Some(keeping);
         Ok(Some((upload, held)))
     }
@@ -383,12 +401,17 @@ impl Sink {
 
     /// A whole group is where it belongs.
     pub(super) fn holds(&self, group: u64, hash: &GroupHash, len: usize) {
-        self.note(len, |held| held.insert(group, hash.value));
+        self.note(len, true, |held| held.insert(group, hash.value));
+    }
+
+    /// The same of one that did not come, but was copied here.
+    pub(super) fn holds_copy(&self, group: u64, hash: &GroupHash, len: usize) {
+        self.note(len, false, |held| held.insert(group, hash.value));
     }
 
     /// The beginning of a group, up to `end` bytes into it, is where it belongs; `len` of them are new.
     pub(super) fn holds_prefix(&self, group: u64, end: usize, len: usize) {
-        self.note(len, |held| held.insert_prefix(group, end));
+        self.note(len, true, |held| held.insert_prefix(group, end));
     }
 
     /// A group begins to be written anew, or was found to be damaged.
@@ -401,12 +424,13 @@ impl Sink {
     }
 
     /// Changes what is held, and records it when that is due.
-    fn note(&self, len: usize, change: impl FnOnce(&mut Ledger)) {
+    fn note(&self, len: usize, has_come: bool, change: impl FnOnce(&mut Ledger)) {
         let Some(hold) = &self.hold else { return };
         let due = {
             let mut keeping = lock(&hold.keeping);
             let Some(keeping) = &mut *keeping else { return };
             change(&mut keeping.record.held);
+            keeping.has_come |= has_come;
             keeping.unrecorded += len as u64;
             keeping.unsynced += len as u64;
             keeping.due()
@@ -491,7 +515,8 @@ impl Drop for Sink {
             file.keep(hold.is_handed_over.load(Ordering::SeqCst));
             return;
         }
-        let is_worth_it = lock(&hold.keeping).as_ref().is_some_and(|keeping| keeping.record.held.bytes() > 0);
+        let is_worth_it =
+            lock(&hold.keeping).as_ref().is_some_and(|keeping| keeping.has_come && keeping.record.held.bytes() > 0);
         let recorded = if file.is_sound() && is_worth_it { self.record_passed(&hold, true) } else { Ok(None) };
         match recorded {
             Ok(Some(record)) => {

@@ -102,15 +102,9 @@ impl Offer {
     }
 
     /// What an earlier attempt has left, and for the rest the version that is there.
-    pub(super) fn of_held(
-        path: &RemotePath,
-        held: Ledger,
-        base: Option<Arc<StoredFile>>,
-        sink: Arc<Sink>,
-    ) -> Offer {
+    pub(super) fn of_held(path: &RemotePath, held: Ledger, base: Option<Arc<StoredFile>>, sink: Arc<Sink>) -> Offer {
         let size = held.size();
-        let in_base =
-            |group| base.as_ref().is_some_and(|base| group_len(base.size(), group) == group_len(size, group));
+        let in_base = |group| base.as_ref().is_some_and(|base| group_len(base.size(), group) == group_len(size, group));
         let ranges = held.ranges(in_base).into_iter().map(|(offset, len)| (offset, offset + len)).collect();
         Offer {
             path: path.clone(),
@@ -221,14 +215,14 @@ impl Offer {
             (Copying::Shared, Some(sink)) if len == whole => {
                 sink.read_at(group_offset(group), content)?;
                 let hash = GroupHash::of(group, content);
-                sink.holds(group, &hash, len);
+                sink.holds_copy(group, &hash, len);
                 Ok(Found::InPlace(hash))
             }
             (Copying::Along, Some(sink)) if len == whole => {
                 base.read_at(group_offset(group), content)?;
                 let hash = GroupHash::of(group, content);
                 sink.write_at(group_offset(group), content)?;
-                sink.holds(group, &hash, len);
+                sink.holds_copy(group, &hash, len);
                 Ok(Found::InPlace(hash))
             }
             _ => {

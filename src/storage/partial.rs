@@ -371,7 +371,8 @@ fn key_of(name: &[u8]) -> Option<PartialKey> {
 
 fn read_record(partial: impl AsFd, name: &[u8]) -> Option<Record> {
     let file = sys::open_at(partial, name, OFlags::RDONLY, 0).ok()?;
-    let size = sys::status(&file).ok().filter(|status| status.kind == Kind::File && status.size <= RECORD_LEN_MAX)?.size;
+    let size =
+        sys::status(&file).ok().filter(|status| status.kind == Kind::File && status.size <= RECORD_LEN_MAX)?.size;
     let mut bytes = vec![0; usize::try_from(size).ok()?];
     super::read::read_full(&file, 0, &mut bytes).ok().filter(|&is_whole| is_whole)?;
     Record::decode(&bytes)

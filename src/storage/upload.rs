@@ -99,7 +99,12 @@ impl Store {
     /// As [`Store::begin`].
     pub fn begin_clone(&self, path: &RemotePath, options: NewFile, base: &StoredFile) -> Result<Option<Upload>> {
         let upload = self.begin_empty(path, options, true)?;
-        Ok(upload.clone_from(base)?.then_some(upload))
+        match upload.clone_from(base) {
+            Ok(is_cloned) => Ok(is_cloned.then_some(upload)),
+            // What comes may need less, or nothing at all.
+            Err(error) if error.kind() == ErrorKind::NoSpace => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn begin_empty(&self, path: &RemotePath, options: NewFile, keep: bool) -> Result<Upload> {
@@ -108,8 +113,9 @@ impl Store {
         let Some((directory, name)) = inner.target(path, options)? else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };
-        let staging =
-            inner.stage(&directory, options.size, keep).map_err(|errno| inner.staging_error(&directory, path, errno))?;
+        let staging = inner
+            .stage(&directory, options.size, keep)
+            .map_err(|errno| inner.staging_error(&directory, path, errno))?;
         Ok(Upload::of(staging, path.clone(), name, options, 0))
     }
 }
@@ -318,12 +324,7 @@ pub(super) struct Staging {
 
 impl Staging {
     /// A staging file that was opened, and nothing written to it since.
-    pub(super) fn new(
-        store: Arc<Inner>,
-        directory: Arc<Directory>,
-        place: Place,
-        file: Option<OwnedFd>,
-    ) -> Staging {
+    pub(super) fn new(store: Arc<Inner>, directory: Arc<Directory>, place: Place, file: Option<OwnedFd>) -> Staging {
         // Taken after the file was opened and before anything is written to it: whatever is written to files of
         // higher numbers is written after this one was opened.
         let order = store.next_order.fetch_add(1, Ordering::SeqCst);
@@ -453,8 +454,9 @@ impl Upload {
     /// Gives back the space that was allocated beyond what is held.
     pub fn trim(&self, len: u64) {
         // Deliberate loss: it merely takes more space then.
-        let _ = sys::status(self.staging.file())
-            .and_then(|status| if status.size > len { rustix::fs::ftruncate(self.staging.file(), len) } else { Ok(()) });
+        let _ = sys::status(self.staging.file()).and_then(|status| {
+            if status.size > len { rustix::fs::ftruncate(self.staging.file(), len) } else { Ok(()) }
+        });
     }
 
     /// What it will be called.

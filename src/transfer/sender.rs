@@ -41,6 +41,8 @@ pub struct Sender {
     /// Groups handed out and not yet settled.
     busy: BTreeSet<u64>,
     claims: Claims,
+    /// Whether a claim of a part of a group says that its rest may come alone.
+    has_prefixes: bool,
     compare_only: bool,
     tree: Tree,
 }
@@ -101,6 +103,7 @@ impl Sender {
             again: VecDeque::new(),
             busy: BTreeSet::new(),
             claims: Claims::default(),
+            has_prefixes: false,
             compare_only: false,
             tree: Tree::new(),
         }
@@ -117,6 +120,7 @@ impl Sender {
     /// # Errors
     /// A [`Breach`] for ranges that are empty, out of order, past the end, or do not begin where a group does.
     pub fn set_held(&mut self, ranges: &[(u64, u64)]) -> Result<(), Breach> {
+        self.has_prefixes = true;
         let mut before = 0;
         for &(offset, len) in ranges {
             let end = offset.checked_add(len).filter(|&end| len > 0 && end <= self.size);
@@ -176,7 +180,7 @@ impl Sender {
     /// Bytes of the beginning of a group that the other side has, if it has no more of it.
     fn prefix(&self, group: u64) -> Option<usize> {
         let len = usize::try_from(self.claims.of(group)?).ok()?;
-        (len < group_len(self.size, group)).then_some(len)
+        (self.has_prefixes && len < group_len(self.size, group)).then_some(len)
     }
 
     /// Takes a group back that was handed out and did not get through.
@@ -285,6 +289,15 @@ mod tests {
         assert_eq!(sender.finish(), None);
         assert_eq!(run(&mut sender, &groups), [(3, 0)]);
         assert_eq!(sender.finish(), Some(Finish { size, root: Root::of(&groups.concat()) }));
+    }
+
+    #[test]
+    fn a_base_that_ends_inside_a_group_has_nothing_of_it() {
+        let groups = groups();
+        let mut sender = Sender::new(2 * G);
+        sender.set_base(G + 500, false);
+        sender.add_values(0, &[value(0, &groups[0]), value(1, &groups[1][..500])]).unwrap();
+        assert_eq!(run(&mut sender, &groups), [(1, 0)]);
     }
 
     #[test]
