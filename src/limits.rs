@@ -37,6 +37,8 @@ pub const OPEN_TRANSFERS_MAX: usize = 1024;
 /// Groups of one connection that are begun and not whole, those of unasked files not counted: each holds a buffer
 /// of up to 1 MiB until it is. More: protocol error.
 pub const OPEN_GROUPS_MAX: usize = 8;
+/// Connections that may join one session, over its whole life. One more: refused, and the client goes on without it.
+pub const JOINS_MAX: usize = 32;
 /// Bytes of a file: what file systems and signed offsets can express, and a group index fits 32 bits
 /// (4 PiB). More: refused before data.
 pub const FILE_SIZE_MAX: u64 = 1 << 52;

@@ -26,6 +26,8 @@ use crate::tls::ClientTls;
 const CLIENT_BUFFERS: usize = 48 * MIB;
 /// Entries of one directory that are kept in memory, about 150 bytes each. More: that directory is refused.
 const ENTRIES_MAX: usize = 1 << 20;
+/// A smaller transfer is over before further connections would help.
+const LANES_FROM: u64 = 4 * MIB as u64;
 /// Attempts at a file that changes every time it is read, or arrives as another one.
 const CHANGED_MAX: u32 = 5;
 
@@ -41,7 +43,7 @@ pub struct ClientOptions {
     pub tls: ClientTls,
     /// The longest time without progress, reconnects included.
     pub timeout: Duration,
-    /// Connections of one transfer; none: as many as make it fast. One is used for now.
+    /// Connections of one transfer; none: as many as make it fast.
     pub streams: Option<u16>,
 }
 
@@ -66,6 +68,7 @@ pub struct Client {
 struct Inner {
     dialer: Dialer,
     timeout: Duration,
+    streams: Option<u16>,
     pool: Pool,
     events: Events,
     link: tokio::sync::Mutex<Link>,
@@ -102,6 +105,7 @@ impl Client {
             inner: Arc::new(Inner {
                 dialer: Dialer::new(options.endpoint, options.tls),
                 timeout: options.timeout,
+                streams: options.streams,
                 pool: Pool::new(CLIENT_BUFFERS),
                 events,
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
@@ -324,6 +328,28 @@ impl Client {
         // Those of broken connections are done; the set shall not grow with their number.
         while drivers.try_join_next().is_some() {}
         session
+    }
+
+    /// Opens the further connections that a transfer of this size gets.
+    pub(crate) fn widen(&self, session: &Session, size: u64) {
+        let (Some(token), Some(address)) = (session.hello().token, session.address()) else { return };
+        if size < LANES_FROM {
+            return;
+        }
+        let count = self.inner.streams.map_or(1, usize::from);
+        for _ in 0..session.lanes().missing(count) {
+            let (inner, lanes, pool) = (Arc::downgrade(&self.inner), session.lanes().clone(), self.pool().clone());
+            self.drivers().spawn(async move {
+                let Some(joining) = inner.upgrade() else { return };
+                let joined = joining.dialer.join(address, token).await;
+                drop(joining);
+                match joined {
+                    Ok(connection) => lanes.drive(connection, pool).await,
+                    // It goes on with the connections that it has.
+                    Err(_) => lanes.not_opened(),
+                }
+            });
+        }
     }
 
     fn drivers(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {

@@ -8,6 +8,7 @@
 //! no mixture is ever committed; a source is removed only after its durable answer; memory does not grow with the
 //! number of files, only with the directories that are being filled.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
@@ -21,6 +22,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
 use crate::client::event::{Event, ItemKind, Outcome};
+use crate::client::lanes::Report;
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
@@ -519,7 +521,7 @@ impl Job {
         };
         let mut again = Vec::new();
         let mut reason = None;
-        let mut waiting: std::collections::HashMap<u32, (FileJob, Small)> = std::collections::HashMap::new();
+        let mut waiting: HashMap<u32, (FileJob, Small)> = HashMap::new();
         // Each file has one answer, so there is always room for it.
         let (replies, mut answers) = mpsc::channel(files.len().max(1));
         for (mut file, read) in files.into_iter().zip(read) {
@@ -730,6 +732,10 @@ impl Job {
         item: &mut Item,
     ) -> Result<Sent> {
         let mut reads: JoinSet<Result<Read>> = JoinSet::new();
+        let mut carrier = exchange.carry();
+        self.client.widen(exchange.session(), content.size());
+        // Of each group that is on its way, where what is sent of it begins.
+        let mut under_way = HashMap::new();
         loop {
             while reads.len() < READ_AHEAD {
                 // Who holds buffers does not wait for more: several files that did would wait for one another.
@@ -758,12 +764,22 @@ impl Job {
                     };
                     let len = bytes.len();
                     if from < len {
-                        let rest = bytes.slice(from..);
-                        exchange.send_content(group_offset(group) + from as u64, rest).await?;
-                        sender.sent(group);
+                        let (offset, rest) = (group_offset(group) + from as u64, bytes.slice(from..));
+                        carrier.send(group, offset, rest).await.map_err(|_| exchange.reason())?;
+                        under_way.insert(group, from);
+                    } else {
+                        item.advance_group(group, len, from);
                     }
-                    item.advance_group(group, len, from);
                 }
+                report = carrier.next() => match report {
+                    Report::Sent(group) => {
+                        sender.sent(group);
+                        let from = under_way.remove(&group).unwrap_or(0);
+                        item.advance_group(group, group_len(content.size(), group), from);
+                    }
+                    Report::Lost(group) => sender.give_back(group),
+                    Report::Joined | Report::Came(..) => {}
+                },
                 reply = exchange.next() => match reply? {
                     Reply::Values(values) => sender.add_values(values.first, &values.values.0)?,
                     Reply::Stored(stored) => return Ok(Sent::Stored(stored)),
@@ -1125,6 +1141,14 @@ impl Content {
         hasher.update(rest);
         let hash = hasher.finish();
         Ok(Read { group, hash, prefix, bytes })
+    }
+
+    /// Bytes in all.
+    fn size(&self) -> u64 {
+        match self {
+            Content::File(open) => open.version.size,
+            Content::Memory(bytes) => bytes.len() as u64,
+        }
     }
 
     async fn check_unchanged(&self) -> Result<()> {

@@ -108,8 +108,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Holds {
-    /// Gives the key of this upload to a new attempt, and what is held with it. None when there is no key: the client
-    /// could not be known again, or another upload of that name is under way and both are to be kept.
+    /// Gives the key of this upload to a new attempt, and what is held with it. None when there is no key: it is too
+    /// small, the client could not be known again, or another upload of that name is under way and both are to stay.
     ///
     /// Blocks while an older attempt finishes a write.
     ///
@@ -122,6 +122,10 @@ impl Holds {
         put: &Put,
         if_exists: IfExists,
     ) -> Result<Option<Begun>> {
+        if put.size.is_some_and(|size| size < KEPT_SIZE_MIN) {
+            // It is stored whole or not at all, and of several the last stays.
+            return Ok(None);
+        }
         let Some((owner, key)) = key(principal, put) else { return Ok(None) };
         let mut table = lock(&self.0);
         let before = table.get(&key).cloned();

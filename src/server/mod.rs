@@ -8,10 +8,13 @@ mod commit;
 mod connection;
 mod convert;
 mod flow;
+mod groups;
 mod held;
+mod lane;
 mod offer;
 mod outcomes;
 mod requests;
+mod session;
 mod share;
 mod shared;
 
@@ -71,6 +74,7 @@ impl Server {
             socket_buffers: SocketBuffers::new(),
             outcomes: outcomes::Outcomes::default(),
             holds: held::Holds::default(),
+            sessions: session::Sessions::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::held::Holds;
 use super::outcomes::Outcomes;
+use super::session::Sessions;
 use super::share::{Share, Shares};
 use crate::access::{Access, Principal};
 use crate::net::SocketBuffers;
@@ -22,6 +23,8 @@ pub(super) struct Shared {
     pub(super) socket_buffers: SocketBuffers,
     pub(super) outcomes: Outcomes,
     pub(super) holds: Holds,
+    /// What further connections can join.
+    pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
     pub(super) tasks: TaskTracker,
     /// No new work: finish what runs.

@@ -16,6 +16,7 @@ mod real;
 mod refusals;
 mod resume;
 mod rig;
+mod streams;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;

@@ -441,12 +441,12 @@ type Hook = Arc<dyn Fn() + Send + Sync>;
 pub(crate) struct Plan {
     /// Cut once the client has got so many bytes.
     pub(crate) cut: Option<(u64, Cut)>,
+    /// The same, once so many bytes have gone to the server.
+    pub(crate) cut_up: Option<(u64, Cut)>,
     /// Called once when so many bytes have gone to the server; none goes on before it returns.
     pub(crate) up: Option<(u64, Hook)>,
     /// The same towards the client.
     pub(crate) down: Option<(u64, Hook)>,
-    /// Cut once the server has got so many bytes.
-    pub(crate) cut_up: Option<(u64, Cut)>,
     /// Bytes that go to the server in a second, and that come from it.
     pub(crate) rate: Option<u64>,
 }
