@@ -180,6 +180,9 @@ pub struct PutArgs {
     /// Upload what CMD prints, if it exits 0; no shell is involved
     #[arg(long, conflicts_with_all = ["files_from", "remove_source"])]
     pub stdin_from_command: bool,
+    /// Write a stream to a temporary file first, so that it can be sent again
+    #[arg(long, conflicts_with = "remove_source")]
+    pub spool: bool,
     /// Store nothing unless the source has this size
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub expect_size: Option<u64>,

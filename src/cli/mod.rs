@@ -12,6 +12,7 @@ mod get;
 mod ops;
 pub mod output;
 mod put;
+mod secret;
 pub mod serve;
 mod session;
 pub mod signals;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cli::args::ConnectArgs;
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
-use crate::cli::{print_error, sources, trust};
+use crate::cli::{print_error, secret, sources, trust};
 use crate::client::event::{self, Event};
 use crate::client::remote::Endpoint;
 use crate::client::{Client, ClientOptions};
@@ -35,7 +35,8 @@ impl Session<'_> {
     /// # Errors
     /// What is wrong with flags and files before anything is tried.
     pub(super) fn run(self, work: impl AsyncFnOnce(Client) -> Result<()>) -> Result<u8> {
-        let tls = ClientTls::load(&self.connect.trust.resolve(trust::environment)?)
+        let identity = self.connect.trust.resolve(trust::environment)?;
+        let tls = ClientTls::load(&identity)
             .map_err(|error| error.with_kind(ErrorKind::Usage))?;
         let (mut detail, reader) = sources::output_of(self.connect, self.data_on_stdout);
         if !self.has_summary && reader == Reader::Person && detail == Detail::Normal {
@@ -56,6 +57,7 @@ impl Session<'_> {
         let options = ClientOptions {
             timeout: self.connect.timeout,
             streams: self.streams,
+            resume_secret: (self.command == "put" && identity.certificate.is_none()).then(secret::load).flatten(),
             ..ClientOptions::new(self.endpoint, tls)
         };
         let ending = runtime.block_on(async {

@@ -45,13 +45,16 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// Connections of one transfer; none: as many as make it fast.
     pub streams: Option<u16>,
+    /// Of a client without a certificate: what it keeps to itself, so that the server knows unfinished uploads again
+    /// as its own. Each server is shown another number that is made of it.
+    pub resume_secret: Option<[u8; 16]>,
 }
 
 impl ClientOptions {
     /// The defaults for this server.
     #[must_use]
     pub fn new(endpoint: Endpoint, tls: ClientTls) -> ClientOptions {
-        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None }
+        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None, resume_secret: None }
     }
 }
 
@@ -69,6 +72,9 @@ struct Inner {
     dialer: Dialer,
     timeout: Duration,
     streams: Option<u16>,
+    resume_key: Option<Bytes16>,
+    /// The server, as it was named.
+    server: String,
     pool: Pool,
     events: Events,
     link: tokio::sync::Mutex<Link>,
@@ -101,11 +107,15 @@ impl Client {
             events.tell(Event::Warning(warning.clone())).await;
         }
         let now = Instant::now();
+        let server = options.endpoint.to_string();
+        let resume_key = options.resume_secret.map(|secret| resume_key(&secret, &options.endpoint));
         let client = Client {
             inner: Arc::new(Inner {
                 dialer: Dialer::new(options.endpoint, options.tls),
                 timeout: options.timeout,
                 streams: options.streams,
+                resume_key,
+                server,
                 pool: Pool::new(CLIENT_BUFFERS),
                 events,
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
@@ -384,6 +394,16 @@ impl Client {
         dead.as_ref().map_or(Ok(()), |reason| Err(reason.duplicate()))
     }
 
+    /// The server, as it was named.
+    pub(crate) fn server(&self) -> &str {
+        &self.inner.server
+    }
+
+    /// By what the server knows unfinished uploads of a client without a certificate again.
+    pub(crate) fn resume_key(&self) -> Option<Bytes16> {
+        self.inner.resume_key
+    }
+
     /// Where events are told.
     pub(crate) fn events(&self) -> &Events {
         &self.inner.events
@@ -422,6 +442,15 @@ fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What one server is shown of a secret: it is of no use at another.
+fn resume_key(secret: &[u8; 16], endpoint: &Endpoint) -> Bytes16 {
+    let mut hasher = blake3::Hasher::new_derive_key("sealift 2026 resume key of a client without a certificate");
+    hasher.update(secret).update(endpoint.to_string().as_bytes());
+    let mut key = [0; 16];
+    hasher.finalize_xof().fill(&mut key);
+    Bytes16(key)
 }
 
 /// 128 bits from the operating system.

@@ -21,14 +21,15 @@ use tokio::time::Instant;
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
 use crate::client::event::{Event, ItemKind, Outcome};
+use crate::client::keep::{self, Found, Keeper};
 use crate::client::lanes::{Pace, Report};
 use crate::client::link::check_link;
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
-use crate::client::session::{Reply, Session};
+use crate::client::session::{Exchange, Reply, Session};
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
-use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
+use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, MIB, UNASKED_FILE_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{Done, Entry, EntryKind, Get, GetAnswer, Hash, IfExists, Mtime};
 use crate::storage::{self, FileMetadata, NewFile, Store, StoredFile};
@@ -817,9 +818,12 @@ impl Job {
                     return;
                 }
                 Err(error) => {
-                    // What came of another version, or of wrong content, is of no use.
+                    // What came of another version is compared with the next; wrong content is of no use.
                     if matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Changed) {
-                        partial = None;
+                        let keeper = partial.take().and_then(|partial: Partial| partial.keeper);
+                        if let Some(keeper) = keeper.filter(|_| error.kind() == ErrorKind::Mismatch) {
+                            keeper.end().await;
+                        }
                         file.item.restart();
                     }
                     if let Err(error) = retry.after(error).await {
@@ -866,23 +870,19 @@ impl Job {
                     }
                 }
             }
-            let (place, policy) = (file.place.clone(), self.if_exists);
-            let size = answer.size;
-            let upload = blocking(move || {
-                let options = NewFile { size: Some(size), if_exists: policy_to_storage(policy), make_parents: true };
-                place.store.begin(&place.path, options)
-            })
-            .await?;
-            let sink = Sink::File(Arc::new(upload));
-            *partial = Some(Partial { version: answer.version.clone(), size, tree: Tree::new(), next: 0, sink });
+            *partial = Some(self.begin(&mut exchange, file, &answer).await?);
         }
         let Some(known) = partial else {
             return Err(Error::new(ErrorKind::Internal, "a download without a place"));
         };
         let root = self.fetch(&session, exchange, &answer, known, &file.remote, &mut file.item).await?;
-        let Some(Partial { sink: Sink::File(upload), .. }) = partial.take() else {
+        let Some(Partial { sink: Sink::File(upload), keeper, .. }) = partial.take() else {
             return Err(Error::new(ErrorKind::Internal, "a download without a file"));
         };
+        if let Some(keeper) = keeper {
+            // It gets its name now, or begins anew.
+            keeper.end().await;
+        }
         let (store, upload_id) = (file.place.store.clone(), random_id()?);
         let published = blocking(move || {
             let upload = Arc::into_inner(upload)
@@ -901,11 +901,43 @@ impl Job {
         Ok(End::Saved(file.size, root, published))
     }
 
+    /// Begins to save an open download, with what is here of it.
+    async fn begin(&self, exchange: &mut Exchange, file: &mut FileJob, answer: &GetAnswer) -> Result<Partial> {
+        let (place, policy, size) = (file.place.clone(), self.if_exists, answer.size);
+        let key = keep::key(self.client.server(), &file.remote, &file.place.path);
+        let (upload, kept, record, old) = blocking(move || {
+            let options = NewFile { size: Some(size), if_exists: policy_to_storage(policy), make_parents: true };
+            let found = if size >= KEPT_SIZE_MIN { place.store.begin_found(&place.path, options, &key)? } else { None };
+            let (upload, kept, record) = match found {
+                Some((upload, kept, record)) => (upload, Some(kept), record),
+                None => (place.store.begin(&place.path, options)?, None, None),
+            };
+            let is_base = policy == IfExists::Overwrite && size > UNASKED_FILE_MAX;
+            let old = if is_base { place.store.open_file(&place.path).ok() } else { None };
+            Ok((upload, kept, record, old.filter(|old| old.size() > UNASKED_FILE_MAX)))
+        })
+        .await?;
+        let upload = Arc::new(upload);
+        let mut record = record.unwrap_or_else(|| keep::new_record(&file.place.path, size));
+        record.held.resize(size);
+        let is_same = record.owner == keep::version_hash(&answer.version);
+        let held = (record.held.count() > 0).then(|| (record.held.clone(), is_same));
+        let mut keeper = kept.map(|kept| Keeper::new(&upload, kept, record));
+        let found = Found { held, old: old.map(Arc::new) };
+        let tree = keep::fill(exchange, size, found, &upload, &mut file.item).await?;
+        if let Some(keeper) = &mut keeper {
+            keeper.restart(&answer.version, size);
+            let there = (0..group_count(size)).filter_map(|group| Some((group, tree.value(group)?)));
+            there.for_each(|(group, value)| keeper.holds(group, value, group_len(size, group)));
+        }
+        Ok(Partial { version: answer.version.clone(), size, tree, next: 0, sink: Sink::File(upload), keeper })
+    }
+
     /// Gets what is missing of an open download, and compares its hash with the server's.
     async fn fetch(
         &self,
         session: &Session,
-        mut exchange: crate::client::session::Exchange,
+        mut exchange: Exchange,
         answer: &GetAnswer,
         partial: &mut Partial,
         remote: &RemotePath,
@@ -939,7 +971,7 @@ impl Job {
     async fn fetch_groups(
         &self,
         session: &Session,
-        exchange: &mut crate::client::session::Exchange,
+        exchange: &mut Exchange,
         partial: &mut Partial,
         item: &mut Item,
     ) -> Result<()> {
@@ -1019,7 +1051,7 @@ impl Job {
                 Some(written) = writes.join_next() => {
                     match written.map_err(panicked).and_then(|written| written) {
                         Ok((index, hash, len)) => {
-                            partial.tree.insert(index, hash);
+                            partial.insert(index, hash, len);
                             item.advance_group(index, len, 0);
                         }
                         Err(error) => break Err(error),
@@ -1030,7 +1062,7 @@ impl Job {
         // What came before a failure is kept: the next attempt goes on from there.
         while let Some(written) = writes.join_next().await {
             if let Ok(Ok((index, hash, len))) = written {
-                partial.tree.insert(index, hash);
+                partial.insert(index, hash, len);
                 item.advance_group(index, len, 0);
             }
         }
@@ -1084,7 +1116,7 @@ impl Job {
                 }
                 let sink = Sink::Output(Arc::clone(output));
                 let (version, size) = (answer.version.clone(), answer.size);
-                *partial = Some(Partial { version, size, tree: Tree::new(), next: 0, sink });
+                *partial = Some(Partial { version, size, tree: Tree::new(), next: 0, sink, keeper: None });
             }
             Some(known) if known.version == answer.version => {}
             Some(_) => {
@@ -1148,6 +1180,17 @@ struct Partial {
     /// The next group to be asked for.
     next: u64,
     sink: Sink,
+    /// None where nothing is kept for another run.
+    keeper: Option<Keeper>,
+}
+
+impl Partial {
+    fn insert(&mut self, group: u64, hash: GroupHash, len: usize) {
+        self.tree.insert(group, hash);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.holds(group, hash.value, len);
+        }
+    }
 }
 
 /// Where groups go.

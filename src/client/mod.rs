@@ -10,6 +10,7 @@ mod connect;
 mod download;
 pub mod event;
 pub mod glob;
+mod keep;
 mod lanes;
 pub mod link;
 pub mod plan;

@@ -29,7 +29,7 @@ use crate::limits::{
 use crate::net::{Connection, Event, Handler};
 use crate::protocol::{
     Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
-    Message, Put, PutAnswer, ServerHello, Stored, StoredBatch, Values, Want, Working,
+    Message, Put, PutAnswer, ServerHello, Stored, StoredBatch, Values, Want, WantValues, Working,
 };
 
 /// Groups of content that wait to be written: enough to keep TLS busy while the next are read. 4 MiB.
@@ -461,6 +461,11 @@ impl Exchange {
                 slot.wanted.extend(ranges);
             });
         }
+    }
+
+    /// Asks for the values of groups of a download, in their order.
+    pub(crate) fn want_values(&self, first: u64, count: u64) {
+        self.session.queue(self.transfer, &WantValues { first, count }, |slot| slot.is_due = true);
     }
 
     /// Says that a download needs no more content; finish, done or a failure answers.

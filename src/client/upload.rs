@@ -9,6 +9,7 @@
 //! number of files, only with the directories that are being filled.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
@@ -91,6 +92,8 @@ pub struct StreamSource {
     pub reader: Box<dyn io::Read + Send>,
     /// Asked after the end: whether it was the real one (a command must have succeeded).
     pub check: Box<dyn FnOnce() -> Result<()> + Send>,
+    /// An empty file that it is written to before it is sent, so that it can be read once more.
+    pub spool: Option<File>,
 }
 
 impl std::fmt::Debug for StreamSource {
@@ -485,7 +488,7 @@ impl Job {
             if_exists: self.if_exists,
             unasked: false,
             no_base: false,
-            resume: None,
+            resume: self.client.resume_key(),
         }
     }
 
@@ -804,26 +807,16 @@ impl Job {
         stream: StreamSource,
         item: &mut Item,
     ) -> Result<(Stored, Root, u64)> {
-        let upload_id = random_id()?;
+        let put = self.put_message(target, random_id()?);
+        if stream.spool.is_some() {
+            let spooled = spawn_blocking(move || spool(stream)).await.map_err(panicked)??;
+            return self.send_again_and_again(put, Content::File(Arc::new(spooled)), item).await;
+        }
         let (mut blocks, check) = read_stream(stream)?;
         let first = next_block(&mut blocks).await?;
-        let put = self.put_message(target, upload_id);
         if first.is_last {
             self.check_stream_end(check).await?;
-            let size = first.content.len() as u64;
-            let put = Put { size: Some(size), ..put };
-            let content = Content::Memory(first.content);
-            let mut retry = self.client.retry();
-            loop {
-                match self.send_known(&put, &content, item).await {
-                    Ok(Known::Stored(stored, root)) => return Ok((stored, root, size)),
-                    Ok(Known::Unexpected(error)) => return Err(error),
-                    Err(error) => {
-                        item.restart();
-                        retry.after(error).await?;
-                    }
-                }
-            }
+            return self.send_again_and_again(put, Content::Memory(first.content), item).await;
         }
         // Until the first byte has left it can be tried again; then it cannot, as nobody can read it once more.
         let mut retry = self.client.retry();
@@ -877,6 +870,29 @@ impl Job {
                 Ok((stored, root, size))
             }
             other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// Sends what a stream has brought, until it is there or will not be.
+    async fn send_again_and_again(
+        &self,
+        mut put: Put,
+        content: Content,
+        item: &mut Item,
+    ) -> Result<(Stored, Root, u64)> {
+        let size = content.size();
+        put.size = Some(size);
+        let mut retry = self.client.retry();
+        loop {
+            match self.send_known(&put, &content, item).await {
+                Ok(Known::Stored(stored, root)) => return Ok((stored, root, size)),
+                Ok(Known::Unexpected(error)) => return Err(error),
+                Err(error) => {
+                    item.restart();
+                    put.no_base |= error.kind() == ErrorKind::Mismatch && error.is_from_peer();
+                    retry.after(error).await?;
+                }
+            }
         }
     }
 
@@ -1171,10 +1187,20 @@ struct Block {
     is_last: bool,
 }
 
+/// Writes a stream to its file, and makes sure that it came to its real end. Blocks.
+fn spool(stream: StreamSource) -> Result<OpenSource> {
+    let StreamSource { name, mut reader, check, spool } = stream;
+    let mut file = spool.ok_or_else(|| Error::new(ErrorKind::Internal, "a stream without a file to spool it to"))?;
+    let what = || format!("write {} to a temporary file", Escaped(name.as_bytes()));
+    io::copy(&mut reader, &mut file).while_doing(what)?;
+    check()?;
+    OpenSource::of(file, PathBuf::from(name))
+}
+
 /// Reads a stream on a thread of its own, two groups ahead. The thread is not waited for: a read that nobody
 /// answers (a terminal, a silent pipe) cannot be called off, and ends with the process.
 fn read_stream(stream: StreamSource) -> Result<(mpsc::Receiver<Result<Block>>, StreamCheck)> {
-    let StreamSource { name, mut reader, check } = stream;
+    let StreamSource { name, mut reader, check, .. } = stream;
     let (sender, receiver) = mpsc::channel(2);
     std::thread::Builder::new()
         .name("stream".to_owned())

@@ -246,6 +246,16 @@ impl Source {
 }
 
 impl OpenSource {
+    /// A file that is open already and has, or needs, no name.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn of(file: File, path: PathBuf) -> Result<OpenSource> {
+        let stat = rustix::fs::fstat(&file).while_doing(|| doing("look at", &path))?;
+        let (version, attributes) = look(&stat);
+        Ok(OpenSource { file, version, attributes, path })
+    }
+
     /// Whether the file is still what it was when it was opened: to be asked after the last byte was read, and
     /// before it is said to be whole.
     ///

@@ -38,7 +38,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use partial::{KeepPartial, Partial, PartialKey, list_partials, now, remove_partial};
+pub use partial::{KeepPartial, Kept, Partial, PartialKey, list_partials, now, remove_partial};
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;

@@ -20,6 +20,7 @@ use super::upload::probe_rename;
 use super::walk::{Directory, Shared};
 use super::{Identity, Inner, Kind, STATE_NAME, State, Store, StoreOptions, durable};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::limits::KEEP_PARTIAL;
 use crate::path::Escaped;
 
 /// The name of the lock in the state directory.
@@ -87,6 +88,7 @@ fn build(
     let directories = Shared::default();
     let root = Directory::new(root).while_doing(|| format!("look at {label}"))?;
     let root = directories.share(root);
+    let is_served = state.is_some();
     let inner = Inner {
         root,
         label,
@@ -98,7 +100,8 @@ fn build(
         directories,
         durable: durable::Directories::default(),
         staging_places: Mutex::default(),
-        leftover_age: LEFTOVER_AGE,
+        // A client keeps what it has of large files for its next run.
+        leftover_age: if is_served { LEFTOVER_AGE } else { KEEP_PARTIAL },
         broken: OnceLock::new(),
         sync_failures: AtomicU32::new(0),
         next_order: AtomicU64::new(0),

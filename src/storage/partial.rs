@@ -239,6 +239,90 @@ impl Store {
     }
 }
 
+// ---- what a client saves ---------------------------------------------------------------------------------------
+
+/// Where a download is staged that is to be found again: beside its target, under names that follow from what is
+/// fetched. Held by one process at a time.
+pub struct Kept {
+    store: Store,
+    path: RemotePath,
+    key: PartialKey,
+}
+
+impl Store {
+    /// Begins to save a file that another run may go on with; with what an earlier run has left of it under this key.
+    /// None when another process is at it: then it is saved without being kept.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub fn begin_found(
+        &self,
+        path: &RemotePath,
+        options: NewFile,
+        key: &PartialKey,
+    ) -> Result<Option<(Upload, Kept, Option<Record>)>> {
+        let inner = &self.inner;
+        inner.writable()?;
+        let Some((directory, name)) = inner.target(path, options)? else { return Ok(None) };
+        let what = || format!("begin to store {path}");
+        let kept = Kept { store: self.clone(), path: path.clone(), key: *key };
+        let flags = OFlags::RDWR | OFlags::CREATE;
+        let file = sys::open_at(&*directory, kept.name(0).as_bytes(), flags, 0o600).while_doing(what)?;
+        let status = sys::status(&file).while_doing(what)?;
+        let is_ours = status.kind == Kind::File
+            && status.names == 1
+            && rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            // Whoever had it may have given it its name meanwhile.
+            && sys::status_at(&*directory, kept.name(0).as_bytes()).is_ok_and(|now| now.identity == status.identity);
+        if !is_ours {
+            return Ok(None);
+        }
+        let record = read_record(&*directory, kept.name(1).as_bytes());
+        let held = record.as_ref().map_or(0, |record| record.held.bytes());
+        let staging = Staging::new(Arc::clone(inner), directory, Place::Beside(kept.name(0)), Some(file));
+        let upload = Upload::of(staging, path.clone(), name, options, held);
+        if record.is_none() {
+            upload.trim(0);
+        }
+        upload.preallocate()?;
+        Ok(Some((upload, kept, record)))
+    }
+}
+
+impl Kept {
+    fn name(&self, which: usize) -> String {
+        let digits = digits(&self.key);
+        format!("{STATE_NAME}-{}", &digits[32 * which..32 * (which + 1)])
+    }
+
+    /// Records what is held, for another run.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`: the record before stays.
+    pub fn record(&self, record: &Record) -> Result<()> {
+        let what = || format!("record what is held of {}", self.path);
+        let (_, parent) = self.path.components().split_last().unzip();
+        let directory = self.store.inner.directory_of(parent.unwrap_or_default())?;
+        write_record_as(&*directory, &hidden_digits(&self.key), self.name(1).as_bytes(), &record.encode(), false)
+            .while_doing(what)
+    }
+
+    /// Forgets what was recorded: it is stored, or of no use.
+    pub fn forget(&self) {
+        let (_, parent) = self.path.components().split_last().unzip();
+        if let Ok(directory) = self.store.inner.directory_of(parent.unwrap_or_default()) {
+            // Deliberate loss: it stays hidden until somebody cleans up, and says nothing without its content.
+            let _ = sys::unlink(&*directory, self.name(1).as_bytes());
+        }
+    }
+}
+
+/// The hidden name of a record that is not whole yet.
+fn hidden_digits(key: &PartialKey) -> Vec<u8> {
+    let digits = blake3::hash(key).to_hex();
+    format!("{STATE_NAME}-{}", &digits[..32]).into_bytes()
+}
+
 impl Inner {
     /// One that must go because there are too many beside `kept`: of its owner, or of all.
     fn surplus(&self, kept: &PartialKey) -> Option<PartialKey> {
@@ -379,10 +463,14 @@ fn read_record(partial: impl AsFd, name: &[u8]) -> Option<Record> {
 }
 
 fn write_record(partial: &OwnedFd, name: &[u8], bytes: &[u8], durable: bool) -> IoResult<()> {
-    let new = [name, NEW_SUFFIX].concat();
+    write_record_as(partial, &[name, NEW_SUFFIX].concat(), name, bytes, durable)
+}
+
+/// Writes a record under its name, by way of another.
+fn write_record_as(directory: impl AsFd, new: &[u8], name: &[u8], bytes: &[u8], durable: bool) -> IoResult<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
     let write = || {
-        let file = sys::open_at(partial, &new, flags, 0o600)?;
+        let file = sys::open_at(&directory, new, flags, 0o600)?;
         let mut written = 0;
         while written < bytes.len() {
             match retry_on_intr(|| rustix::io::pwrite(&file, &bytes[written..], written as u64))? {
@@ -393,12 +481,12 @@ fn write_record(partial: &OwnedFd, name: &[u8], bytes: &[u8], durable: bool) -> 
         if durable {
             sys::sync(&file)?;
         }
-        sys::rename_over(partial, &new, partial, name)?;
-        if durable { sys::sync(partial) } else { Ok(()) }
+        sys::rename_over(&directory, new, &directory, name)?;
+        if durable { sys::sync(&directory) } else { Ok(()) }
     };
     write().inspect_err(|_| {
         // Deliberate loss: the next record takes the same name.
-        let _ = sys::unlink(partial, &new);
+        let _ = sys::unlink(&directory, new);
     })
 }
 
