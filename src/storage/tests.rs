@@ -884,3 +884,90 @@ fn a_later_download_removes_what_a_dead_one_left() {
     assert!(names[1].exists(), "what somebody writes to was removed");
     assert!(mine.exists(), "a name that is none of ours was removed");
 }
+
+/// Begins an upload, writes so many groups, and leaves it as one that was cut.
+fn leave(store: &Store, name: &str, key: u8, owner: u8, touched: u64) -> PartialKey {
+    use crate::hash::{GroupHash, group_offset};
+    use crate::limits::GROUP_LEN;
+    use crate::transfer::{Ledger, Record};
+    let size = 4 * GROUP_LEN as u64;
+    let options = NewFile { size: Some(size), make_parents: true, ..NewFile::default() };
+    let upload = store.begin_kept(&path(name), options).unwrap();
+    let content = bytes(GROUP_LEN, key);
+    upload.write_at(group_offset(1), &content).unwrap();
+    let mut record = Record {
+        generation: 3,
+        owner: [owner; 32],
+        owner_name: "alice".to_owned(),
+        path: path(name),
+        begun: touched,
+        touched,
+        place: upload.place().unwrap(),
+        held: Ledger::new(size),
+    };
+    record.held.insert(1, GroupHash::of(1, &content).value);
+    let key = [key; 32];
+    upload.sync_content().unwrap();
+    store.record_partial(&key, &record, true).unwrap();
+    upload.keep(true);
+    upload.trim(record.held.end());
+    store.rest_partial(&key, &record, upload.disk_size());
+    key
+}
+
+#[test]
+fn unfinished_uploads_are_found_again_and_few_and_not_for_ever() {
+    use crate::limits::GROUP_LEN;
+    let dir = disk();
+    let root = dir.path().join("root");
+    let keep_partial = KeepPartial { age: Duration::from_secs(100), bytes: 1 << 40, count: 12 };
+    let options = StoreOptions { keep_partial, ..StoreOptions::default() };
+    let open = || Store::open_served(&root, options.clone()).unwrap();
+    let store = open();
+    let now = now();
+    // In a directory whose files belong to its group, staging lies beside the target.
+    std::fs::create_dir(root.join("group")).unwrap();
+    std::fs::set_permissions(root.join("group"), std::os::unix::fs::PermissionsExt::from_mode(0o2755)).unwrap();
+    let keys = [leave(&store, "a", 1, 1, now), leave(&store, "group/b", 2, 1, now), leave(&store, "old", 3, 1, now - 99)];
+    assert_eq!(store.resting_partials().0, 3);
+    assert_eq!(names(&store, ""), ["group"], "they are no files");
+    assert!(names(&store, "group").is_empty());
+    assert_eq!(std::fs::read_dir(root.join("group")).unwrap().count(), 1);
+    drop(store);
+    let store = open();
+    assert_eq!(store.resting_partials().0, 3);
+    assert_eq!(list_partials(&root).unwrap().len(), 3);
+    assert_eq!(store.expire_partials(now + 2), 1, "only the old one");
+    assert!(store.take_partial(&keys[2]).is_none());
+    for (key, name) in [(keys[0], "a"), (keys[1], "group/b")] {
+        let record = store.take_partial(&key).unwrap();
+        assert_eq!((&record.path, record.generation, record.held.bytes()), (&path(name), 3, GROUP_LEN as u64));
+        assert_eq!(store.expire_partials(now + 1000), 0, "one that is received never goes");
+        let options = NewFile { size: Some(record.held.size()), ..NewFile::default() };
+        let upload = store.resume(&path(name), options, &record.place, record.held.bytes()).unwrap().unwrap();
+        upload.reread().unwrap();
+        let mut there = vec![0; GROUP_LEN];
+        upload.read_at(GROUP_LEN as u64, &mut there).unwrap();
+        assert!(there == bytes(GROUP_LEN, key[0]));
+        upload.keep(false);
+        drop(upload);
+        store.forget_partial(&key, &record.place);
+    }
+    assert_eq!(std::fs::read_dir(root.join(".sealift/partial")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(root.join("group")).unwrap().count(), 0);
+    // A quarter of them may be one owner's: those that rested longest go.
+    for index in 0..6 {
+        leave(&store, &format!("one/{index}"), 10 + index, 1, now + u64::from(index));
+        leave(&store, &format!("other/{index}"), 20 + index, 2, now + u64::from(index));
+    }
+    let left: Vec<String> = list_partials(&root).unwrap().iter().map(|found| found.record.path.to_string()).collect();
+    assert_eq!(left, ["one/3", "one/4", "one/5", "other/3", "other/4", "other/5"]);
+    let found = &list_partials(&root).unwrap()[0];
+    assert!(remove_partial(&root, found).unwrap());
+    assert!(!remove_partial(&root, found).unwrap(), "twice");
+    assert!(store.take_partial(&[13; 32]).is_none(), "removed by somebody else");
+    drop(store);
+    let none = StoreOptions { keep_partial: KeepPartial { age: Duration::ZERO, ..keep_partial }, ..options.clone() };
+    assert!(!Store::open_served(&root, none).unwrap().keeps_partials());
+    assert_eq!(std::fs::read_dir(root.join(".sealift/partial")).unwrap().count(), 0);
+}

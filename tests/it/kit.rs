@@ -21,6 +21,8 @@ pub(crate) fn program() -> Command {
     for name in ["SEALIFT_CERTS", "SEALIFT_CA", "SEALIFT_CERT", "SEALIFT_KEY", "SEALIFT_PIN"] {
         command.env_remove(name);
     }
+    // Nothing that a test does is remembered at home.
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::rig::{Cut, Plan, Proxy, Ran, Server, World, binary, content, hash_of, leftovers, remote, until};
+use crate::rig::{Cut, Mount, Plan, Proxy, Ran, Server, World, binary, content, hash_of, leftovers, remote, until};
 
 const MIB: usize = 1 << 20;
 const STEP: u64 = 64 << 10;
@@ -311,8 +311,8 @@ fn a_source_that_is_another_one_by_the_next_attempt_is_stored_as_it_is_then() {
     changed[2 * MIB + 5] ^= 1;
     let other = content(10, len);
     let cases: [(&str, Vec<u8>, u64); 7] = [
-        ("shrunk inside what is held", bytes[..2 * MIB + 300_000].to_vec(), 300_000),
-        ("shrunk to a border", bytes[..4 * MIB].to_vec(), MIB as u64),
+        ("shrunk inside what is held", bytes[..2 * MIB + 300_000].to_vec(), u64::MAX),
+        ("shrunk to a border", bytes[..4 * MIB].to_vec(), 3 * MIB as u64),
         ("shrunk to something small", bytes[..70_000].to_vec(), 70_000),
         ("grown", [bytes.as_slice(), &content(11, 2 * MIB)].concat(), u64::MAX),
         ("changed in one place", changed, u64::MAX),
@@ -422,4 +422,33 @@ fn unfinished_uploads_are_listed_and_removed_beside_a_server() {
     assert_eq!(uploads(&["rm", "--all"]).status.code(), Some(0));
     let nowhere = binary().args(["uploads", "ls", "--root", "/nonexistent"]).output().unwrap();
     assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
+}
+
+/// Where files can share blocks, the version that is there is not even copied.
+#[test]
+fn on_a_file_system_that_shares_blocks_only_what_changed_is_written() {
+    let world = World::new();
+    let Some(_mount) = Mount::xfs(&world.root(), &world.path("image")) else { return };
+    let server = world.serve();
+    let len = 60 * MIB + 5;
+    let mut bytes = content(30, len);
+    let source = world.file("x", &bytes);
+    server.put(&source, "x");
+    // So little is free that a second copy would not fit.
+    let free = rustix::fs::statvfs(world.root()).unwrap();
+    let free = free.f_bfree * free.f_frsize;
+    fs::File::create(world.root().join("ballast")).unwrap();
+    let ballast = fs::File::options().write(true).open(world.root().join("ballast")).unwrap();
+    rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, free - (30 << 20)).unwrap();
+    bytes[31 * MIB] ^= 1;
+    fs::write(&source, &bytes).unwrap();
+    let ran = server.put(&source, "x");
+    assert_eq!(number(&ran, "bytes_moved"), MIB as u64, "{ran:?}");
+    check_stored(&world, "x", &bytes);
+    // Nothing changed: nothing is sent, and what was shared is gone.
+    fs::File::options().write(true).open(&source).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    let ran = server.put(&source, "x");
+    assert_eq!((&ran.summary()["unchanged"], number(&ran, "bytes_moved")), (&1.into(), 0), "{ran:?}");
+    check_stored(&world, "x", &bytes);
+    drop(server);
 }
