@@ -86,6 +86,13 @@ pub const CLIENT_PROGRESS_TIMEOUT: Duration = Duration::from_secs(300);
 /// Waits between a client's attempts: doubled from the first to the last, with jitter.
 pub const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
+/// The least rate, in bytes per second, that a limit may have: with less, many connections that share it would run
+/// into deadlines.
+pub const RATE_MIN: u64 = 16 * KIB as u64;
+/// A round trip shorter than this is one to a near peer: one connection fills the path, and the system's congestion
+/// control is left alone.
+pub const NEAR_ROUND_TRIP: Duration = Duration::from_millis(2);
+
 // ---- resources of a server ---------------------------------------------------------------------------------
 
 /// Connections at once. At the bound, accepting waits until one ends.

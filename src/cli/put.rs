@@ -25,7 +25,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let session = Session {
         command: "put",
         connect: &args.connect,
-        streams: args.transfer.streams,
+        transfer: Some(&args.transfer),
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use crate::cli::args::ConnectArgs;
+use crate::cli::args::{ConnectArgs, TransferArgs};
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
 use crate::cli::{print_error, secret, sources, trust};
@@ -21,7 +21,8 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Session<'a> {
     pub(super) command: &'static str,
     pub(super) connect: &'a ConnectArgs,
-    pub(super) streams: Option<u16>,
+    /// How content is moved, if any is.
+    pub(super) transfer: Option<&'a TransferArgs>,
     pub(super) endpoint: Endpoint,
     /// Whether standard output carries data.
     pub(super) data_on_stdout: bool,
@@ -36,13 +37,13 @@ impl Session<'_> {
     /// What is wrong with flags and files before anything is tried.
     pub(super) fn run(self, work: impl AsyncFnOnce(Client) -> Result<()>) -> Result<u8> {
         let identity = self.connect.trust.resolve(trust::environment)?;
-        let tls = ClientTls::load(&identity)
-            .map_err(|error| error.with_kind(ErrorKind::Usage))?;
+        let tls = ClientTls::load(&identity).map_err(|error| error.with_kind(ErrorKind::Usage))?;
         let (mut detail, reader) = sources::output_of(self.connect, self.data_on_stdout);
         if !self.has_summary && reader == Reader::Person && detail == Detail::Normal {
             detail = Detail::Quiet;
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
+        // One thread for the protocol: its steps wake one another, and reading, hashing and writing have others.
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_name("sealift")
@@ -56,7 +57,9 @@ impl Session<'_> {
             .while_doing(|| "start a thread for the output".to_owned())?;
         let options = ClientOptions {
             timeout: self.connect.timeout,
-            streams: self.streams,
+            streams: self.transfer.and_then(|transfer| transfer.streams),
+            congestion: self.transfer.and_then(|transfer| transfer.cc.clone()).unwrap_or_default(),
+            rate: self.transfer.and_then(|transfer| transfer.bwlimit),
             resume_secret: (self.command == "put" && identity.certificate.is_none()).then(secret::load).flatten(),
             ..ClientOptions::new(self.endpoint, tls)
         };

@@ -1,5 +1,6 @@
 //! The client as a library: one server, a connection that is made again when it breaks, and plain requests.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,12 +16,14 @@ use crate::client::session::{Reply, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
+use crate::net::Congestion;
 use crate::path::{Component, RemotePath};
 use crate::protocol::{
     Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
     SetDirectory, Stat,
 };
 use crate::tls::ClientTls;
+use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
@@ -30,6 +33,8 @@ const ENTRIES_MAX: usize = 1 << 20;
 const LANES_FROM: u64 = 4 * MIB as u64;
 /// Attempts at a file that changes every time it is read, or arrives as another one.
 const CHANGED_MAX: u32 = 5;
+/// How often the progress of an item is told at most.
+const TELL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long the orderly end of a connection may take: everything is answered by then.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,6 +50,10 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// Connections of one transfer; none: as many as make it fast.
     pub streams: Option<u16>,
+    /// What is asked of the system for each connection.
+    pub congestion: Congestion,
+    /// Bytes of content per second at most, over all connections; none: as many as there can be.
+    pub rate: Option<u64>,
     /// Of a client without a certificate: what it keeps to itself, so that the server knows unfinished uploads again
     /// as its own. Each server is shown another number that is made of it.
     pub resume_secret: Option<[u8; 16]>,
@@ -54,7 +63,15 @@ impl ClientOptions {
     /// The defaults for this server.
     #[must_use]
     pub fn new(endpoint: Endpoint, tls: ClientTls) -> ClientOptions {
-        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None, resume_secret: None }
+        ClientOptions {
+            endpoint,
+            tls,
+            timeout: CLIENT_PROGRESS_TIMEOUT,
+            streams: None,
+            congestion: Congestion::default(),
+            rate: None,
+            resume_secret: None,
+        }
     }
 }
 
@@ -111,7 +128,7 @@ impl Client {
         let resume_key = options.resume_secret.map(|secret| resume_key(&secret, &options.endpoint));
         let client = Client {
             inner: Arc::new(Inner {
-                dialer: Dialer::new(options.endpoint, options.tls),
+                dialer: Dialer::new(options.endpoint, options.tls, options.congestion, options.rate),
                 timeout: options.timeout,
                 streams: options.streams,
                 resume_key,
@@ -340,13 +357,31 @@ impl Client {
         session
     }
 
-    /// Opens the further connections that a transfer of this size gets.
+    /// Opens the further connections that a transfer of this size gets at its beginning.
     pub(crate) fn widen(&self, session: &Session, size: u64) {
-        let (Some(token), Some(address)) = (session.hello().token, session.address()) else { return };
         if size < LANES_FROM {
             return;
         }
-        let count = self.inner.streams.map_or(1, usize::from);
+        let count = match self.inner.streams {
+            Some(count) => usize::from(count),
+            None => {
+                let count = Width::first(session.round_trip(), size);
+                session.lanes().begin_with(count);
+                count
+            }
+        };
+        self.open_lanes(session, count);
+    }
+
+    /// More connections would be better, by what was measured.
+    pub(crate) fn widen_to(&self, session: &Session, count: usize) {
+        if self.inner.streams.is_none() {
+            self.open_lanes(session, count);
+        }
+    }
+
+    fn open_lanes(&self, session: &Session, count: usize) {
+        let (Some(token), Some(address)) = (session.hello().token, session.address()) else { return };
         for _ in 0..session.lanes().missing(count) {
             let (inner, lanes, pool) = (Arc::downgrade(&self.inner), session.lanes().clone(), self.pool().clone());
             self.drivers().spawn(async move {
@@ -420,7 +455,8 @@ impl Client {
     /// An item that is told about under a number of its own.
     pub(crate) fn item(&self, name: Vec<u8>) -> Item {
         let id = self.inner.next_item.fetch_add(1, Ordering::Relaxed);
-        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: Untold::default(), moved: Moved::default() }
+        let (untold, moved) = (Untold::default(), Moved::default());
+        Item { client: self.clone(), id, name, counted: 0, best: 0, untold, told: None, moved }
     }
 }
 
@@ -458,10 +494,22 @@ fn resume_key(secret: &[u8; 16], endpoint: &Endpoint) -> Bytes16 {
 /// # Errors
 /// `Internal` when it has none.
 pub(crate) fn random_id() -> Result<Bytes16> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error))?;
-    Ok(Bytes16(bytes))
+    // One system call for many ids.
+    const COUNT: usize = 64;
+    thread_local! {
+        static IDS: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
+    }
+    IDS.with_borrow_mut(|ids| {
+        if ids.is_empty() {
+            let mut bytes = [0; 16 * COUNT];
+            getrandom::fill(&mut bytes).map_err(|error| {
+                Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error)
+            })?;
+            ids.extend(bytes.as_chunks().0);
+        }
+        let id = ids.pop();
+        id.map(Bytes16).ok_or_else(|| Error::new(ErrorKind::Internal, "no random bytes came from the system"))
+    })
 }
 
 /// Between half and all of a wait, so that many clients do not come back at once.
@@ -512,9 +560,18 @@ pub(crate) struct Item {
     counted: u64,
     /// The most that counted as done in any attempt: only what gets beyond it is progress.
     best: u64,
-    /// Progress that there was no room to tell.
+    /// Progress that is not told yet, and when some last was.
     untold: Untold,
+    told: Option<Instant>,
     moved: Moved,
+}
+
+impl Drop for Item {
+    fn drop(&mut self) {
+        if self.untold != Untold::default() {
+            self.tell_now();
+        }
+    }
 }
 
 /// Progress that was not told yet.
@@ -581,6 +638,14 @@ impl Item {
         let Untold { bytes, moved, resent, held } = &mut self.untold;
         (*bytes, *moved, *resent, *held) =
             (*bytes + more.bytes, *moved + more.moved, *resent + more.resent, *held + more.held);
+        // Each telling wakes a thread.
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
+            self.told = Some(Instant::now());
+            self.tell_now();
+        }
+    }
+
+    fn tell_now(&mut self) {
         if self.client.inner.events.progress(self.untold.event(self.id)) {
             self.untold = Untold::default();
         }

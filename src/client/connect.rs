@@ -15,7 +15,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
 use crate::limits::CONNECT_TIMEOUT;
-use crate::net::{Connection, Event, Handler, Socket, SocketBuffers};
+use crate::net::{Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
 use crate::path::escape_text;
 use crate::protocol::{Breach, Bytes16, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
 use crate::tls::{ClientTls, describe, explain_client_error, server_name};
@@ -34,6 +34,8 @@ pub(crate) struct Dialer {
     endpoint: Endpoint,
     tls: ClientTls,
     buffers: SocketBuffers,
+    congestion: Congestion,
+    limits: Limits,
 }
 
 /// A connection on which both sides have greeted.
@@ -47,8 +49,9 @@ pub(crate) struct Greeted {
 }
 
 impl Dialer {
-    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls) -> Dialer {
-        Dialer { endpoint, tls, buffers: SocketBuffers::new() }
+    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls, congestion: Congestion, rate: Option<u64>) -> Dialer {
+        let limits = Limits::of([rate]);
+        Dialer { endpoint, tls, buffers: SocketBuffers::new(), congestion, limits }
     }
 
     /// Connects and greets, all within [`CONNECT_TIMEOUT`].
@@ -93,6 +96,7 @@ impl Dialer {
         let host = self.endpoint.host();
         watch_over(&tcp);
         let socket = Socket::new(tcp, self.buffers.clone());
+        socket.set_congestion(&self.congestion);
         let tls = TlsConnector::from(self.tls.config())
             .connect(server_name(host)?, socket)
             .await
@@ -100,6 +104,7 @@ impl Dialer {
         let warnings = self.tls.accept_server(tls.get_ref().1, host)?;
         let description = describe(tls.get_ref().1);
         let mut connection = Connection::new(TlsStream::Client(tls));
+        connection.set_limits(&self.limits);
         let hello = greet(&mut connection, host, join).await?;
         Ok(Greeted { connection, hello, description, warnings })
     }

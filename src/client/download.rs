@@ -752,10 +752,11 @@ impl Job {
             .unzip();
         let saved = spawn_blocking(move || {
             let mut store = None;
+            let mut parents = storage::Parents::default();
             let staged: Vec<Result<storage::Staged>> = contents
                 .into_iter()
                 .map(|(place, answer, content, root)| {
-                    let staged = stage_small(&place, &answer, &content, root, policy);
+                    let staged = stage_small(&place, &mut parents, &answer, &content, root, policy);
                     store = Some(place.store);
                     staged
                 })
@@ -1046,6 +1047,7 @@ impl Job {
                         elsewhere -= 1;
                         again.push_back(index);
                     }
+                    Report::Wider(count) => self.client.widen_to(session, count),
                     Report::Joined | Report::Sent(_) => {}
                 },
                 Some(written) = writes.join_next() => {
@@ -1223,13 +1225,14 @@ impl Sink {
 /// Stages a small file. Blocks.
 fn stage_small(
     place: &Place,
+    parents: &mut storage::Parents,
     answer: &GetAnswer,
     content: &[u8],
     root: Root,
     policy: IfExists,
 ) -> Result<storage::Staged> {
     let options = NewFile { size: Some(answer.size), if_exists: policy_to_storage(policy), make_parents: true };
-    let upload = place.store.begin(&place.path, options)?;
+    let upload = place.store.begin_in(parents, &place.path, options)?;
     if !content.is_empty() {
         upload.write_at(0, content)?;
     }

@@ -29,6 +29,7 @@ use crate::hash::{group_len, group_offset};
 use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX};
 use crate::net::{Connection, Event, Handler};
 use crate::protocol::{Breach, Goodbye, Kind, List, Message, Want, Working, Written};
+use crate::transfer::{Seen, Width};
 
 /// Groups of content that wait to be taken: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
@@ -44,7 +45,7 @@ const PACE_MAX: Duration = Duration::from_millis(1500);
 /// Groups that a lane has taken and is not told to be written: fills 1 Gbit/s at 500 ms.
 const UNDER_WAY_MAX: usize = 64;
 /// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
-const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (UNDER_WAY_MAX + WANTED_MAX + 2);
+const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (UNDER_WAY_MAX + WANTED_MAX + 4);
 
 /// The lanes of one session.
 #[derive(Clone)]
@@ -70,6 +71,8 @@ struct State {
     is_full: bool,
     /// Who is told what became of the groups of each.
     transfers: HashMap<u32, mpsc::Sender<Report>>,
+    /// How many connections there should be by what is measured.
+    width: Width,
     has_ended: bool,
 }
 
@@ -138,6 +141,8 @@ pub(crate) enum Report {
     Lost(u64),
     /// There is one more lane.
     Joined,
+    /// So many connections would be better than those that there are.
+    Wider(usize),
 }
 
 /// A transfer whose groups go over all connections. Dropping it takes back those that are still in the queue.
@@ -158,6 +163,7 @@ impl Lanes {
             next: 0,
             is_full: false,
             transfers: HashMap::new(),
+            width: Width::new(1),
             has_ended: false,
         };
         Lanes(Arc::new(Shared { state: Mutex::new(state), room: Arc::new(Semaphore::new(ROOM)) }))
@@ -198,6 +204,37 @@ impl Lanes {
         state.opening += missing;
         state.asked += missing;
         missing
+    }
+
+    /// Takes note of how many connections a transfer begins with.
+    pub(crate) fn begin_with(&self, count: usize) {
+        self.lock().width = Width::new(count);
+    }
+
+    /// Looks at the first connection while something is moved over it, and tells the transfers when there should be
+    /// more.
+    pub(crate) fn look(&self, connection: &Connection, age: Duration) {
+        let mut state = self.lock();
+        if state.transfers.is_empty() {
+            return;
+        }
+        let socket = connection.socket();
+        let Some(info) = socket.info() else { return };
+        let is_sender = info.acked > info.received;
+        // Loss does not hold it up, so more of it would not help.
+        let minds_loss = !is_sender || socket.minds_loss();
+        let seen = Seen {
+            at: age,
+            rtt_min: info.rtt_min,
+            rtt: if is_sender { info.rtt } else { info.receive_rtt },
+            moved: info.acked + info.received,
+            lost: if minds_loss { info.resent + u64::from(info.out_of_order) } else { 0 },
+            busy: info.busy,
+            limited_by_buffers: info.limited_by_buffers,
+        };
+        if let Some(count) = state.width.look(seen) {
+            state.transfers.values().for_each(|reports| drop(reports.try_send(Report::Wider(count))));
+        }
     }
 
     /// A lane could not be opened: the session goes on with what it has.

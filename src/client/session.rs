@@ -92,6 +92,8 @@ struct Shared {
     hello: ServerHello,
     /// Where the server is.
     address: Option<SocketAddr>,
+    /// The round trip to it, as the handshake took it.
+    round_trip: Duration,
     desk: Mutex<Desk>,
     open: Arc<Semaphore>,
     unasked: Arc<Semaphore>,
@@ -149,6 +151,7 @@ impl Session {
             hello,
             // Without it there is one connection, and that works.
             address: connection.socket().tcp().peer_addr().ok(),
+            round_trip: connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min),
             desk: Mutex::new(desk),
             open: Arc::new(Semaphore::new(open_max)),
             unasked: Arc::new(Semaphore::new(unasked_kib)),
@@ -169,6 +172,11 @@ impl Session {
     /// Where the server is, if the system knows.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.0.address
+    }
+
+    /// The round trip to the server; zero when the system does not tell.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.0.round_trip
     }
 
     /// The further connections of this session.
@@ -728,12 +736,18 @@ pub(crate) struct Life {
     seen: Instant,
     /// The last time when anything was sent.
     told: Instant,
+    begun: Instant,
 }
 
 impl Life {
     pub(crate) fn new() -> Life {
         let now = Instant::now();
-        Life { received: 0, sent: 0, seen: now, told: now }
+        Life { received: 0, sent: 0, seen: now, told: now, begun: now }
+    }
+
+    /// Since when the connection is driven.
+    fn age(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Once a second: whether the server is still there, and whether we should say that we are. `is_open`: something
@@ -755,12 +769,16 @@ impl Life {
             self.seen = now;
             return Ok(());
         }
+        // What our own limit holds back is not the server's fault.
+        if connection.is_held_back() {
+            self.seen = now;
+        }
         if (is_due || !connection.is_flushed()) && now.duration_since(self.seen) >= SILENCE_MAX {
             let seconds = SILENCE_MAX.as_secs();
             let message = format!("nothing was heard from the server for {seconds} seconds");
             return Err(Error::new(ErrorKind::Timeout, message));
         }
-        if now.duration_since(self.told) >= WORKING_INTERVAL && connection.is_flushed() {
+        if now.duration_since(self.told) >= WORKING_INTERVAL && (connection.is_flushed() || connection.is_held_back()) {
             let working = Working { phase: crate::protocol::Phase::Waiting, done: 0, total: 0 };
             connection.send(0, &working);
             self.told = now;
@@ -792,6 +810,7 @@ fn poll_step(
         let (is_open, is_due) = (!desk.slots.is_empty(), desk.slots.values().any(|slot| slot.is_due));
         drop(desk);
         life.tick(connection, is_open, is_due)?;
+        session.lanes().look(connection, life.age());
         // What was being received for exchanges that have ended meanwhile.
         let desk = session.desk();
         front.filling.retain(|transfer, _| desk.slots.contains_key(transfer));

@@ -781,6 +781,7 @@ impl Job {
                         item.advance_group(group, group_len(content.size(), group), from);
                     }
                     Report::Lost(group) => sender.give_back(group),
+                    Report::Wider(count) => self.client.widen_to(exchange.session(), count),
                     Report::Joined | Report::Came(..) => {}
                 },
                 reply = exchange.next() => match reply? {

@@ -85,6 +85,7 @@ enum Role {
 /// Handshake, choice of protocol and hellos, each under its deadline.
 async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>, Role)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
+    socket.set_congestion(&shared.congestion);
     let accept = acceptor.accept(socket).into_fallible();
     let stream = match timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
         Err(_) => return Err(Error::new(ErrorKind::Timeout, "the TLS handshake was not finished in time")),
@@ -185,6 +186,7 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
         },
     );
     let share = shared.shares.of(&principal);
+    connection.set_limits(&share.limits);
     Ok((Who { principal, rights, share }, role))
 }
 
@@ -397,8 +399,12 @@ impl Driver {
     /// Says that work goes on, and looks at the deadlines.
     fn tick(&mut self, watch: &mut Watch) -> Result<()> {
         let traffic = self.connection.traffic();
-        watch.look(traffic.received + traffic.sent, self.is_idle(), self.flow.is_working())?;
-        if !self.is_idle() && self.connection.is_flushed() {
+        watch.look(
+            traffic.received + traffic.sent,
+            self.is_idle(),
+            self.flow.is_working() || self.connection.is_held_back(),
+        )?;
+        if !self.is_idle() && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
             self.connection.send(0, &Working { phase, done: 0, total: 0 });
         }

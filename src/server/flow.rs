@@ -908,7 +908,12 @@ impl Flow {
                 self.ended.insert(transfer);
             }
             let id = self.id;
-            self.shared.tasks.spawn_blocking(move || rest(upload, id));
+            self.shared.tasks.spawn_blocking(move || {
+                let groups = Arc::clone(&upload.groups);
+                rest(upload, id);
+                // Lanes let go of it later, and not on a disk thread.
+                groups.end();
+            });
         }
         if self.downloads.contains_key(&transfer) {
             self.ended.insert(transfer);

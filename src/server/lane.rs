@@ -131,8 +131,12 @@ impl Lane {
         self.flow.forget_over();
         let is_idle = self.flow.is_idle() && self.connection.is_flushed();
         let traffic = self.connection.traffic();
-        watch.look(traffic.received + traffic.sent, is_idle, self.flow.is_working())?;
-        if !is_idle && self.connection.is_flushed() {
+        watch.look(
+            traffic.received + traffic.sent,
+            is_idle,
+            self.flow.is_working() || self.connection.is_held_back(),
+        )?;
+        if !is_idle && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { Phase::Syncing } else { Phase::Waiting };
             self.connection.send(0, &Working { phase, done: 0, total: 0 });
         }

@@ -11,7 +11,7 @@ use super::outcomes::Outcomes;
 use super::session::Sessions;
 use super::share::{Share, Shares};
 use crate::access::{Access, Principal};
-use crate::net::SocketBuffers;
+use crate::net::{Congestion, SocketBuffers};
 use crate::protocol::Rights;
 use crate::storage::Store;
 
@@ -21,6 +21,8 @@ pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
+    /// What is asked of the system for each connection.
+    pub(super) congestion: Congestion,
     pub(super) outcomes: Outcomes,
     pub(super) holds: Holds,
     /// What further connections can join.

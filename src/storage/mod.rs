@@ -42,7 +42,7 @@ pub use partial::{KeepPartial, Kept, Partial, PartialKey, list_partials, now, re
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
-pub use upload::{FileMetadata, NewFile, Staged, Upload};
+pub use upload::{FileMetadata, NewFile, Parents, Staged, Upload};
 
 /// The name under which a served root keeps its state: lock and staging.
 pub const STATE_NAME: &str = ".sealift";
@@ -73,6 +73,8 @@ pub struct StoreOptions {
     pub direct: bool,
     /// Which unfinished uploads are kept, of a root that is served.
     pub keep_partial: KeepPartial,
+    /// Whether each file is synced and named by itself: to measure what doing it for many at once is worth.
+    pub sync_each: bool,
 }
 
 impl Default for StoreOptions {
@@ -83,6 +85,7 @@ impl Default for StoreOptions {
             directory_mode: ModeRange { min: 0, max: 0o775 },
             direct: true,
             keep_partial: KeepPartial::default(),
+            sync_each: false,
         }
     }
 }

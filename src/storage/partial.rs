@@ -16,7 +16,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
 
 use super::sys;
-use super::upload::{NewFile, Place, Staging, Upload};
+use super::upload::{NewFile, Parents, Place, Staging, Upload};
 use super::walk::is_hidden;
 use super::{Inner, Kind, STATE_NAME, State, Store, lock};
 use crate::error::{Error, IoContext, Result};
@@ -109,10 +109,10 @@ impl Store {
     /// # Errors
     /// As [`Store::begin`].
     pub fn begin_kept(&self, path: &RemotePath, options: NewFile) -> Result<Upload> {
-        match self.begin_staged(path, options, true) {
+        match self.begin_staged(&mut Parents::default(), path, options, true) {
             // What has rested too long makes room.
             Err(error) if error.kind() == crate::error::ErrorKind::NoSpace && self.expire_partials(now()) > 0 => {
-                self.begin_staged(path, options, true)
+                self.begin_staged(&mut Parents::default(), path, options, true)
             }
             upload => upload,
         }
@@ -126,7 +126,7 @@ impl Store {
     pub fn resume(&self, path: &RemotePath, options: NewFile, place: &[u8], held: u64) -> Result<Option<Upload>> {
         let inner = &self.inner;
         inner.writable()?;
-        let Some((directory, name)) = inner.target(path, options)? else { return Ok(None) };
+        let Some((directory, name)) = inner.target(&mut Parents::default(), path, options)? else { return Ok(None) };
         let Some((&kind, hidden)) = place.split_first() else { return Ok(None) };
         let Some(hidden) = std::str::from_utf8(hidden).ok().filter(|name| is_hidden(name.as_bytes())) else {
             return Ok(None);
@@ -263,7 +263,7 @@ impl Store {
     ) -> Result<Option<(Upload, Kept, Option<Record>)>> {
         let inner = &self.inner;
         inner.writable()?;
-        let Some((directory, name)) = inner.target(path, options)? else { return Ok(None) };
+        let Some((directory, name)) = inner.target(&mut Parents::default(), path, options)? else { return Ok(None) };
         let what = || format!("begin to store {path}");
         let kept = Kept { store: self.clone(), path: path.clone(), key: *key };
         let flags = OFlags::RDWR | OFlags::CREATE;

@@ -78,13 +78,28 @@ impl Store {
     /// `Skip`. `NotFound`, `NotDirectory`, `Link`: its directory is none. `Name`: a reserved name. `NoSpace`: the
     /// disk has less room than the size needs. `Limit`: larger than any file can be.
     pub fn begin(&self, path: &RemotePath, options: NewFile) -> Result<Upload> {
-        self.begin_staged(path, options, false)
+        self.begin_in(&mut Parents::default(), path, options)
     }
 
-    /// As [`Store::begin`]; with `keep`, staged where it can be found again.
-    pub(super) fn begin_staged(&self, path: &RemotePath, options: NewFile, keep: bool) -> Result<Upload> {
-        let upload = self.begin_empty(path, options, keep)?;
-        if let Some(size) = options.size {
+    /// As [`Store::begin`], for one of many files whose directories are mostly the same.
+    ///
+    /// # Errors
+    /// As [`Store::begin`]; but whether a file of at most one group can replace what is there, and whether there is
+    /// room for it, is seen when it is published and written.
+    pub fn begin_in(&self, parents: &mut Parents, path: &RemotePath, options: NewFile) -> Result<Upload> {
+        self.begin_staged(parents, path, options, false)
+    }
+
+    /// As [`Store::begin_in`]; with `keep`, staged where it can be found again.
+    pub(super) fn begin_staged(
+        &self,
+        parents: &mut Parents,
+        path: &RemotePath,
+        options: NewFile,
+        keep: bool,
+    ) -> Result<Upload> {
+        let upload = self.begin_empty(parents, path, options, keep)?;
+        if let Some(size) = options.size.filter(|&size| size > NAMELESS_SIZE_MAX) {
             self.inner.check_space(&upload.staging.directory, path, size)?;
         }
         upload.preallocate()?;
@@ -98,7 +113,7 @@ impl Store {
     /// # Errors
     /// As [`Store::begin`].
     pub fn begin_clone(&self, path: &RemotePath, options: NewFile, base: &StoredFile) -> Result<Option<Upload>> {
-        let upload = self.begin_empty(path, options, true)?;
+        let upload = self.begin_empty(&mut Parents::default(), path, options, true)?;
         match upload.clone_from(base) {
             Ok(is_cloned) => Ok(is_cloned.then_some(upload)),
             // What comes may need less, or nothing at all.
@@ -107,10 +122,10 @@ impl Store {
         }
     }
 
-    fn begin_empty(&self, path: &RemotePath, options: NewFile, keep: bool) -> Result<Upload> {
+    fn begin_empty(&self, parents: &mut Parents, path: &RemotePath, options: NewFile, keep: bool) -> Result<Upload> {
         let inner = &self.inner;
         inner.writable()?;
-        let Some((directory, name)) = inner.target(path, options)? else {
+        let Some((directory, name)) = inner.target(parents, path, options)? else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };
         let staging = inner
@@ -122,7 +137,12 @@ impl Store {
 
 impl Inner {
     /// The directory and name that a file is to get, if it may; none for the root.
-    pub(super) fn target(&self, path: &RemotePath, options: NewFile) -> Result<Option<(Arc<Directory>, Component)>> {
+    pub(super) fn target(
+        self: &Arc<Inner>,
+        parents: &mut Parents,
+        path: &RemotePath,
+        options: NewFile,
+    ) -> Result<Option<(Arc<Directory>, Component)>> {
         let Some((name, parent)) = path.components().split_last() else { return Ok(None) };
         if let Some(size) = options.size.filter(|&size| size > FILE_SIZE_MAX) {
             let message = format!("store {path}: {size} bytes are more than a file can have ({FILE_SIZE_MAX})");
@@ -131,11 +151,46 @@ impl Inner {
         if is_hidden(name.as_bytes()) {
             return Err(reserved(path.components()));
         }
-        let directory = if options.make_parents { self.directory_made(parent)?.0 } else { self.directory_of(parent)? };
-        self.check_target(&directory, path, options.if_exists)?;
+        let directory = parents.open(self, parent, options.make_parents)?;
+        // A small file that may replace is refused as early when it is written and named: all of it is there.
+        let is_small = options.size.is_some_and(|size| size <= NAMELESS_SIZE_MAX);
+        if !is_small || matches!(options.if_exists, IfExists::Fail | IfExists::Skip) {
+            self.check_target(&directory, path, options.if_exists)?;
+        }
         Ok(Some((directory, name.clone())))
     }
+}
 
+/// The directory of the file before, kept open for those that follow in it. To be used for files that are stored
+/// together: kept longer, it could be another directory's name by now.
+#[derive(Default)]
+pub struct Parents(Option<(Arc<Inner>, Vec<Component>, Arc<Directory>)>);
+
+impl Parents {
+    fn open(&mut self, inner: &Arc<Inner>, components: &[Component], make: bool) -> Result<Arc<Directory>> {
+        if let Some((store, known, directory)) = &self.0
+            && Arc::ptr_eq(store, inner)
+            && known == components
+        {
+            return Ok(Arc::clone(directory));
+        }
+        let directory = if make { inner.directory_made(components)?.0 } else { inner.directory_of(components)? };
+        self.0 = Some((Arc::clone(inner), components.to_vec(), Arc::clone(&directory)));
+        Ok(directory)
+    }
+
+    /// Whether nothing stands under this name. What cannot be looked at is found by whoever stores there.
+    #[must_use]
+    pub fn lacks(&mut self, store: &Store, path: &RemotePath) -> bool {
+        let Some((name, parent)) = path.components().split_last() else { return false };
+        match self.open(&store.inner, parent, false) {
+            Ok(directory) => matches!(sys::status_at(&*directory, name.as_bytes()), Err(Errno::NOENT)),
+            Err(_) => false,
+        }
+    }
+}
+
+impl Inner {
     /// Refuses what must not be replaced under this policy; tells whether something is there.
     pub(super) fn check_target(&self, directory: &Directory, path: &RemotePath, policy: IfExists) -> Result<bool> {
         let name = path.name().map_or(&b"."[..], Component::as_bytes);
@@ -387,6 +442,8 @@ pub struct Upload {
     announced: Option<u64>,
     /// Bytes that were written, in any order.
     written: AtomicU64,
+    /// Where the file ends, if nothing but [`Upload::write_at`] made it longer.
+    end: AtomicU64,
     poisoned: AtomicBool,
 }
 
@@ -400,6 +457,8 @@ impl Upload {
             if_exists: options.if_exists,
             announced: options.size,
             written: AtomicU64::new(written),
+            // Of content that was here before, only its own status tells the end.
+            end: AtomicU64::new(if written > 0 { u64::MAX } else { 0 }),
             poisoned: AtomicBool::new(false),
         }
     }
@@ -483,6 +542,7 @@ impl Upload {
         }
         self.write_all(offset, bytes).map_err(|errno| self.write_error(offset, bytes.len() as u64, errno))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.end.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -512,6 +572,7 @@ impl Upload {
         match retry_on_intr(|| rustix::fs::ioctl_ficlone(self.staging.file(), base)) {
             Ok(()) => {
                 self.written.fetch_add(base.size(), Ordering::Relaxed);
+                self.end.store(u64::MAX, Ordering::Relaxed);
                 Ok(true)
             }
             Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::ROFS)) => {
@@ -570,7 +631,9 @@ impl Upload {
 
     fn set_metadata(&self, size: u64, metadata: &FileMetadata) -> IoResult<()> {
         let file = self.staging.file();
-        if sys::status(file)?.size != size {
+        // Only what was written at once and whole is known to be as long as it should be.
+        let is_known = size <= NAMELESS_SIZE_MAX && self.end.load(Ordering::Relaxed) == size;
+        if !is_known && sys::status(file)?.size != size {
             retry_on_intr(|| rustix::fs::ftruncate(file, size))?;
         }
         let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));

@@ -165,7 +165,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             },
         ),
         vector(
-            "PutAnswer reserved",
+            "PutAnswer held",
             8,
             PutAnswer {
                 holding: Holding::Held,

@@ -255,6 +255,11 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         access,
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         memory: 64 << 20,
+        // The clock of the test is that of the connections.
+        threads: 0,
+        congestion: sealift::net::Congestion::default(),
+        rate: None,
+        rate_of_one: None,
     };
     let server = Server::bind(options).unwrap();
     let address = server.addresses().unwrap()[0];
