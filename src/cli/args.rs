@@ -410,7 +410,7 @@ pub struct ServeArgs {
     /// Directory to serve; its last component is made if missing
     #[arg(long, value_name = "DIR", required_unless_present = "show_limits")]
     pub root: Option<PathBuf>,
-    /// Where to accept; port 0 is a free one (repeatable)
+    /// Where to accept (repeatable; port 0: any)
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7443")]
     pub listen: Vec<SocketAddr>,
     /// Bytes of memory for content in flight
@@ -434,7 +434,7 @@ pub struct ServeArgs {
     /// Permissions of made directories, at least and at most
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub dir_mode: Option<ModeRange>,
-    /// How long uploads that were cut are kept; 0: not at all
+    /// How long what was cut is kept; 0: not at all
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = values::duration_or_none)]
     pub keep_partial: Duration,
     /// Bytes on disk that those take at most

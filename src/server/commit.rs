@@ -165,7 +165,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     };
     let right = match shared.holds.begin(&shared.store, &who.principal, put, if_exists)? {
         Some(Begun::Resumed(sink, held)) => {
-            let sink = Arc::new(sink);
+            let sink = Arc::new(*sink);
             incoming.generation = sink.generation().unwrap_or(incoming.generation);
             incoming.is_held = true;
             incoming.offer = Some(Box::new(Offer::of_held(&put.path, held, incoming.base.clone(), Arc::clone(&sink))));

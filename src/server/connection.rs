@@ -357,7 +357,7 @@ impl Driver {
                     continue;
                 }
                 () = session.news.notified() => {
-                    self.look_at_news();
+                    self.look_at_news()?;
                     continue;
                 }
                 step = step => step?,
@@ -382,7 +382,7 @@ impl Driver {
     }
 
     /// Takes note of what lanes have found.
-    fn look_at_news(&mut self) {
+    fn look_at_news(&mut self) -> Result<()> {
         let (failed, waiting) = self.session.look();
         for (transfer, error) in failed {
             self.failed(transfer, &error);
@@ -390,6 +390,11 @@ impl Driver {
         for transfer in waiting {
             self.flow.make_file(transfer);
         }
+        for transfer in self.flow.finished() {
+            let committed = self.flow.commit_if_told(transfer);
+            self.written(committed.map_err(|error| (transfer, error)))?;
+        }
+        Ok(())
     }
 
     fn is_idle(&self) -> bool {

@@ -491,9 +491,10 @@ impl Flow {
         let (groups, session) = (Arc::clone(&upload.groups), Arc::clone(&self.session));
         self.writing += 1;
         upload.writing += 1;
-        self.spawn(move |_, _| {
+        // To its end though the connection be gone: what came is there, and others may rely on that.
+        self.spawn_commit(move |_, _| {
             let done = job(&groups, file);
-            if groups.failure().is_some() {
+            if groups.failure().is_some() || groups.lock().receiver.finish().is_some() {
                 session.news.notify_one();
             }
             done
@@ -560,6 +561,14 @@ impl Flow {
         self.commit_if_ready(transfer).map_err(|error| (transfer, error))
     }
 
+    /// Uploads that are finished, and may have waited for what lanes have brought.
+    pub(super) fn finished(&self) -> Vec<u32> {
+        let is_finished = |upload: &Upload| {
+            matches!(upload.phase, Phase::Receiving(_)) && upload.groups.lock().receiver.finish().is_some()
+        };
+        self.uploads.iter().filter(|(_, upload)| is_finished(upload)).map(|(&transfer, _)| transfer).collect()
+    }
+
     /// All values may be told now, which a finish may have waited for.
     pub(super) fn commit_if_told(&mut self, transfer: u32) -> Result<()> {
         self.commit_if_ready(transfer)
@@ -573,8 +582,12 @@ impl Flow {
         {
             return Ok(());
         }
-        if upload.groups.lock().is_offering() {
-            // The client was faster with its copy than we are with ours.
+        let (is_offering, is_written) = {
+            let groups = upload.groups.lock();
+            (groups.is_offering(), groups.is_written())
+        };
+        if is_offering || !is_written {
+            // The client was faster with its copy than we are with ours; or what a lane has brought is being written.
             return Ok(());
         }
         if !upload.groups.lock().receiver.is_ready() {

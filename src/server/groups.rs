@@ -214,6 +214,11 @@ impl State {
         Poll::Pending
     }
 
+    /// Whether no job writes now.
+    pub(super) fn is_written(&self) -> bool {
+        self.writing.is_empty()
+    }
+
     /// Whether values of what was claimed are still to be told.
     pub(super) fn is_offering(&self) -> bool {
         !self.claimed.is_empty()

@@ -72,7 +72,7 @@ pub(super) enum Begun {
     /// Nothing: its content is yet to be staged.
     Fresh(Right),
     /// Content that is there, and what is claimed of it.
-    Resumed(Sink, Ledger),
+    Resumed(Box<Sink>, Ledger),
 }
 
 /// Whose uploads these are: none for a client that nobody would know again.
@@ -195,7 +195,7 @@ impl Holds {
         }
         drop(preparing);
         Ok(Some(match resumed {
-            Some((upload, held)) => Begun::Resumed(right.with(upload), held),
+            Some((upload, held)) => Begun::Resumed(Box::new(right.with(upload)), held),
             None => Begun::Fresh(right),
         }))
     }

@@ -404,8 +404,11 @@ impl Inner {
     }
 }
 
-/// The names in the directory: records with their keys, and whatever else there is.
-fn read_directory(partial: &OwnedFd) -> IoResult<(Vec<(PartialKey, Vec<u8>)>, Vec<Vec<u8>>)> {
+/// The names of records with their keys, and whatever else there is.
+type Names = (Vec<(PartialKey, Vec<u8>)>, Vec<Vec<u8>>);
+
+/// The names in the directory.
+fn read_directory(partial: &OwnedFd) -> IoResult<Names> {
     let (mut records, mut others) = (Vec::new(), Vec::new());
     let directory = sys::open_directory_at(partial, b".")?;
     let mut memory = Vec::with_capacity(32 * 1024);

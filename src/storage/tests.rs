@@ -939,10 +939,11 @@ fn unfinished_uploads_are_found_again_and_few_and_not_for_ever() {
     assert_eq!(list_partials(&root).unwrap().len(), 3);
     assert_eq!(store.expire_partials(now + 2), 1, "only the old one");
     assert!(store.take_partial(&keys[2]).is_none());
-    for (key, name) in [(keys[0], "a"), (keys[1], "group/b")] {
-        let record = store.take_partial(&key).unwrap();
+    let taken =
+        [(keys[0], "a"), (keys[1], "group/b")].map(|(key, name)| (key, name, store.take_partial(&key).unwrap()));
+    assert_eq!(store.expire_partials(now + 1000), 0, "one that is received never goes");
+    for (key, name, record) in taken {
         assert_eq!((&record.path, record.generation, record.held.bytes()), (&path(name), 3, GROUP_LEN as u64));
-        assert_eq!(store.expire_partials(now + 1000), 0, "one that is received never goes");
         let options = NewFile { size: Some(record.held.size()), ..NewFile::default() };
         let upload = store.resume(&path(name), options, &record.place, record.held.bytes()).unwrap().unwrap();
         upload.reread().unwrap();
