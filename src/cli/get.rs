@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd as _;
 
-use crate::cli::args::GetArgs;
+use crate::cli::args::{ConnectArgs, GetArgs};
 use crate::cli::session::{Session, tell_failed};
 use crate::cli::sources;
 use crate::client::plan::{self, GetDestination};
@@ -17,7 +17,8 @@ use crate::error::{IoContext as _, Result};
 /// # Errors
 /// What is wrong with its arguments.
 pub(super) fn run(args: &GetArgs) -> Result<u8> {
-    let (named, kind) = sources::get_arguments(args)?;
+    let (named, kind, remote) = sources::get_arguments(args)?;
+    let connect = ConnectArgs { named: remote, ..args.connect.clone() };
     let to_stream = named.destination == GetDestination::Stream;
     // Without patterns, what cannot be meant is told before anything is tried.
     let plan = if args.glob {
@@ -27,11 +28,12 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
     };
     let session = Session {
         command: "get",
-        connect: &args.connect,
+        connect: &connect,
         transfer: Some(&args.transfer),
         endpoint: named.endpoint.clone(),
         data_on_stdout: to_stream,
         has_summary: true,
+        receipts: None,
     };
     session.run(async |client| {
         let plan = match plan {

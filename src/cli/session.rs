@@ -1,18 +1,21 @@
 //! What every command that connects has in common: who is trusted, one runtime, one reporter, signals, the exit code.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::args::{ConnectArgs, TransferArgs};
+use crate::cli::names::Named;
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
 use crate::cli::{print_error, secret, sources, trust};
 use crate::client::event::{self, Event};
+use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::{Client, ClientOptions};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::BLOCKING_THREADS_MAX;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, is_wrong_pin};
 
 /// How long what was interrupted may take to clean up behind itself.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +31,8 @@ pub(super) struct Session<'a> {
     pub(super) data_on_stdout: bool,
     /// Whether counts at the end say more than what was printed.
     pub(super) has_summary: bool,
+    /// Where receipts are kept, if they are asked for.
+    pub(super) receipts: Option<Arc<Receipts>>,
 }
 
 impl Session<'_> {
@@ -36,8 +41,9 @@ impl Session<'_> {
     /// # Errors
     /// What is wrong with flags and files before anything is tried.
     pub(super) fn run(self, work: impl AsyncFnOnce(Client) -> Result<()>) -> Result<u8> {
-        let identity = self.connect.trust.resolve(trust::environment)?;
-        let tls = ClientTls::load(&identity).map_err(|error| error.with_kind(ErrorKind::Usage))?;
+        let named = self.connect.named.as_ref();
+        let trusted = self.connect.trust.resolve(trust::environment, named.map(|named| &named.profile))?;
+        let tls = ClientTls::load(&trusted).map_err(|error| error.with_kind(ErrorKind::Usage))?;
         let (mut detail, reader) = sources::output_of(self.connect, self.data_on_stdout);
         if !self.has_summary && reader == Reader::Person && detail == Detail::Normal {
             detail = Detail::Quiet;
@@ -56,11 +62,12 @@ impl Session<'_> {
             .spawn(move || reporter.watch(receiver))
             .while_doing(|| "start a thread for the output".to_owned())?;
         let options = ClientOptions {
-            timeout: self.connect.timeout,
-            streams: self.transfer.and_then(|transfer| transfer.streams),
+            timeout: self.connect.timeout(trust::environment)?,
+            receipts: self.receipts,
+            streams: self.connect.streams(self.transfer.and_then(|transfer| transfer.streams), trust::environment)?,
             congestion: self.transfer.and_then(|transfer| transfer.cc.clone()).unwrap_or_default(),
             rate: self.transfer.and_then(|transfer| transfer.bwlimit),
-            resume_secret: (self.command == "put" && identity.certificate.is_none()).then(secret::load).flatten(),
+            resume_secret: (self.command == "put" && trusted.certificate.is_none()).then(secret::load).flatten(),
             ..ClientOptions::new(self.endpoint, tls)
         };
         let ending = runtime.block_on(async {
@@ -69,8 +76,9 @@ impl Session<'_> {
                 Err(error) => return Ending::Failed(error),
             };
             let work = async {
-                let client = Client::connect(options, events).await?;
+                let client = Client::connect(options, events).await.map_err(|error| explain(error, named))?;
                 let result = work(client.clone()).await;
+                client.events().tell(Event::Waited(client.waited())).await;
                 client.close().await;
                 result
             };
@@ -92,6 +100,21 @@ impl Session<'_> {
         }
         Ok(code)
     }
+}
+
+/// Says of a key that is another one than is remembered what the person can do about it.
+pub(super) fn explain(error: Error, named: Option<&Named>) -> Error {
+    let Some(named) = named.filter(|_| is_wrong_pin(&error)) else { return error };
+    let text = format!(
+        "{}; its key is not the one that {} remembers for `{}`: if it was changed on purpose, `sealift remote add \
+         --replace {} {}` takes the new one",
+        error.chain(),
+        named.config.display(),
+        named.name,
+        named.name,
+        named.profile.address
+    );
+    Error::new(error.kind(), text)
 }
 
 /// Tells that something failed, and goes on.

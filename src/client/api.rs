@@ -11,8 +11,10 @@ use tokio::time::{Instant, sleep};
 use crate::buffer::Pool;
 use crate::client::connect::{Dialer, Greeted};
 use crate::client::event::{Event, Events, ItemId};
+use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
+use crate::client::stalls::{Cause, Stalls, Waited};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
@@ -20,9 +22,9 @@ use crate::net::Congestion;
 use crate::path::{Component, RemotePath};
 use crate::protocol::{
     Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
-    SetDirectory, Stat,
+    SetDirectory, Space, Stat, Volume,
 };
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, VerifyingKey};
 use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
@@ -50,6 +52,8 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// Connections of one transfer; none: as many as make it fast.
     pub streams: Option<u16>,
+    /// Where receipts for what is stored are kept; none: they are not asked for.
+    pub receipts: Option<Arc<Receipts>>,
     /// What is asked of the system for each connection.
     pub congestion: Congestion,
     /// Bytes of content per second at most, over all connections; none: as many as there can be.
@@ -71,8 +75,22 @@ impl ClientOptions {
             congestion: Congestion::default(),
             rate: None,
             resume_secret: None,
+            receipts: None,
         }
     }
+}
+
+/// What a server says of itself and of its client, unchecked: escape it before it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// Its program and version.
+    pub agent: String,
+    /// The name by which it knows us.
+    pub principal: Option<String>,
+    /// What we may do there.
+    pub rights: Rights,
+    /// Seconds since 1970 by its clock, when the connection was made.
+    pub now: i64,
 }
 
 /// One server, as its client sees it. Clones share the connection. When the last is dropped, the connection is cut;
@@ -83,17 +101,19 @@ impl ClientOptions {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Where what this handle does is told.
+    events: Events,
 }
 
 struct Inner {
     dialer: Dialer,
+    receipts: Option<Arc<Receipts>>,
     timeout: Duration,
     streams: Option<u16>,
     resume_key: Option<Bytes16>,
     /// The server, as it was named.
     server: String,
     pool: Pool,
-    events: Events,
     link: tokio::sync::Mutex<Link>,
     /// The tasks that own connections; they end with the client.
     drivers: Mutex<JoinSet<()>>,
@@ -101,6 +121,7 @@ struct Inner {
     /// Why nothing more can be done at all.
     dead: Mutex<Option<Error>>,
     next_item: AtomicU64,
+    stalls: Arc<Stalls>,
 }
 
 /// The connection that there is, and how the last attempts went.
@@ -128,22 +149,30 @@ impl Client {
         let resume_key = options.resume_secret.map(|secret| resume_key(&secret, &options.endpoint));
         let client = Client {
             inner: Arc::new(Inner {
-                dialer: Dialer::new(options.endpoint, options.tls, options.congestion, options.rate),
+                dialer: Dialer::new(
+                    options.endpoint,
+                    options.tls,
+                    options.congestion,
+                    options.rate,
+                    options.receipts.is_some(),
+                ),
+                receipts: options.receipts,
                 timeout: options.timeout,
                 streams: options.streams,
                 resume_key,
                 server,
                 pool: Pool::new(CLIENT_BUFFERS),
-                events,
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
                 drivers: Mutex::new(JoinSet::new()),
                 progress: Mutex::new(now),
                 dead: Mutex::new(None),
                 next_item: AtomicU64::new(1),
+                stalls: Arc::default(),
             }),
+            events,
         };
         let greeted = client.inner.dialer.connect().await?;
-        let session = client.take_up(greeted, true).await;
+        let session = client.take_up(greeted, true).await?;
         client.inner.link.lock().await.session = Some(session);
         Ok(client)
     }
@@ -151,6 +180,24 @@ impl Client {
     /// What the server says that we may do, in general.
     pub async fn rights(&self) -> Rights {
         self.inner.link.lock().await.session.as_ref().map_or(Rights::NONE, |session| Rights(session.hello().rights))
+    }
+
+    /// The same connection for whoever watches something else: what the returned handle does is told to `events`.
+    #[must_use]
+    pub fn told_to(&self, events: Events) -> Client {
+        Client { inner: Arc::clone(&self.inner), events }
+    }
+
+    /// What the server said of itself and of us when the connection was made; nothing without one.
+    pub async fn server(&self) -> Option<ServerFacts> {
+        let link = self.inner.link.lock().await;
+        let hello = link.session.as_ref()?.hello();
+        Some(ServerFacts {
+            agent: hello.agent.clone(),
+            principal: hello.principal.clone(),
+            rights: Rights(hello.rights),
+            now: hello.now,
+        })
     }
 
     /// Ends the connection in order.
@@ -171,6 +218,17 @@ impl Client {
     pub async fn stat(&self, path: &RemotePath) -> Result<Entry> {
         match self.request(&Stat { path: path.clone() }).await? {
             (Reply::Entry(entry), _) => Ok(entry),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// The space of the volume that a name is on, or would be.
+    ///
+    /// # Errors
+    /// `Rights`; `Io` when the server's file system does not tell.
+    pub async fn space(&self, path: &RemotePath) -> Result<Volume> {
+        match self.request(&Space { path: path.clone() }).await? {
+            (Reply::Volume(volume), _) => Ok(volume),
             (other, session) => Err(session.unexpected(&other)),
         }
     }
@@ -326,13 +384,13 @@ impl Client {
                 return Err(reason);
             }
             let wait = jittered(link.wait);
-            self.inner.events.tell(Event::Retrying { wait, reason }).await;
-            sleep(wait).await;
+            self.events.tell(Event::Retrying { wait, reason }).await;
+            self.stalls().during(Cause::Lost, sleep(wait)).await;
             link.wait = (link.wait * 2).min(RETRY_BACKOFF.1);
             link.since = Instant::now();
             match self.inner.dialer.connect().await {
                 Ok(greeted) => {
-                    let session = self.take_up(greeted, false).await;
+                    let session = self.take_up(greeted, false).await?;
                     link.session = Some(session.clone());
                     return Ok(session);
                 }
@@ -341,20 +399,29 @@ impl Client {
         }
     }
 
-    async fn take_up(&self, greeted: Greeted, is_first: bool) -> Session {
-        let Greeted { connection, hello, description, warnings } = greeted;
+    async fn take_up(&self, greeted: Greeted, is_first: bool) -> Result<Session> {
+        let Greeted { connection, hello, pin, description, warnings } = greeted;
+        let book = match (&self.inner.receipts, pin, hello.receipt_key) {
+            (Some(receipts), Some(pin), Some(key)) => {
+                let key = VerifyingKey(key.0);
+                receipts.know(pin, key)?;
+                Some((Arc::clone(receipts), key))
+            }
+            _ => None,
+        };
         if is_first {
             for warning in warnings {
-                self.inner.events.tell(Event::Warning(warning)).await;
+                self.events.tell(Event::Warning(warning)).await;
             }
         }
-        self.inner.events.tell(Event::Note(description)).await;
-        let (session, work) = Session::new(connection, hello, self.inner.pool.clone());
+        self.events.tell(Event::Note(description)).await;
+        let stalls = Arc::clone(&self.inner.stalls);
+        let (session, work) = Session::new(connection, hello, book, self.inner.pool.clone(), stalls);
         let mut drivers = self.drivers();
         drivers.spawn(work);
         // Those of broken connections are done; the set shall not grow with their number.
         while drivers.try_join_next().is_some() {}
-        session
+        Ok(session)
     }
 
     /// Opens the further connections that a transfer of this size gets at its beginning.
@@ -430,7 +497,7 @@ impl Client {
     }
 
     /// The server, as it was named.
-    pub(crate) fn server(&self) -> &str {
+    pub(crate) fn server_name(&self) -> &str {
         &self.inner.server
     }
 
@@ -441,7 +508,17 @@ impl Client {
 
     /// Where events are told.
     pub(crate) fn events(&self) -> &Events {
-        &self.inner.events
+        &self.events
+    }
+
+    /// What all that this client has done so far waited for, whichever handle did it.
+    #[must_use]
+    pub fn waited(&self) -> Waited {
+        self.inner.stalls.waited()
+    }
+
+    pub(crate) fn stalls(&self) -> &Arc<Stalls> {
+        &self.inner.stalls
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -545,8 +622,8 @@ impl Retry {
         }
         let wait = jittered(self.wait);
         self.wait = (self.wait * 2).min(RETRY_BACKOFF.1);
-        self.client.inner.events.tell(Event::Retrying { wait, reason: error }).await;
-        sleep(wait).await;
+        self.client.events.tell(Event::Retrying { wait, reason: error }).await;
+        self.client.stalls().during(Cause::Lost, sleep(wait)).await;
         Ok(())
     }
 }
@@ -646,7 +723,7 @@ impl Item {
     }
 
     fn tell_now(&mut self) {
-        if self.client.inner.events.progress(self.untold.event(self.id)) {
+        if self.client.events.progress(self.untold.event(self.id)) {
             self.untold = Untold::default();
         }
     }
@@ -660,13 +737,13 @@ impl Item {
     pub(crate) async fn settle(&mut self) {
         let untold = std::mem::take(&mut self.untold);
         if untold != Untold::default() {
-            self.client.inner.events.tell(untold.event(self.id)).await;
+            self.client.events.tell(untold.event(self.id)).await;
         }
     }
 
     /// Tells that it is being moved.
     pub(crate) async fn started(&self, size: Option<u64>) {
-        self.client.inner.events.tell(Event::Started { item: self.id, name: self.name.clone(), size }).await;
+        self.client.events.tell(Event::Started { item: self.id, name: self.name.clone(), size }).await;
     }
 
     /// Tells that it failed, unless everything did.
@@ -674,7 +751,7 @@ impl Item {
         self.settle().await;
         if self.client.check_alive().is_ok() || !is_of_connection(error.kind()) {
             let name = self.name.clone();
-            self.client.inner.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
+            self.client.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::client::lanes::{Pace, Report};
 use crate::client::link::check_link;
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
 use crate::client::session::{Exchange, Reply, Session};
+use crate::client::stalls::Cause;
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
@@ -688,7 +689,7 @@ impl Job {
         drop(replies);
         let mut fetched = Vec::new();
         let mut grown = Vec::new();
-        while let Some((transfer, reply)) = answers.recv().await {
+        while let Some((transfer, reply)) = self.client.stalls().during(Cause::Content, answers.recv()).await {
             let Some((mut file, mut answer, mut content)) = asked.remove(&transfer) else { continue };
             match reply {
                 Reply::GetAnswer(new) if new.unasked => answer = Some(new),
@@ -771,7 +772,7 @@ impl Job {
                 .map(|end| end.and_then(|()| published.next().unwrap_or_else(missing)))
                 .collect::<Vec<Result<storage::Published>>>()
         });
-        match saved.await {
+        match self.saving(saved).await {
             Ok(saved) => {
                 for ((mut file, size, root), saved) in files.into_iter().zip(saved) {
                     match saved {
@@ -885,7 +886,7 @@ impl Job {
             keeper.end().await;
         }
         let (store, upload_id) = (file.place.store.clone(), random_id()?);
-        let published = blocking(move || {
+        let published = self.saving(blocking(move || {
             let upload = Arc::into_inner(upload)
                 .ok_or_else(|| Error::new(ErrorKind::Internal, "a file is still written when it is whole"))?;
             let metadata = FileMetadata {
@@ -897,15 +898,15 @@ impl Job {
             let staged = upload.finish(answer.size, metadata)?;
             let missing = || Err(Error::new(ErrorKind::Internal, "a commit without an answer"));
             store.publish(vec![staged]).pop().unwrap_or_else(missing)
-        })
-        .await?;
+        }));
+        let published = published.await?;
         Ok(End::Saved(file.size, root, published))
     }
 
     /// Begins to save an open download, with what is here of it.
     async fn begin(&self, exchange: &mut Exchange, file: &mut FileJob, answer: &GetAnswer) -> Result<Partial> {
         let (place, policy, size) = (file.place.clone(), self.if_exists, answer.size);
-        let key = keep::key(self.client.server(), &file.remote, &file.place.path);
+        let key = keep::key(self.client.server_name(), &file.remote, &file.place.path);
         let (upload, kept, record, old) = blocking(move || {
             let options = NewFile { size: Some(size), if_exists: policy_to_storage(policy), make_parents: true };
             let found = if size >= KEPT_SIZE_MIN { place.store.begin_found(&place.path, options, &key)? } else { None };
@@ -932,6 +933,14 @@ impl Job {
             there.for_each(|(group, value)| keeper.holds(group, value, group_len(size, group)));
         }
         Ok(Partial { version: answer.version.clone(), size, tree, next: 0, sink: Sink::File(upload), keeper })
+    }
+
+    /// Waits for work that writes and syncs.
+    async fn saving<F: Future>(&self, work: F) -> F::Output {
+        let begun = Instant::now();
+        let done = self.client.stalls().during(Cause::Saving, work).await;
+        self.client.stalls().since(Cause::Writing, begun.into_std());
+        done
     }
 
     /// Gets what is missing of an open download, and compares its hash with the server's.
@@ -989,9 +998,10 @@ impl Job {
         let (mut elsewhere, mut again) = (0, VecDeque::new());
         let mut pace = Pace::new();
         let write = |writes: &mut JoinSet<_>, sink: Sink, index: u64, buffer: Buffer| {
+            let stalls = Arc::clone(self.client.stalls());
             writes.spawn_blocking(move || {
-                let hash = GroupHash::of(index, &buffer);
-                sink.write(index, &buffer)?;
+                let hash = stalls.working(Cause::Hashing, || GroupHash::of(index, &buffer));
+                stalls.working(Cause::Writing, || sink.write(index, &buffer))?;
                 Ok((index, hash, buffer.len()))
             });
         };
@@ -1024,6 +1034,8 @@ impl Job {
             if asked.is_empty() && elsewhere == 0 && writes.is_empty() {
                 break Ok(());
             }
+            let begun = Instant::now();
+            let is_full = asked.is_empty() || writes.len() >= writes_max;
             tokio::select! {
                 reply = exchange.next(), if (!asked.is_empty() || elsewhere > 0) && writes.len() < writes_max => {
                     match reply {
@@ -1060,6 +1072,7 @@ impl Job {
                     }
                 }
             }
+            self.client.stalls().since(if is_full { Cause::Saving } else { Cause::Content }, begun.into_std());
         };
         // What came before a failure is kept: the next attempt goes on from there.
         while let Some(written) = writes.join_next().await {

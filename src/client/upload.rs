@@ -9,12 +9,14 @@
 //! number of files, only with the directories that are being filled.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -26,11 +28,12 @@ use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::lanes::Report;
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
+use crate::client::stalls::{Cause, Stalls};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
 use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
-use crate::path::{Escaped, RemotePath};
+use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{
     self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
@@ -167,6 +170,11 @@ impl Client {
                 walked.push(item);
             }
         }
+        let tops = walked.iter().filter_map(|item| match &item.source {
+            PutSource::Local(path) => Some((item.target.clone(), path.clone())),
+            PutSource::Stream => None,
+        });
+        let tops = tops.collect();
         let (found_sender, mut found) = mpsc::channel(FOUND_MAX);
         let mut walk = JoinSet::new();
         walk.spawn_blocking(move || {
@@ -180,6 +188,7 @@ impl Client {
             job,
             dry_run: options.dry_run,
             stream: options.stream.take(),
+            tops,
             tasks: JoinSet::new(),
             batches: Arc::new(Semaphore::new(BATCHES_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
@@ -220,6 +229,8 @@ struct Run {
     job: Arc<Job>,
     dry_run: bool,
     stream: Option<StreamSource>,
+    /// What was named, by where it goes.
+    tops: HashMap<RemotePath, PathBuf>,
     tasks: JoinSet<()>,
     batches: Arc<Semaphore>,
     large: Arc<Semaphore>,
@@ -237,7 +248,7 @@ impl Run {
             Found::Directory { target, attributes } => {
                 self.leave_until(&target);
                 let parent = self.parent();
-                let name = target.to_bytes();
+                let name = self.local_name(&target);
                 if !self.dry_run && attributes.mode & FILLABLE != FILLABLE {
                     self.job.make_fillable(&target, attributes.mode).await;
                 }
@@ -272,7 +283,7 @@ impl Run {
             Found::Link { target, points_to, attributes } => {
                 self.leave_until(&target);
                 let directory = self.parent();
-                let item = self.job.client.item(target.to_bytes());
+                let item = self.job.client.item(self.local_name(&target));
                 if self.dry_run {
                     events.tell(planned(&item, ItemKind::Link, 0)).await;
                     return Ok(());
@@ -305,6 +316,21 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// What the person calls what goes to `target`: everything is told under its name here.
+    fn local_name(&self, target: &RemotePath) -> Vec<u8> {
+        let (mut above, mut below) = (target.clone(), Vec::new());
+        loop {
+            if let Some(top) = self.tops.get(&above) {
+                let mut path = top.clone();
+                path.extend(below.iter().rev().map(|name: &Component| OsStr::from_bytes(name.as_bytes())));
+                return path.into_os_string().into_vec();
+            }
+            let Some((parent, name)) = above.split() else { return target.to_bytes() };
+            below.push(name.clone());
+            above = parent;
+        }
     }
 
     /// The directory that the walk is in, which now holds something.
@@ -405,7 +431,7 @@ enum ReadSmall {
     Failed(Error),
 }
 
-fn read_small(source: &Source) -> ReadSmall {
+fn read_small(source: &Source, stalls: &Stalls) -> ReadSmall {
     let read = || -> Result<Option<Small>> {
         let open = source.open()?;
         if open.version.size > UNASKED_FILE_MAX {
@@ -413,9 +439,9 @@ fn read_small(source: &Source) -> ReadSmall {
         }
         let size = usize::try_from(open.version.size).unwrap_or(0);
         let mut content = vec![0; size];
-        read_exact_at(&open, &mut content, 0)?;
+        stalls.working(Cause::Reading, || read_exact_at(&open, &mut content, 0))?;
         open.check_unchanged()?;
-        let root = Root::of(&content);
+        let root = stalls.working(Cause::Hashing, || Root::of(&content));
         let (version, attributes) = (open.version, open.attributes);
         Ok(Some(Small { content: content.into(), root, version, attributes }))
     };
@@ -517,7 +543,9 @@ impl Job {
             Err(error) => return (files, Some(error)),
         };
         let sources: Vec<Source> = files.iter().map(|file| file.source.clone()).collect();
-        let read = spawn_blocking(move || sources.iter().map(read_small).collect::<Vec<_>>()).await;
+        let stalls = Arc::clone(self.client.stalls());
+        let read = spawn_blocking(move || sources.iter().map(|source| read_small(source, &stalls)).collect::<Vec<_>>());
+        let read = self.client.stalls().during(Cause::Source, read).await;
         let read = match read {
             Ok(read) => read,
             Err(error) => return (files, Some(panicked(error))),
@@ -572,7 +600,7 @@ impl Job {
             }
         }
         drop(replies);
-        while let Some((transfer, reply)) = answers.recv().await {
+        while let Some((transfer, reply)) = self.client.stalls().during(Cause::Answer, answers.recv()).await {
             let Some((mut file, small)) = waiting.remove(&transfer) else { continue };
             let size = small.version.size;
             match reply {
@@ -673,7 +701,7 @@ impl Job {
             ))));
         }
         let session = self.client.session().await?;
-        let mut exchange = session.open(put).await?;
+        let mut exchange = session.open_put(put).await?;
         let mut sender = Sender::new(size);
         match exchange.next().await? {
             Reply::Stored(stored) => {
@@ -714,7 +742,7 @@ impl Job {
         }
         exchange.finish(&finish);
         loop {
-            match exchange.next().await? {
+            match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
                 Reply::Stored(stored) => {
                     check_root(&stored, finish.root)?;
                     return Ok(Known::Stored(stored, finish.root));
@@ -748,16 +776,18 @@ impl Job {
                     None => break,
                 };
                 let Some(taken) = sender.take() else { break };
-                let content = content.clone();
-                reads.spawn_blocking(move || content.read(taken, buffer));
+                let (content, stalls) = (content.clone(), Arc::clone(self.client.stalls()));
+                reads.spawn_blocking(move || content.read(taken, buffer, &stalls));
             }
             if reads.is_empty()
                 && let Some(finish) = sender.finish()
             {
                 return Ok(Sent::Finished(finish));
             }
+            let begun = Instant::now();
             tokio::select! {
                 Some(read) = reads.join_next() => {
+                    self.client.stalls().since(Cause::Source, begun);
                     let Read { group, bytes, hash, prefix } = read.map_err(panicked)??;
                     let from = match sender.judge(group, hash, prefix) {
                         Decision::Keep => bytes.len(),
@@ -767,8 +797,8 @@ impl Job {
                     };
                     let len = bytes.len();
                     if from < len {
-                        let (offset, rest) = (group_offset(group) + from as u64, bytes.slice(from..));
-                        carrier.send(group, offset, rest).await.map_err(|_| exchange.reason())?;
+                        let sent = carrier.send(group, group_offset(group) + from as u64, bytes.slice(from..));
+                        self.client.stalls().during(Cause::Room, sent).await.map_err(|_| exchange.reason())?;
                         under_way.insert(group, from);
                     } else {
                         item.advance_group(group, len, from);
@@ -814,7 +844,7 @@ impl Job {
             return self.send_again_and_again(put, Content::File(Arc::new(spooled)), item).await;
         }
         let (mut blocks, check) = read_stream(stream)?;
-        let first = next_block(&mut blocks).await?;
+        let first = self.client.stalls().during(Cause::Source, next_block(&mut blocks)).await?;
         if first.is_last {
             self.check_stream_end(check).await?;
             return self.send_again_and_again(put, Content::Memory(first.content), item).await;
@@ -850,7 +880,7 @@ impl Job {
                 break;
             }
             tokio::select! {
-                next = next_block(&mut blocks) => block = next?,
+                next = self.client.stalls().during(Cause::Source, next_block(&mut blocks)) => block = next?,
                 reply = exchange.next() => {
                     let reply = reply?;
                     return Err(exchange.unexpected(&reply));
@@ -865,7 +895,7 @@ impl Job {
             return Err(error);
         }
         exchange.finish(&Finish { size, root });
-        match exchange.next().await? {
+        match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
             Reply::Stored(stored) => {
                 check_root(&stored, root)?;
                 Ok((stored, root, size))
@@ -899,7 +929,7 @@ impl Job {
 
     async fn open_stream(&self, put: &Put) -> Result<Opened> {
         let session = self.client.session().await?;
-        let mut exchange = session.open(put).await?;
+        let mut exchange = session.open_put(put).await?;
         match exchange.next().await? {
             Reply::PutAnswer(answer) if answer.holding == Holding::Fresh => Ok(Opened::Exchange(exchange)),
             Reply::Stored(stored) => Ok(Opened::Stored(stored)),
@@ -1136,27 +1166,30 @@ enum Content {
 
 impl Content {
     /// Reads and hashes a group while it is hot.
-    fn read(&self, Taken { group, prefix }: Taken, mut buffer: Buffer) -> Result<Read> {
+    fn read(&self, Taken { group, prefix }: Taken, mut buffer: Buffer, stalls: &Stalls) -> Result<Read> {
         let bytes = match self {
             Content::File(open) => {
                 let len = group_len(open.version.size, group);
                 let space = buffer.get_mut(..len).ok_or_else(|| Error::new(ErrorKind::Internal, "a group too long"))?;
-                read_exact_at(open, space, group_offset(group))?;
+                stalls.working(Cause::Reading, || read_exact_at(open, space, group_offset(group)))?;
                 Bytes::from_owner(buffer).slice(..len)
             }
             Content::Memory(bytes) => bytes.clone(),
         };
-        let mut hasher = GroupHasher::new(group);
-        let begun = bytes.split_at_checked(prefix.unwrap_or(0)).filter(|(begun, _)| !begun.is_empty());
-        let (prefix, rest) = match begun {
-            Some((begun, rest)) => {
-                hasher.update(begun);
-                (Some(hasher.finish().value), rest)
-            }
-            None => (None, &*bytes),
+        let hash = || {
+            let mut hasher = GroupHasher::new(group);
+            let begun = bytes.split_at_checked(prefix.unwrap_or(0)).filter(|(begun, _)| !begun.is_empty());
+            let (prefix, rest) = match begun {
+                Some((begun, rest)) => {
+                    hasher.update(begun);
+                    (Some(hasher.finish().value), rest)
+                }
+                None => (None, &*bytes),
+            };
+            hasher.update(rest);
+            (hasher.finish(), prefix)
         };
-        hasher.update(rest);
-        let hash = hasher.finish();
+        let (hash, prefix) = stalls.working(Cause::Hashing, hash);
         Ok(Read { group, hash, prefix, bytes })
     }
 

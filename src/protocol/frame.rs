@@ -62,6 +62,8 @@ kinds! {
     StoredBatch = 0x16;
     /// Over a connection that has joined: groups of an upload that need not be sent again.
     Written = 0x17;
+    /// A server signs what it stored; before the `Stored` of the same transfer.
+    Receipt = 0x18;
     /// A client wants a file's content.
     Get = 0x20;
     /// A server describes the version that it opened.
@@ -94,6 +96,10 @@ kinds! {
     Entries = 0x39;
     /// A request is done, durably if it changed anything.
     Done = 0x3a;
+    /// Asks for the space of the volume that a name is, or would be, on.
+    Space = 0x3b;
+    /// The space of a volume.
+    Volume = 0x3c;
 }
 
 impl Kind {
@@ -110,7 +116,8 @@ impl Kind {
             | Kind::MakeLink
             | Kind::SetDirectory
             | Kind::Remove
-            | Kind::Rename => true,
+            | Kind::Rename
+            | Kind::Space => true,
             Kind::ClientHello
             | Kind::ServerHello
             | Kind::Goodbye
@@ -122,6 +129,7 @@ impl Kind {
             | Kind::Finish
             | Kind::Stored
             | Kind::StoredBatch
+            | Kind::Receipt
             | Kind::Written
             | Kind::GetAnswer
             | Kind::Want
@@ -129,7 +137,8 @@ impl Kind {
             | Kind::Close
             | Kind::Entry
             | Kind::Entries
-            | Kind::Done => false,
+            | Kind::Done
+            | Kind::Volume => false,
         }
     }
 

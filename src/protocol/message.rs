@@ -5,7 +5,7 @@
 
 use minicbor::{Decode, Encode};
 
-use super::wire::{Bytes16, List, Mtime};
+use super::wire::{Bytes16, Bytes32, List, Mtime};
 use super::{Breach, FRAME_HEADER_LEN, Header, Kind};
 use crate::error::{Error, ErrorKind};
 use crate::hash::{GroupValue, Root};
@@ -50,9 +50,9 @@ macro_rules! messages {
 }
 
 messages! {
-    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Get,
+    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Get,
     GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
-    Entry, Entries, Done,
+    Entry, Entries, Done, Space, Volume,
 }
 
 impl Message for ListDirectory {
@@ -148,6 +148,9 @@ pub struct ClientHello {
     /// The secret of an invite that this connection redeems.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub redeem: Option<Vec<u8>>,
+    /// Send a [`Receipt`] for every file that is stored.
+    #[n(8)]
+    pub receipts: Option<bool>,
 }
 
 /// The first frame of a server: the version that it chose, and what this client may do.
@@ -181,6 +184,9 @@ pub struct ServerHello {
     /// Seconds since 1970 by the server's clock.
     #[n(8)]
     pub now: i64,
+    /// The public key of its receipts (Ed25519). None: it gives no receipts.
+    #[n(16)]
+    pub receipt_key: Option<Bytes32>,
 }
 
 /// Bits of what a principal may do.
@@ -441,6 +447,70 @@ pub struct StoredBatch {
     pub items: List<StoredItem, 512>,
 }
 
+/// What the server says of a stored file, over its signature. It comes before the [`Stored`] of the same transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Receipt {
+    /// A [`Statement`], encoded. These very bytes are signed.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub statement: Vec<u8>,
+    /// Ed25519, 64 bytes.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub signature: Vec<u8>,
+}
+
+/// What a receipt says: this server holds this content, durably, at this time.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Statement {
+    /// The BLAKE3 hash of the content.
+    #[n(0)]
+    pub root: Root,
+    /// Its size.
+    #[n(1)]
+    pub size: u64,
+    /// The name that it was stored under.
+    #[n(2)]
+    pub path: RemotePath,
+    /// By what name the server knows who stored it.
+    #[n(3)]
+    pub principal: String,
+    /// SHA-256 of that one's public key (SubjectPublicKeyInfo); none for an anonymous one.
+    #[n(4)]
+    pub principal_key: Option<Bytes32>,
+    /// When, by the server's clock.
+    #[n(5)]
+    pub time: Mtime,
+    /// Whether it was stored now or had been there already.
+    #[n(6)]
+    pub outcome: Outcome,
+    /// The public key that signs.
+    #[n(7)]
+    pub key: Bytes32,
+}
+
+impl Statement {
+    /// The bytes that are signed.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("writing to memory cannot fail")
+    }
+
+    /// Reads what was signed.
+    ///
+    /// # Errors
+    /// [`Breach::Malformed`] for bytes that are not exactly one statement.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Statement, Breach> {
+        let malformed = |what: String| Breach::Malformed { kind: Kind::Receipt, what: escape_text(&what) };
+        let mut decoder = minicbor::Decoder::new(bytes);
+        let statement: Statement = decoder.decode().map_err(|error| malformed(error.to_string()))?;
+        if decoder.position() != bytes.len() {
+            return Err(malformed("bytes after its end".into()));
+        }
+        Ok(statement)
+    }
+}
+
 /// Asks for a file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -524,6 +594,11 @@ path_request! {
 path_request! {
     /// Asks for the root of a file's content: the recorded one where it is valid, else by reading.
     Hash
+}
+
+path_request! {
+    /// Asks for the space of the volume that a name is on, or would be.
+    Space
 }
 
 /// Asks for the entries of a directory.
@@ -656,4 +731,16 @@ pub struct Done {
     /// For [`Rename`]: the name that it got, when that is another than the one asked for.
     #[n(3)]
     pub path: Option<RemotePath>,
+}
+
+/// The space of a volume, as far as its file system tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Volume {
+    /// Bytes that the server could still store.
+    #[n(0)]
+    pub free: u64,
+    /// Bytes that it has in all.
+    #[n(1)]
+    pub total: u64,
 }

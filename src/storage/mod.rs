@@ -24,13 +24,16 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::RemotePath;
 
+mod append;
 mod change;
+mod check;
 mod durable;
 mod open;
 mod partial;
 mod publish;
 mod read;
 mod recorded;
+mod state;
 mod sys;
 mod upload;
 mod walk;
@@ -38,6 +41,8 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use append::{Append, Tail};
+pub use check::Space;
 pub use partial::{KeepPartial, Kept, Partial, PartialKey, list_partials, now, remove_partial};
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
@@ -230,6 +235,7 @@ struct Inner {
 
 /// What a served root keeps in its state directory.
 struct State {
+    directory: OwnedFd,
     staging: OwnedFd,
     /// Unfinished uploads and their records.
     partial: OwnedFd,

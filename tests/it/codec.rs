@@ -46,6 +46,10 @@ fn id() -> impl Strategy<Value = Bytes16> {
     any::<[u8; 16]>().prop_map(Bytes16)
 }
 
+fn key() -> impl Strategy<Value = Bytes32> {
+    any::<[u8; 32]>().prop_map(Bytes32)
+}
+
 fn root() -> impl Strategy<Value = Root> {
     any::<[u8; 32]>().prop_map(Root)
 }
@@ -105,13 +109,19 @@ macro_rules! round_trips {
 }
 
 round_trips! {
-    client_hello_goes_round: (vec(any::<u16>(), 0..=16), text(), maybe(id()), maybe(vec(any::<u8>(), 0..100)))
-        .prop_map(|(versions, agent, join, redeem)| ClientHello { versions: List(versions), agent, join, redeem });
+    client_hello_goes_round: (vec(any::<u16>(), 0..=16), text(), maybe(id()), maybe(vec(any::<u8>(), 0..100)), maybe(any::<bool>()))
+        .prop_map(|(versions, agent, join, redeem, receipts)| {
+            ClientHello { versions: List(versions), agent, join, redeem, receipts }
+        });
     server_hello_goes_round:
-        (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>()).prop_map(
-            |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now)| ServerHello {
-                version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now,
+        (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(), maybe(key()))
+            .prop_map(|(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key)| {
+                ServerHello {
+                    version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key,
+                }
             });
+    receipt_goes_round: (vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..70))
+        .prop_map(|(statement, signature)| Receipt { statement, signature });
     goodbye_goes_round: (any::<u16>(), text()).prop_map(|(code, text)| Goodbye { code, text });
     failed_goes_round: (any::<u16>(), text(), any::<Option<bool>>())
         .prop_map(|(code, text, retry)| Failed { code, text, retry });
@@ -149,6 +159,8 @@ round_trips! {
         .prop_map(|(path, target, mtime, if_exists)| MakeLink { path, target, mtime, if_exists });
     set_directory_goes_round: (path(), maybe(small()), maybe(mtime()))
         .prop_map(|(path, mode, mtime)| SetDirectory { path, mode, mtime });
+    space_goes_round: path().prop_map(|path| Space { path });
+    volume_goes_round: (number(), number()).prop_map(|(free, total)| Volume { free, total });
     remove_goes_round: (path(), any::<bool>()).prop_map(|(path, recursive)| Remove { path, recursive });
     rename_goes_round: (path(), path(), if_exists(), id())
         .prop_map(|(from, to, if_exists, id)| Rename { from, to, if_exists, id });
@@ -194,8 +206,8 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             let others = fields.iter().enumerate().filter(|(index, _)| *index != left_out);
             others.for_each(|(_, field)| shorter.extend_from_slice(field));
             let optional = match (vector.kind, fields[left_out][0]) {
-                (Kind::ClientHello, 2 | 3)
-                | (Kind::ServerHello, 2 | 4)
+                (Kind::ClientHello, 2 | 3 | 8)
+                | (Kind::ServerHello, 2 | 4 | 16)
                 | (Kind::Failed, 2)
                 | (Kind::Put | Kind::Done, 1..=3)
                 | (Kind::Stored, 1 | 3)

@@ -18,11 +18,13 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_sealift");
 /// A command without anything of the environment that would change what it does.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(PROGRAM);
-    for name in ["SEALIFT_CERTS", "SEALIFT_CA", "SEALIFT_CERT", "SEALIFT_KEY", "SEALIFT_PIN"] {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"SEALIFT_")) {
         command.env_remove(name);
     }
     // Nothing that a test does is remembered at home.
     command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    // Nobody's own configuration.
+    command.env("XDG_CONFIG_HOME", "/nonexistent").env_remove("NO_COLOR");
     command
 }
 
@@ -154,7 +156,8 @@ impl Server {
         for (name, _) in tree(&self.root()) {
             let name = String::from_utf8_lossy(&name).into_owned();
             let is_state =
-                ["", ".sealift", ".sealift/lock", ".sealift/staging", ".sealift/partial"].contains(&name.as_str());
+                ["", ".sealift", ".sealift/lock", ".sealift/receipt-key.pem", ".sealift/staging", ".sealift/partial"]
+                    .contains(&name.as_str());
             assert!(is_state || !name.contains(".sealift"), "left over: {name}");
         }
         for (name, _) in tree(&self.folder.path().join("local")) {

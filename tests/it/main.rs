@@ -1,25 +1,36 @@
 //! All end-to-end tests, in one binary.
 
 mod answers;
+mod audited;
 mod certs;
 mod changing;
 mod codec;
+mod confine;
 mod crash;
+mod doctor;
+mod errors;
 mod faults;
 mod help;
 mod hostile;
+mod install;
 mod kit;
 mod layers;
+mod library;
 mod many;
 mod order;
 mod real;
+mod receipts;
 mod refusals;
+mod remotes;
 mod resume;
 mod rig;
+mod secrets;
 mod streams;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
+mod terminal;
 mod tls;
 mod transfer;
 mod vectors;
+mod why;

@@ -61,6 +61,16 @@ pub(super) fn vectors() -> Vec<Vector> {
         resume: None,
     };
     let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None };
+    let statement = Statement {
+        root,
+        size: 3,
+        path: path("in/a b"),
+        principal: "alice".into(),
+        principal_key: Some(Bytes32(numbered(0x20))),
+        time: mtime,
+        outcome: Outcome::Stored,
+        key: Bytes32(numbered(0x40)),
+    };
     let entry = Entry { name: b"a".to_vec(), kind: EntryKind::File, size: 3, mtime, mode: 0o644, target: None };
     let link = Entry {
         name: vec![0xff],
@@ -81,7 +91,13 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector(
             "ClientHello",
             0,
-            ClientHello { versions: List(vec![1]), agent: "sealift/0.1.0".into(), join: None, redeem: None },
+            ClientHello {
+                versions: List(vec![1]),
+                agent: "sealift/0.1.0".into(),
+                join: None,
+                redeem: None,
+                receipts: None,
+            },
         ),
         vector(
             "ClientHello reserved",
@@ -91,6 +107,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 agent: String::new(),
                 join: Some(id),
                 redeem: Some(b"secret".to_vec()),
+                receipts: Some(true),
             },
         ),
         vector(
@@ -106,6 +123,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 open_max: limits::OPEN_TRANSFERS_MAX as u32,
                 idle_seconds: 300,
                 now: 1_700_000_000,
+                receipt_key: Some(Bytes32(numbered(0x40))),
             },
         ),
         vector(
@@ -121,6 +139,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 open_max: 1,
                 idle_seconds: 0,
                 now: -1,
+                receipt_key: None,
             },
         ),
         vector("Goodbye", 0, Goodbye { code: ErrorKind::Stopping.code(), text: "the server is stopping".into() }),
@@ -198,6 +217,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             },
         ),
         vector("Written", 8, Written { groups: List(vec![0, 1, 70_000]) }),
+        vector("Receipt", 7, Receipt { statement: statement.to_bytes(), signature: numbered::<64>(0x80).to_vec() }),
         vector("Get", 10, Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX }),
         vector(
             "GetAnswer",
@@ -225,6 +245,8 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("SetDirectory nothing", 16, SetDirectory { path: path("in"), mode: None, mtime: None }),
         vector("Remove", 17, Remove { path: path("in"), recursive: true }),
         vector("Rename", 18, Rename { from: path("a"), to: path("b/c"), if_exists: IfExists::Skip, id }),
+        vector("Space", 19, Space { path: path("in") }),
+        vector("Volume", 19, Volume { free: 5 << 30, total: 1 << 40 }),
         vector("Entry", 11, entry.clone()),
         vector("Entry link", 11, link.clone()),
         vector("Entries", 12, Entries { entries: List(vec![entry, link]) }),
