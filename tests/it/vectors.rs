@@ -158,6 +158,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 if_exists: IfExists::Rename,
                 unasked: false,
                 no_base: true,
+                resume: Some(id),
                 ..put
             },
         ),
