@@ -11,6 +11,7 @@ mod download;
 pub mod event;
 pub mod glob;
 pub mod link;
+mod listing;
 pub mod plan;
 pub mod remote;
 mod session;

@@ -161,6 +161,8 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
             open_max: u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX),
             idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
             now: i64::try_from(now).unwrap_or(i64::MAX),
+            file_mode: Some(shared.store.file_mode().into()),
+            directory_mode: Some(shared.store.directory_mode().into()),
         },
     );
     let share = shared.shares.of(&principal);
@@ -225,9 +227,9 @@ fn has_room(connection: &Connection) -> bool {
 
 /// How far a listing is.
 enum ListStage {
-    Asked(RemotePath),
-    /// What is still to come, and how many entries have.
-    Begun(requests::Rest, u64),
+    Asked(ListDirectory),
+    /// What is still to come.
+    Begun(requests::Rest),
 }
 
 async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started: Instant) {
@@ -419,7 +421,7 @@ impl Driver {
             Kind::List => {
                 let request = ListDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
-                self.listings.push_back((transfer, ListStage::Asked(request.path)));
+                self.listings.push_back((transfer, ListStage::Asked(request)));
             }
             Kind::Hash => {
                 let request = Hash::from_payload(payload)?;
@@ -643,7 +645,7 @@ impl Driver {
             Ok(ListStep { frames, rest }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match rest {
-                    Some((rest, count)) => self.listings.push_front((transfer, ListStage::Begun(rest, count))),
+                    Some(rest) => self.listings.push_front((transfer, ListStage::Begun(rest))),
                     None => drop(self.requests.remove(&transfer)),
                 }
             }
@@ -682,8 +684,8 @@ impl Driver {
             self.listing += 1;
             self.flow.spawn(move |shared, who| {
                 let step = match stage {
-                    ListStage::Asked(path) => requests::list(shared, who, transfer, &path),
-                    ListStage::Begun(rest, count) => requests::list_step(transfer, rest, count),
+                    ListStage::Asked(request) => requests::list(shared, who, transfer, &request),
+                    ListStage::Begun(rest) => requests::list_step(transfer, rest),
                 };
                 Job::Listed(transfer, step)
             });
@@ -708,8 +710,8 @@ impl Driver {
                 self.requests.remove(&transfer);
                 match run.file.check_unchanged() {
                     Ok(()) => {
-                        self.connection
-                            .send(transfer, &Done { count: 1, root: Some(root), size: Some(size), path: None });
+                        let done = Done { root: Some(root), size: Some(size), ..requests::done(1) };
+                        self.connection.send(transfer, &done);
                     }
                     Err(error) => self.fail(transfer, &error),
                 }

@@ -108,9 +108,11 @@ round_trips! {
     client_hello_goes_round: (vec(any::<u16>(), 0..=16), text(), maybe(id()), maybe(vec(any::<u8>(), 0..100)))
         .prop_map(|(versions, agent, join, redeem)| ClientHello { versions: List(versions), agent, join, redeem });
     server_hello_goes_round:
-        (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>()).prop_map(
-            |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now)| ServerHello {
+        (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(),
+            maybe((small(), small()))).prop_map(
+            |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, modes)| ServerHello {
                 version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now,
+                file_mode: modes, directory_mode: modes,
             });
     goodbye_goes_round: (any::<u16>(), text()).prop_map(|(code, text)| Goodbye { code, text });
     failed_goes_round: (any::<u16>(), text(), any::<Option<bool>>())
@@ -140,7 +142,8 @@ round_trips! {
     want_values_goes_round: (number(), number()).prop_map(|(first, count)| WantValues { first, count });
     close_goes_round: Just(Close {});
     stat_goes_round: path().prop_map(|path| Stat { path });
-    list_goes_round: path().prop_map(|path| ListDirectory { path });
+    list_goes_round: (path(), maybe(number()), maybe(number()))
+        .prop_map(|(path, after, count_max)| ListDirectory { path, after, count_max });
     hash_goes_round: path().prop_map(|path| Hash { path });
     make_directory_goes_round: path().prop_map(|path| MakeDirectory { path });
     make_link_goes_round: (path(), vec(any::<u8>(), 0..100), maybe(mtime()), if_exists())
@@ -152,8 +155,8 @@ round_trips! {
         .prop_map(|(from, to, if_exists, id)| Rename { from, to, if_exists, id });
     entry_goes_round: entry();
     entries_go_round: vec(entry(), 0..20).prop_map(|entries| Entries { entries: List(entries) });
-    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()))
-        .prop_map(|(count, root, size, path)| Done { count, root, size, path });
+    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()))
+        .prop_map(|(count, root, size, path, next)| Done { count, root, size, path, next });
 }
 
 // ---- what is not a message ---------------------------------------------------------------------------------

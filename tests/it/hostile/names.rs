@@ -260,7 +260,7 @@ async fn the_servers_own_state_does_not_exist_for_anyone() {
     }
     // Nor does a listing show it.
     let transfer = peer.number();
-    peer.send(transfer, &ListDirectory { path: super::peer::path("") }).await;
+    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after: None, count_max: None }).await;
     let (_, payload) = peer.answer(transfer).await.unwrap();
     let names: Vec<_> =
         Entries::from_payload(&payload).unwrap().entries.0.into_iter().map(|entry| entry.name).collect();
