@@ -453,6 +453,8 @@ fn outcome_name(outcome: Outcome) -> &'static str {
         Outcome::Kept => "kept",
         Outcome::Renamed => "renamed",
         Outcome::Planned => "planned",
+        Outcome::Removed => "removed",
+        Outcome::PlannedRemoval => "planned_removal",
     }
 }
 

@@ -6,18 +6,24 @@
 //! over it (`upload`, `download`).
 
 mod api;
+pub mod compare;
 mod connect;
 mod download;
 pub mod event;
+pub mod filter;
 pub mod glob;
 pub mod link;
 mod listing;
 pub mod plan;
 pub mod remote;
 mod session;
+mod side;
+mod sync;
+mod traverse;
 mod upload;
 pub mod walk;
 
 pub use api::{Client, ClientOptions};
 pub use download::GetOptions;
+pub use sync::{Direction, SyncOptions, SyncPlan};
 pub use upload::{PutOptions, StreamSource};
