@@ -11,8 +11,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
+use crate::cli::filters::{FilterArgs, UnlistedFilterArgs};
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::values;
+use crate::client::compare::DeleteMax;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::protocol::{IfExists, Rights};
@@ -66,6 +68,8 @@ Examples:
     Put(Box<PutArgs>),
     /// Download files and directories
     Get(Box<GetArgs>),
+    /// Make the contents of one directory those of another, either way
+    Sync(Box<SyncArgs>),
     /// List directories
     Ls(Box<LsArgs>),
     /// Show what the server knows about names
@@ -159,7 +163,8 @@ pub struct TransferArgs {
 Examples:
   sealift put --certs certs photos sealift://nas/in/       stored as in/photos/...
   sealift put --certs certs dump.sql sealift://nas/today   stored as today
-  sealift put --certs certs --stdin-from-command sealift://nas/db.sql -- pg_dump shop"
+  sealift put --certs certs --stdin-from-command sealift://nas/db.sql -- pg_dump shop
+Also --links, --exclude and whatever else leaves things out: see `sealift sync --help`."
 )]
 pub struct PutArgs {
     /// Local files and directories (`-` is standard input), then the remote destination
@@ -184,6 +189,9 @@ pub struct PutArgs {
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: UnlistedFilterArgs,
 }
 
 /// Download files and directories.
@@ -194,7 +202,8 @@ pub struct PutArgs {
 Examples:
   sealift get --certs certs sealift://nas/in/photos        stored as ./photos/...
   sealift get --certs certs sealift://nas/in/photos old/   stored as old/photos/...
-  sealift get --certs certs sealift://nas/db.sql.zst - | zstd -d | psql shop"
+  sealift get --certs certs sealift://nas/db.sql.zst - | zstd -d | psql shop
+Also --links, --exclude and whatever else leaves things out: see `sealift sync --help`."
 )]
 pub struct GetArgs {
     /// Remotes, then where to store them (`-` is standard output) [default: ./]
@@ -209,6 +218,51 @@ pub struct GetArgs {
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: UnlistedFilterArgs,
+}
+
+/// Make the contents of one directory those of another.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sealift sync [OPTIONS] SOURCE DEST",
+    after_help = "\
+Examples:
+  sealift sync --certs certs photos sealift://nas/photos
+  sealift sync --certs certs --delete -n sealift://nas/site /srv/site    look before it runs"
+)]
+pub struct SyncArgs {
+    /// A directory, here or remote
+    #[arg(value_name = "SOURCE")]
+    pub source: OsString,
+    /// The directory that becomes the same; one of the two is remote
+    #[arg(value_name = "DEST")]
+    pub destination: OsString,
+    /// Compare files of the same size by BLAKE3 hash, not by time
+    #[arg(short, long)]
+    pub checksum: bool,
+    /// At the end, remove what SOURCE does not have
+    #[arg(long)]
+    pub delete: bool,
+    /// And what is left out
+    #[arg(long)]
+    pub delete_excluded: bool,
+    /// Remove nothing if it were more files than this
+    #[arg(long, value_name = "N|N%", default_value = "25%")]
+    pub max_delete: DeleteMax,
+    /// Say what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Connections of one transfer [default: computed]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub streams: Option<u16>,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: FilterArgs,
 }
 
 /// List directories.
@@ -515,6 +569,18 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_sync() {
+        check("sealift sync a sealift://nas/x", true);
+        check("sealift sync sealift://nas/x a --delete --max-delete 50% -n -c --exclude *.o --include keep.o", true);
+        check("sealift sync a sealift://nas/x --max-delete 50", true);
+        check("sealift sync a sealift://nas/x --max-delete many", false);
+        check("sealift sync a b sealift://nas/x", false);
+        check("sealift sync a sealift://nas/x --newer-than 3d --older-than 2s --min-size 1 --max-size 2G", true);
+        check("sealift sync a sealift://nas/x --newer-than 3", false);
+        check("sealift put a sealift://nas/x --exclude .git --links follow --ignore-files", true);
+    }
+
+    #[test]
     fn flags_of_serve() {
         check("sealift serve --root r --certs c", true);
         check("sealift serve --certs c", false);
@@ -534,7 +600,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused() {
-        check("sealift sync a sealift://nas/x", false);
+        check("sealift sync a", false);
         check("sealift", false);
         check("sealift get", false);
         check("sealift get --files-from list", true);

@@ -18,6 +18,7 @@ use crate::error::{IoContext as _, Result};
 /// What is wrong with its arguments.
 pub(super) fn run(args: &GetArgs) -> Result<u8> {
     let (named, kind) = sources::get_arguments(args)?;
+    let (filter, links) = (args.filters.0.filter()?, args.filters.0.links_there()?);
     let to_stream = named.destination == GetDestination::Stream;
     // Without patterns, what cannot be meant is told before anything is tried.
     let plan = if args.glob {
@@ -69,6 +70,9 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
             into_directory: plan.into_directory,
             dry_run: args.transfer.dry_run,
             output,
+            filter,
+            links,
+            skips_links: args.glob,
         };
         client.get(plan.items, options).await
     })

@@ -1,12 +1,13 @@
 //! The command line: reads flags and the environment, runs a command, prints, exits.
 //!
 //! Only this module and `main` print, exit or look at the environment. [`args`] types the flags, [`sources`] turns
-//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get` and `ops` run over one `session`, [`output`] shows what happens, [`mod@format`] writes
-//! entries and hashes, [`signals`] listens.
+//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get`, `sync` and `ops` run over one `session`, [`filters`] types what
+//! is left out, [`output`] shows what happens, [`mod@format`] writes entries and hashes, [`signals`] listens.
 
 pub mod args;
 pub mod bench;
 pub mod certs;
+pub mod filters;
 pub mod format;
 mod get;
 mod ops;
@@ -16,6 +17,7 @@ pub mod serve;
 mod session;
 pub mod signals;
 pub mod sources;
+mod sync;
 pub mod trust;
 pub mod values;
 
@@ -55,6 +57,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Serve(args) => serve::run(&args, &mut io::stdout()).map(|()| 0),
         Command::Put(args) => put::run(&args),
         Command::Get(args) => get::run(&args),
+        Command::Sync(args) => sync::run(&args),
         Command::Ls(args) => ops::ls(&args),
         Command::Stat(args) => ops::stat(&args),
         Command::Hash(args) => ops::hash(&args),

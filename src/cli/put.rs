@@ -20,6 +20,7 @@ use crate::path::Escaped;
 /// What is wrong with its arguments.
 pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let plan = sources::put_plan(args)?;
+    let (filter, links) = (args.filters.0.filter()?, args.filters.0.links());
     let session = Session {
         command: "put",
         connect: &args.connect,
@@ -43,6 +44,8 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             expect_size: args.expect_size,
             expect_root: args.expect_b3,
             stream,
+            filter,
+            links,
         };
         client.put(plan.items, options).await
     })

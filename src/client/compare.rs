@@ -156,7 +156,9 @@ pub fn is_same_time(left: Mtime, right: Mtime) -> bool {
     if left.seconds != right.seconds {
         return false;
     }
-    let is_cut = |fine: u32, coarse: u32| [1, 100, 1_000, 1_000_000, 1_000_000_000].iter().any(|unit| fine - fine % unit == coarse);
+    let is_cut = |fine: u32, coarse: u32| {
+        [1, 100, 1_000, 1_000_000, 1_000_000_000].iter().any(|unit| fine - fine % unit == coarse)
+    };
     is_cut(left.nanos, right.nanos) || is_cut(right.nanos, left.nanos)
 }
 
@@ -245,9 +247,7 @@ impl Compared {
         let skip = skip.or(match source.kind {
             EntryKind::Special => Some(Skip::Unknown),
             EntryKind::Link if settings.links == Links::Skip => Some(Skip::UnwantedLink),
-            EntryKind::Link => {
-                check_link(depth, source.target.as_deref().unwrap_or_default()).err().map(Skip::Link)
-            }
+            EntryKind::Link => check_link(depth, source.target.as_deref().unwrap_or_default()).err().map(Skip::Link),
             EntryKind::File | EntryKind::Directory => None,
         });
         if let Some(why) = skip {
@@ -378,7 +378,8 @@ impl std::str::FromStr for DeleteMax {
     type Err = String;
 
     fn from_str(text: &str) -> Result<DeleteMax, String> {
-        let hint = || format!("`{}`: write a number of files, or a share of them: 100 or 25%", Escaped(text.as_bytes()));
+        let hint =
+            || format!("`{}`: write a number of files, or a share of them: 100 or 25%", Escaped(text.as_bytes()));
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         match text.strip_suffix('%') {
             Some(percent) if is_number(percent) => {

@@ -37,7 +37,7 @@ pub enum Rule {
 }
 
 /// All rules of a command.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Filter {
     rules: Option<Gitignore>,
     /// Files of fewer bytes are left out.
@@ -66,19 +66,6 @@ pub struct Subject<'a> {
     pub size: u64,
     /// When it was changed.
     pub mtime: Mtime,
-}
-
-impl Default for Filter {
-    fn default() -> Filter {
-        Filter {
-            rules: None,
-            min_size: None,
-            max_size: None,
-            changed_after: None,
-            changed_before: None,
-            ignore_files: false,
-        }
-    }
 }
 
 impl Filter {
@@ -115,7 +102,8 @@ impl Filter {
     /// The rule that leaves this out, if one does.
     #[must_use]
     pub fn judge(&self, subject: Subject<'_>, ignores: Option<&Arc<Ignores>>) -> Option<LeftOutBy> {
-        self.judge_name(subject.path, subject.kind == EntryKind::Directory, ignores).or_else(|| self.judge_file(subject))
+        self.judge_name(subject.path, subject.kind == EntryKind::Directory, ignores)
+            .or_else(|| self.judge_file(subject))
     }
 
     fn judge_name(&self, path: &[u8], is_directory: bool, ignores: Option<&Arc<Ignores>>) -> Option<LeftOutBy> {
@@ -198,11 +186,8 @@ impl Ignores {
     /// # Errors
     /// [`ErrorKind::Usage`] for one that cannot be read as rules: to leave it aside could send what shall stay.
     pub fn new(directory: &[u8], content: &[u8], parent: Option<Arc<Ignores>>) -> Result<Arc<Ignores>> {
-        let shown = if directory.is_empty() {
-            IGNORE_NAME.to_owned()
-        } else {
-            format!("{}/{IGNORE_NAME}", Escaped(directory))
-        };
+        let shown =
+            if directory.is_empty() { IGNORE_NAME.to_owned() } else { format!("{}/{IGNORE_NAME}", Escaped(directory)) };
         let bad = |why: String| Error::new(ErrorKind::Usage, format!("the rules in {shown}: {why}"));
         let text = std::str::from_utf8(content).map_err(|_| bad("they are not UTF-8 text".to_owned()))?;
         let mut builder = GitignoreBuilder::new(".");

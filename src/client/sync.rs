@@ -167,7 +167,9 @@ impl Client {
         let there = self.stat_if_any(&target).await?;
         let named = path.to_path_buf();
         let is_directory = blocking(move || {
-            std::fs::metadata(&named).map(|metadata| metadata.is_dir()).while_doing(|| format!("look at {}", shown(&named)))
+            std::fs::metadata(&named)
+                .map(|metadata| metadata.is_dir())
+                .while_doing(|| format!("look at {}", shown(&named)))
         })
         .await?;
         if is_directory {
@@ -307,9 +309,8 @@ impl Client {
     async fn settings_there(&self, if_exists: IfExists, links: Links) -> Result<Settings> {
         let session = self.session().await?;
         let hello = session.hello();
-        let range = |told: Option<(u32, u32)>, default: ModeRange| {
-            told.map_or(default, |(min, max)| ModeRange { min, max })
-        };
+        let range =
+            |told: Option<(u32, u32)>, default: ModeRange| told.map_or(default, |(min, max)| ModeRange { min, max });
         let defaults = StoreOptions::default();
         Ok(Settings {
             if_exists,
@@ -399,7 +400,10 @@ fn to_found(step: Step, tree: &LocalTree, base: &RemotePath, asks: bool) -> Foun
 impl Pair {
     async fn open(client: &Client, plan: SyncPlan, options: SyncOptions) -> Result<Pair> {
         let is_no_directory = |what: String| {
-            Error::new(ErrorKind::NotDirectory, format!("{what} is no directory: sync compares directories, put and get move files"))
+            Error::new(
+                ErrorKind::NotDirectory,
+                format!("{what} is no directory: sync compares directories, put and get move files"),
+            )
         };
         let mut settings = Settings {
             checksum: options.checksum,
@@ -565,8 +569,10 @@ impl Pair {
                 }
             }
         }
-        let (directories, files): (Vec<_>, Vec<_>) =
-            removals.into_iter().filter(|removal| !removal.stays).partition(|removal| removal.kind == EntryKind::Directory);
+        let (directories, files): (Vec<_>, Vec<_>) = removals
+            .into_iter()
+            .filter(|removal| !removal.stays)
+            .partition(|removal| removal.kind == EntryKind::Directory);
         if !self.options.dry_run {
             for Removal { directory, name, mode, .. } in &directories {
                 if mode & FILLABLE != FILLABLE

@@ -264,8 +264,7 @@ impl<T> Traversal<T> {
         }
         let is_told = visit.differs || compared.is_touched;
         if let Some(source) = &visit.source {
-            let removes =
-                |action: &Action| matches!(action, Action::Surplus(_) | Action::Conflict { .. });
+            let removes = |action: &Action| matches!(action, Action::Surplus(_) | Action::Conflict { .. });
             if compared.actions.iter().any(removes) {
                 let (below, entry) = (visit.below.clone(), source.clone());
                 self.findings.touched.push(Touched { below, entry, was_told: is_told });
@@ -307,8 +306,7 @@ impl<T> Traversal<T> {
         let (component, below) = match names {
             Ok(names) => names,
             Err(error) => {
-                let directory =
-                    if is_surplus { self.name_there(directory) } else { self.sides.source.name(directory) };
+                let directory = if is_surplus { self.name_there(directory) } else { self.sides.source.name(directory) };
                 self.fail(joined(&directory, name), name_error(error)).await;
                 return;
             }
@@ -418,9 +416,8 @@ impl Sides {
         checks: &Arc<Semaphore>,
     ) -> Result<Examined> {
         let there_side = self.there.as_ref().filter(|_| is_there);
-        let source = async {
-            if has_source { self.source.list(below, go.clone()).await } else { Ok(Listing::default()) }
-        };
+        let source =
+            async { if has_source { self.source.list(below, go.clone()).await } else { Ok(Listing::default()) } };
         let there = async {
             match there_side {
                 Some(side) => side.list(below, go.clone()).await,
@@ -440,9 +437,10 @@ impl Sides {
             self.filter.judge(Subject { path: &path, kind, size, mtime }, ignores.as_ref())
         };
         let there = there.entries.into_iter().map(|listed| listed.entry).collect();
-        let mut compared = compare(source.entries, there, below.components().len(), &self.settings, |entry, is_source| {
-            if self.filter.is_empty() { None } else { judge(entry, is_source) }
-        });
+        let mut compared =
+            compare(source.entries, there, below.components().len(), &self.settings, |entry, is_source| {
+                if self.filter.is_empty() { None } else { judge(entry, is_source) }
+            });
         if self.settings.checksum {
             self.check(below, &mut compared, checks, &mut source.failed).await?;
         }
@@ -456,8 +454,7 @@ impl Sides {
         above: Option<Arc<Ignores>>,
     ) -> Result<Option<Arc<Ignores>>> {
         let is_ignore_file = |listed: &crate::client::compare::Listed| {
-            listed.entry.kind == EntryKind::File
-                && listed.entry.name == crate::client::filter::IGNORE_NAME.as_bytes()
+            listed.entry.kind == EntryKind::File && listed.entry.name == crate::client::filter::IGNORE_NAME.as_bytes()
         };
         if !self.filter.ignore_files || !source.entries.iter().any(is_ignore_file) {
             return Ok(above);
@@ -502,9 +499,8 @@ impl Sides {
                 }
             }
         }
-        let mut index = 0;
         let actions = std::mem::take(&mut compared.actions);
-        for action in actions {
+        for (index, action) in actions.into_iter().enumerate() {
             match &action {
                 Action::Check { .. } if bad[index] => {}
                 Action::Check { source, .. } if same[index] => {
@@ -517,7 +513,6 @@ impl Sides {
                 }
                 _ => compared.actions.push(action),
             }
-            index += 1;
         }
         Ok(())
     }

@@ -419,8 +419,7 @@ impl Walk {
 
     fn judge(&self, path: &Path, kind: EntryKind, stat: &Stat) -> Option<LeftOutBy> {
         let (version, attributes) = look(stat);
-        let subject =
-            Subject { path: path.as_os_str().as_bytes(), kind, size: version.size, mtime: attributes.mtime };
+        let subject = Subject { path: path.as_os_str().as_bytes(), kind, size: version.size, mtime: attributes.mtime };
         self.filter.judge(subject, self.levels.last().and_then(|level| level.ignores.as_ref()))
     }
 

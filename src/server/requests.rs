@@ -133,10 +133,7 @@ pub(super) fn list_step(transfer: u32, mut rest: Rest) -> Result<ListStep> {
         len += ENTRY_OVERHEAD + entry.name.len() + entry.link_target.as_ref().map_or(0, Vec::len);
         if page.len() == limits::LIST_PAGE_MAX || len > limits::CONTROL_LEN_MAX {
             rest.held = Some(entry);
-            return Ok(ListStep {
-                frames: vec![frame(transfer, &Entries { entries: List(page) })],
-                rest: Some(rest),
-            });
+            return Ok(ListStep { frames: vec![frame(transfer, &Entries { entries: List(page) })], rest: Some(rest) });
         }
         page.push(convert::entry(entry));
         rest.count += 1;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 10] = ["certs", "serve", "put", "get", "ls", "stat", "hash", "rm", "mv", "mkdir"];
+const COMMANDS: [&str; 11] = ["certs", "serve", "put", "get", "sync", "ls", "stat", "hash", "rm", "mv", "mkdir"];
 
 fn sealift(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sealift"))

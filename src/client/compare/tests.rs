@@ -33,7 +33,9 @@ fn shown(compared: &Compared) -> Vec<String> {
         .actions
         .iter()
         .map(|action| match action {
-            Action::Send { source, is_there } => format!("send {}{}", name(&source.name), if *is_there { "*" } else { "" }),
+            Action::Send { source, is_there } => {
+                format!("send {}{}", name(&source.name), if *is_there { "*" } else { "" })
+            }
             Action::Check { source, .. } => format!("check {}", name(&source.name)),
             Action::Enter { source, is_there, .. } => {
                 format!("enter {}{}", name(&source.name), if *is_there { "*" } else { "" })
@@ -57,8 +59,7 @@ fn check(source: Vec<Entry>, there: Vec<Entry>, settings: &Settings, expected: &
 
 #[test]
 fn names_are_merged_in_order() {
-    let compared =
-        check(vec![file("c"), file("a")], vec![file("b"), file("c")], &settings(), &["send a"]);
+    let compared = check(vec![file("c"), file("a")], vec![file("b"), file("c")], &settings(), &["send a"]);
     assert_eq!((compared.unchanged, compared.source_files, compared.destination_files), (1, 2, 2));
     let delete = Settings { delete: true, ..settings() };
     check(vec![file("c"), file("a")], vec![file("b"), file("c")], &delete, &["send a", "remove b"]);

@@ -6,8 +6,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Job, Place, Run, blocking, done_event, mtime_to_storage, open_store, panicked};
@@ -30,10 +31,22 @@ const LISTINGS_MAX: usize = 4;
 /// Directories that are given their mode and time at once.
 const SETTLE_MAX: usize = 8;
 
+/// Directories that wait for their mode and time; before more are made, these are done.
+const SETTLE_WAITING_MAX: usize = 1024;
+
 /// A directory that is being filled.
 pub(super) struct Filled {
     end: Option<End>,
     settle: mpsc::UnboundedSender<End>,
+    backlog: Arc<Backlog>,
+}
+
+/// How many directories wait for their mode and time.
+#[derive(Default)]
+struct Backlog {
+    count: AtomicUsize,
+    /// Some are done. Only who makes directories waits for that.
+    shrunk: Notify,
 }
 
 /// What a directory gets when it is filled.
@@ -48,6 +61,7 @@ struct End {
 impl Drop for Filled {
     fn drop(&mut self) {
         if let Some(end) = self.end.take() {
+            self.backlog.count.fetch_add(1, Ordering::Relaxed);
             // Without anybody to take it the download has ended.
             let _ = self.settle.send(end);
         }
@@ -57,25 +71,37 @@ impl Drop for Filled {
 /// Where filled directories go.
 pub(super) struct Settling {
     sender: mpsc::UnboundedSender<End>,
+    backlog: Arc<Backlog>,
     work: JoinSet<()>,
 }
 
 impl Settling {
     pub(super) fn start(client: Client) -> Settling {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a drop cannot wait for room: who makes directories does, in `room`"
+        )]
         let (sender, ends) = mpsc::unbounded_channel();
-        let mut work = JoinSet::new();
-        work.spawn(settle_all(client, ends));
-        Settling { sender, work }
+        let (mut work, backlog) = (JoinSet::new(), Arc::new(Backlog::default()));
+        work.spawn(settle_all(client, ends, Arc::clone(&backlog)));
+        Settling { sender, backlog, work }
+    }
+
+    /// Waits until few enough directories wait.
+    async fn room(&self) {
+        while self.backlog.count.load(Ordering::Relaxed) > SETTLE_WAITING_MAX {
+            self.backlog.shrunk.notified().await;
+        }
     }
 
     fn fill(&self, place: Place, entry: &Entry, parent: Option<Arc<Filled>>) -> Arc<Filled> {
         let end = Some(End { place, mode: entry.mode, mtime: entry.mtime, parent });
-        Arc::new(Filled { end, settle: self.sender.clone() })
+        Arc::new(Filled { end, settle: self.sender.clone(), backlog: Arc::clone(&self.backlog) })
     }
 
     /// Waits until every directory that nobody holds any more has its mode and time.
     pub(super) async fn finish(self) -> Result<()> {
-        let Settling { sender, mut work } = self;
+        let Settling { sender, mut work, .. } = self;
         drop(sender);
         while let Some(ended) = work.join_next().await {
             ended.map_err(panicked)?;
@@ -84,12 +110,14 @@ impl Settling {
     }
 }
 
-async fn settle_all(client: Client, mut ends: mpsc::UnboundedReceiver<End>) {
+async fn settle_all(client: Client, mut ends: mpsc::UnboundedReceiver<End>, backlog: Arc<Backlog>) {
     let mut running: JoinSet<()> = JoinSet::new();
     while let Some(End { place, mode, mtime, parent }) = ends.recv().await {
         while running.len() >= SETTLE_MAX {
             running.join_next().await;
         }
+        backlog.count.fetch_sub(1, Ordering::Relaxed);
+        backlog.shrunk.notify_one();
         let client = client.clone();
         running.spawn(async move {
             let name = shown_bytes(&place.shown);
@@ -186,8 +214,7 @@ impl Run {
                 return Ok(None);
             }
         };
-        let subject =
-            Subject { path: &below.to_bytes(), kind: entry.kind, size: entry.size, mtime: entry.mtime };
+        let subject = Subject { path: &below.to_bytes(), kind: entry.kind, size: entry.size, mtime: entry.mtime };
         if let Some(rule) = job.filter.judge(subject, directory.ignores.as_ref()) {
             job.client.events().tell(Event::LeftOut { rule, count: 1 }).await;
             return Ok(None);
@@ -228,6 +255,7 @@ impl Run {
         parent: Option<Arc<Filled>>,
         remote: &RemotePath,
     ) -> Option<Arc<Filled>> {
+        self.settling.room().await;
         let (store, path, mode) = (place.store.clone(), place.path.clone(), entry.mode);
         let made = blocking(move || {
             store.make_directory(&path, None, true)?;
