@@ -228,9 +228,8 @@ pub struct GetArgs {
 #[command(
     override_usage = "sealift sync [OPTIONS] SOURCE DEST",
     after_help = "\
-Examples:
-  sealift sync --certs certs photos sealift://nas/photos
-  sealift sync --certs certs --delete -n sealift://nas/site /srv/site    look before it runs"
+Example:
+  sealift sync --certs certs --delete -n photos sealift://nas/photos     -n: look before it runs"
 )]
 pub struct SyncArgs {
     /// A directory, here or remote
@@ -245,17 +244,18 @@ pub struct SyncArgs {
     /// At the end, remove what SOURCE does not have
     #[arg(long)]
     pub delete: bool,
-    /// And what is left out
+    /// Also what is left out
     #[arg(long)]
     pub delete_excluded: bool,
-    /// Remove nothing if it were more files than this
+    /// Remove nothing if more files than this would go
     #[arg(long, value_name = "N|N%", default_value = "25%")]
     pub max_delete: DeleteMax,
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
     /// Connections of one transfer [default: computed]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
+    // As in `put`; there is no room for it in the help.
+    #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
     pub streams: Option<u16>,
     /// How to connect.
     #[command(flatten)]

@@ -71,7 +71,7 @@ struct Flags {
     /// Files changed since
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     older_than: Option<Duration>,
-    /// Symbolic links: copy (if inside the tree), skip or follow
+    /// Links: copy (those that stay inside), skip, follow
     #[arg(long, value_name = "WHAT", value_enum, default_value = "copy", hide_possible_values = true)]
     links: LinksArg,
 }

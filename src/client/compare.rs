@@ -204,7 +204,7 @@ pub fn compare(
                         None => {}
                     }
                 }
-                None => compared.add(ours, theirs, depth, settings),
+                None => compared.add(ours, theirs, is_hidden, depth, settings),
             },
             (None, Some(theirs)) if !is_hidden => compared.surplus(theirs, settings),
             (None, _) => {}
@@ -242,7 +242,7 @@ impl Compared {
         }
     }
 
-    fn add(&mut self, ours: Listed, theirs: Option<Entry>, depth: usize, settings: &Settings) {
+    fn add(&mut self, ours: Listed, theirs: Option<Entry>, is_hidden: bool, depth: usize, settings: &Settings) {
         let Listed { entry: source, skip } = ours;
         let skip = skip.or(match source.kind {
             EntryKind::Special => Some(Skip::Unknown),
@@ -285,14 +285,20 @@ impl Compared {
                 let why = "a device, pipe or socket has its name at the destination, and is not replaced";
                 self.refuse(source.name, ErrorKind::Special, why);
             }
-            (EntryKind::Directory, _) | (_, EntryKind::Directory) => {
-                if settings.delete {
-                    self.actions.push(Action::Conflict { source, there });
-                } else if there.kind == EntryKind::Directory {
-                    self.refuse(source.name, ErrorKind::IsDirectory, "a directory has its name at the destination");
-                } else {
-                    self.refuse(source.name, ErrorKind::NotDirectory, "a file has its name at the destination");
-                }
+            (EntryKind::Directory, _) | (_, EntryKind::Directory) if settings.delete && is_hidden => {
+                let why = "what has its name at the destination is left out by the rules, and so stays in the way";
+                self.refuse(source.name, ErrorKind::Exists, why);
+            }
+            (EntryKind::Directory, _) | (_, EntryKind::Directory) if settings.delete => {
+                // It is not looked into before the other is gone, and shall not count as nothing until then.
+                self.source_files += u64::from(source.kind == EntryKind::Directory);
+                self.actions.push(Action::Conflict { source, there });
+            }
+            (_, EntryKind::Directory) => {
+                self.refuse(source.name, ErrorKind::IsDirectory, "a directory has its name at the destination");
+            }
+            (EntryKind::Directory, _) => {
+                self.refuse(source.name, ErrorKind::NotDirectory, "a file has its name at the destination");
             }
             (EntryKind::Special, _) => {}
         }

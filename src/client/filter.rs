@@ -75,6 +75,7 @@ impl Filter {
     /// [`ErrorKind::Usage`] for a pattern that is none.
     pub fn of_rules(rules: &[Rule]) -> Result<Filter> {
         let mut builder = GitignoreBuilder::new(".");
+        builder.allow_unclosed_class(false);
         // There the last that matches decides; here it is the first.
         for rule in rules.iter().rev() {
             let (line, pattern) = match rule {

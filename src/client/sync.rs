@@ -20,7 +20,7 @@ use crate::client::filter::{Filter, Subject};
 use crate::client::plan::{PutItem, PutSource};
 use crate::client::remote::{Endpoint, Location};
 use crate::client::side::{LocalTree, Side, joined};
-use crate::client::traverse::{Findings, Removal, Sides, Step, Touched, Traversal};
+use crate::client::traverse::{Findings, Place, Removal, Sides, Step, Touched, Traversal};
 use crate::client::walk::{Attributes, Found, Source, SourceVersion};
 use crate::client::{Client, GetOptions, PutOptions};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -179,6 +179,7 @@ impl Client {
             let sides = Sides {
                 source: Side::Tree(tree.clone()),
                 there: side,
+                destination: Place::There(target.clone()),
                 settings,
                 filter: Arc::clone(&options.filter),
                 foresees_names: true,
@@ -290,6 +291,7 @@ impl Client {
         let sides = Sides {
             source: Side::Remote(self.clone(), source.clone()),
             there: store.map(|store| Side::Store(store, target.to_path_buf())),
+            destination: Place::Here(target.to_path_buf()),
             settings,
             filter: Arc::clone(&options.filter),
             foresees_names: false,
@@ -448,7 +450,11 @@ impl Pair {
         };
         let foresees_names = options.dry_run && plan.direction == Direction::Up;
         let filter = Arc::clone(&options.filter);
-        let sides = Arc::new(Sides { source, there, settings, filter, foresees_names });
+        let destination = match plan.direction {
+            Direction::Up => Place::There(plan.remote.clone()),
+            Direction::Down => Place::Here(plan.local.clone()),
+        };
+        let sides = Arc::new(Sides { source, there, destination, settings, filter, foresees_names });
         let client = client.clone();
         Ok(Pair { client, plan, options, sides, tree, store, top, there: there_entry })
     }
@@ -494,20 +500,14 @@ impl Pair {
         }
     }
 
-    fn destination(&self) -> Vec<u8> {
-        match self.plan.direction {
-            Direction::Up => self.plan.remote.to_bytes(),
-            Direction::Down => self.plan.local.as_os_str().as_bytes().to_vec(),
-        }
-    }
-
     fn name_there(&self, below: &RemotePath) -> Vec<u8> {
-        self.sides.there.as_ref().map_or_else(|| below.to_bytes(), |there| there.name(below))
+        self.sides.destination.name(below)
     }
 
     /// Removes what is to be removed, if it may be, and then moves what waited for that.
     async fn finish(&self, mut findings: Findings, failures_before: u64) -> Result<()> {
-        if findings.removals.is_empty() {
+        // What is hidden there is noted, because it keeps the directories that it is in.
+        if findings.conflicts.is_empty() && findings.removals.iter().all(|removal| removal.stays) {
             return Ok(());
         }
         let events = self.client.events();
@@ -518,7 +518,7 @@ impl Pair {
             return Ok(());
         }
         if let Err(error) = self.check_removals(&findings) {
-            events.tell(Event::Failed { item: None, name: self.destination(), error }).await;
+            events.tell(Event::Failed { item: None, name: self.name_there(&RemotePath::root()), error }).await;
             return Ok(());
         }
         let mut conflicts = Vec::new();
@@ -526,7 +526,8 @@ impl Pair {
             match findings.removals.get(conflict.removal) {
                 Some(removal) if removal.stays => {
                     let below = removal.directory.join(removal.name.clone());
-                    let name = below.map_or_else(|_| self.destination(), |below| self.name_there(&below));
+                    let name =
+                        below.map_or_else(|_| self.name_there(&RemotePath::root()), |below| self.name_there(&below));
                     let text = "it holds what the rules leave out, and so it stays in the way (--delete-excluded)";
                     let error = Error::new(ErrorKind::Exists, text);
                     events.tell(Event::Failed { item: None, name, error }).await;

@@ -5,6 +5,8 @@
 //! holds two listings of one directory, a few thousand names of some others, what is to be removed, and the directories
 //! that still wait.
 
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -13,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::client::compare::{Action, Compared, Settings, compare, is_same_mode, is_same_time, joined};
 use crate::client::event::{Event, Events, ItemKind, Outcome};
 use crate::client::filter::{Filter, Ignores, Subject};
+use crate::client::plan::local_path;
 use crate::client::side::{Listing, Side, name_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::{Component, NamePolicy, RemotePath};
@@ -83,10 +86,28 @@ pub(crate) struct Sides {
     pub(crate) source: Side,
     /// None when there is nothing yet.
     pub(crate) there: Option<Side>,
+    /// What the destination is called.
+    pub(crate) destination: Place,
     pub(crate) settings: Settings,
     pub(crate) filter: Arc<Filter>,
     /// Names that the destination would refuse are told, because nothing else will ask it.
     pub(crate) foresees_names: bool,
+}
+
+/// Where a destination is, whether there is anything or not.
+pub(crate) enum Place {
+    Here(PathBuf),
+    There(RemotePath),
+}
+
+impl Place {
+    /// What something below it is called.
+    pub(crate) fn name(&self, below: &RemotePath) -> Vec<u8> {
+        match self {
+            Place::Here(path) => local_path(path, below).as_os_str().as_bytes().to_vec(),
+            Place::There(path) => joined(&path.to_bytes(), &below.to_bytes()),
+        }
+    }
 }
 
 /// A directory that is to be looked at.
@@ -384,7 +405,7 @@ impl<T> Traversal<T> {
     }
 
     fn name_there(&self, below: &RemotePath) -> Vec<u8> {
-        self.sides.there.as_ref().map_or_else(|| below.to_bytes(), |there| there.name(below))
+        self.sides.destination.name(below)
     }
 
     async fn fail(&self, name: Vec<u8>, error: Error) {
@@ -396,7 +417,8 @@ impl<T> Traversal<T> {
             && let Step::Directory { below, .. } | Step::File { below, .. } | Step::Link { below, .. } = &step
             && let Err(error) = NamePolicy::default().check(below)
         {
-            let name = self.sides.source.name(below);
+            let is_file = matches!(step, Step::File { .. });
+            let name = if is_file { self.sides.source.name(below) } else { self.name_there(below) };
             self.fail(name, name_error(error)).await;
             return;
         }

@@ -196,9 +196,11 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             others.for_each(|(_, field)| shorter.extend_from_slice(field));
             let optional = match (vector.kind, fields[left_out][0]) {
                 (Kind::ClientHello, 2 | 3)
-                | (Kind::ServerHello, 2 | 4)
+                | (Kind::ServerHello, 2 | 4 | 9 | 10)
                 | (Kind::Failed, 2)
                 | (Kind::Put | Kind::Done, 1..=3)
+                | (Kind::Done, 4)
+                | (Kind::List, 1 | 2)
                 | (Kind::Stored, 1 | 3)
                 | (Kind::GetAnswer, 4)
                 | (Kind::MakeLink, 2)

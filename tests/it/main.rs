@@ -15,6 +15,8 @@ mod order;
 mod real;
 mod refusals;
 mod rig;
+mod sync;
+mod sync_model;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;

@@ -1,0 +1,1 @@
+//! `sealift sync` as people run it.
