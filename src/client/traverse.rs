@@ -105,6 +105,7 @@ impl Place {
     pub(crate) fn name(&self, below: &RemotePath) -> Vec<u8> {
         match self {
             Place::Here(path) => local_path(path, below).as_os_str().as_bytes().to_vec(),
+            Place::There(path) if below.is_root() => path.to_bytes(),
             Place::There(path) => joined(&path.to_bytes(), &below.to_bytes()),
         }
     }
