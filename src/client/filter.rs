@@ -185,11 +185,11 @@ impl Ignores {
     /// The rules of a file that lies in `directory` (bytes between slashes; empty for the top).
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] for one that cannot be read as rules: to leave it aside could send what shall stay.
+    /// [`ErrorKind::Io`] for one that cannot be read as rules: to leave it aside could send what shall stay.
     pub fn new(directory: &[u8], content: &[u8], parent: Option<Arc<Ignores>>) -> Result<Arc<Ignores>> {
         let shown =
             if directory.is_empty() { IGNORE_NAME.to_owned() } else { format!("{}/{IGNORE_NAME}", Escaped(directory)) };
-        let bad = |why: String| Error::new(ErrorKind::Usage, format!("the rules in {shown}: {why}"));
+        let bad = |why: String| Error::new(ErrorKind::Io, format!("the rules in {shown}: {why}"));
         let text = std::str::from_utf8(content).map_err(|_| bad("they are not UTF-8 text".to_owned()))?;
         let mut builder = GitignoreBuilder::new(".");
         for line in text.lines() {

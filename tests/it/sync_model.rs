@@ -644,10 +644,9 @@ fn show(tree: &Tree) -> String {
     lines.concat()
 }
 
-#[test]
-fn random_trees_become_the_same() {
-    let cases = std::env::var("CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(1000_u64);
-    let mut numbers = Numbers::new("sync");
+fn run_cases(test: &str) {
+    let cases = std::env::var("CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500_u64);
+    let mut numbers = Numbers::new(test);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let (stop, mut tasks) = (CancellationToken::new(), tokio::task::JoinSet::new());
@@ -659,4 +658,16 @@ fn random_trees_become_the_same() {
         stop.cancel();
         tasks.join_all().await;
     });
+}
+
+// Two halves, so that they run side by side.
+
+#[test]
+fn random_trees_become_the_same() {
+    run_cases("random_trees_become_the_same");
+}
+
+#[test]
+fn random_trees_become_the_same_once_more() {
+    run_cases("random_trees_become_the_same_once_more");
 }
