@@ -108,8 +108,8 @@ struct Desk {
 }
 
 enum Outgoing {
-    /// Whole frames, headers included.
-    Frames(Vec<Bytes>),
+    /// Whole frames of one transfer, headers included.
+    Frames(u32, Vec<Bytes>),
     /// What is left of a group.
     Content { transfer: u32, offset: u64, content: Bytes, _room: OwnedSemaphorePermit },
 }
@@ -325,7 +325,7 @@ impl Session {
         desk.next_transfer = next;
         let slot = Slot { replies, is_due: true, wanted: VecDeque::new(), unasked_max, size: 0, _permits: permits };
         desk.slots.insert(transfer, slot);
-        desk.outgoing.push_back(Outgoing::Frames(frames(transfer)));
+        desk.outgoing.push_back(Outgoing::Frames(transfer, frames(transfer)));
         desk.wake();
         Ok(transfer)
     }
@@ -335,7 +335,7 @@ impl Session {
         let mut desk = self.desk();
         if let Some(slot) = desk.slots.get_mut(&transfer) {
             change(slot);
-            desk.outgoing.push_back(Outgoing::Frames(vec![message.to_frame(transfer).into()]));
+            desk.outgoing.push_back(Outgoing::Frames(transfer, vec![message.to_frame(transfer).into()]));
             desk.wake();
         }
     }
@@ -344,7 +344,9 @@ impl Session {
     pub(crate) fn abort(&self, transfer: u32, error: &Error) {
         let mut desk = self.desk();
         if desk.slots.remove(&transfer).is_some() {
-            desk.outgoing.push_back(Outgoing::Frames(vec![Failed::from_error(error).to_frame(transfer).into()]));
+            desk.cut(transfer);
+            let failed = Failed::from_error(error).to_frame(transfer);
+            desk.outgoing.push_back(Outgoing::Frames(transfer, vec![failed.into()]));
             desk.wake();
         }
     }
@@ -356,6 +358,20 @@ fn unasked_cost(size: u64) -> usize {
 }
 
 impl Desk {
+    /// Takes back the content of an exchange that is given up, and what was to follow it: a finish without its
+    /// content would be a breach.
+    fn cut(&mut self, transfer: u32) {
+        let mut is_cut = false;
+        self.outgoing.retain(|outgoing| match outgoing {
+            Outgoing::Content { transfer: of, .. } if *of == transfer => {
+                is_cut = true;
+                false
+            }
+            Outgoing::Frames(of, _) => *of != transfer || !is_cut,
+            Outgoing::Content { .. } => true,
+        });
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -570,7 +586,7 @@ impl Handler for Front {
         loop {
             match outgoing.front_mut() {
                 None => return Poll::Pending,
-                Some(Outgoing::Frames(frames)) => {
+                Some(Outgoing::Frames(_, frames)) => {
                     if ready_len >= DATA_QUEUE_MAX {
                         return Poll::Pending;
                     }

@@ -568,20 +568,19 @@ async fn case(bench: &mut Bench, case: u64, numbers: &mut Numbers) {
     if !starts_missing {
         write(to, &there);
     }
-    if numbers.below(8) == 0 {
+    if numbers.below(12) == 0 {
         // Cut off somewhere; what was on its way may still arrive, and is waited for.
         let until = numbers.below(12);
         bench.run(case, &options, false, Some(until)).await;
-        let mut last = read(to);
-        loop {
-            tokio::time::sleep(Duration::from_millis(30)).await;
-            let now = read(to);
-            if now == last {
-                break;
-            }
+        let look = || (read(to), fs::metadata(to).map(|top| (top.mtime(), top.mtime_nsec())).ok());
+        let (mut last, mut same) = (look(), 0);
+        while same < 4 {
+            tokio::time::sleep(Duration::from_millis(25)).await;
+            let now = look();
+            same = if now == last { same + 1 } else { 0 };
             last = now;
         }
-        there = last;
+        there = last.0;
         // Tasks that were cut off on other threads may have told more.
         while bench.events.try_recv().is_ok() {}
     }
