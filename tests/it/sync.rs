@@ -345,6 +345,39 @@ fn special_files_and_bits_stay_behind() {
 }
 
 #[test]
+fn sparse_files_stay_sparse_on_disk() {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+    let server = Server::start(&[]);
+    let path = server.local("tree/sparse");
+    write(&path, "");
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(24 << 20).unwrap();
+    file.write_all_at(&noise(1, 70_000), 9 << 20).unwrap();
+    // One that ends in a hole, and one that is nothing else.
+    write(&server.local("tree/hole"), "");
+    fs::File::options().write(true).open(server.local("tree/hole")).unwrap().set_len(3 << 20).unwrap();
+    let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    if rustix::fs::fallocate(&file, flags, 0, 1 << 20).is_err() {
+        println!("skipped: this file system has no holes");
+        return;
+    }
+    server.run(&["sync", "tree", "@copy"], 0);
+    server.run(&["sync", "@copy", "back"], 0);
+    for top in [server.root().join("copy"), server.local("back")] {
+        assert_same_tree(&tree(&top), &tree(&server.local("tree")));
+        for name in ["sparse", "hole"] {
+            let taken = fs::metadata(top.join(name)).unwrap().blocks() * 512;
+            assert!(taken <= 2 << 20, "{name} takes {taken} bytes in {}", top.display());
+        }
+    }
+    // A version with a hole where the last one had content.
+    file.set_len(0).unwrap();
+    file.set_len(24 << 20).unwrap();
+    server.run(&["sync", "tree", "@copy"], 0);
+    assert_same_tree(&tree(&server.root().join("copy")), &tree(&server.local("tree")));
+}
+
+#[test]
 fn a_dry_run_foresees_policies_and_refused_names() {
     let server = Server::start(&[]);
     for name in ["new", "same", "other", "bad\nname"] {
