@@ -431,6 +431,13 @@ impl Pair {
                 })?;
                 tree = Some(opened.clone());
                 let there = remote.is_some().then(|| Side::Remote(client.clone(), plan.remote.clone()));
+                // The served root keeps its own mode and time, whatever they are.
+                let remote = match remote {
+                    Some(remote) if plan.remote.is_root() => {
+                        Some(Entry { mode: settings.directory_mode.apply(top.mode), mtime: top.mtime, ..remote })
+                    }
+                    remote => remote,
+                };
                 (Side::Tree(opened), there, top, remote)
             }
             Direction::Down => {

@@ -124,6 +124,22 @@ fn removals_have_their_guards() {
 }
 
 #[test]
+fn the_root_of_a_server_can_be_either_side() {
+    let server = Server::start(&[]);
+    some_tree(&server.local("tree"));
+    server.run(&["sync", "--delete", "tree", "@"], 0);
+    let summary = server.summary(&["sync", "--delete", "tree", "@"], 0);
+    assert_eq!((count(&summary, "unchanged"), count(&summary, "directories")), (44, 0), "{summary}");
+    server.run(&["sync", "--delete", "@", "back"], 0);
+    assert_eq!(names(&server.local("back")), names(&server.local("tree")));
+    fs::remove_dir_all(server.local("tree/1")).unwrap();
+    let summary = server.summary(&["sync", "--delete", "tree", "@"], 0);
+    assert_eq!(count(&summary, "removed"), 11, "{summary}");
+    assert!(server.root().join(".sealift").exists() && !server.root().join("1").exists());
+    server.assert_no_leftovers();
+}
+
+#[test]
 fn kinds_change_only_with_delete() {
     let server = Server::start(&[]);
     write(&server.local("tree/was-directory"), "file");

@@ -204,7 +204,8 @@ fn read(top: &Path) -> Tree {
         let Ok(entries) = fs::read_dir(on_disk(top, &above)) else { continue };
         for entry in entries {
             let mut path: Vec<Vec<u8>> = above.clone();
-            path.push(entry.unwrap().file_name().as_bytes().to_vec());
+            let Ok(entry) = entry else { continue };
+            path.push(entry.file_name().as_bytes().to_vec());
             let place = on_disk(top, &path);
             let Ok(status) = fs::symlink_metadata(&place) else { continue };
             let (mode, mtime) = (status.mode() & 0o7777, (status.mtime(), status.mtime_nsec()));
@@ -212,9 +213,10 @@ fn read(top: &Path) -> Tree {
                 waiting.push(path.clone());
                 Node::Directory { mode, mtime }
             } else if status.is_symlink() {
-                Node::Link(fs::read_link(&place).unwrap().as_os_str().as_bytes().to_vec())
+                // Something else since its status was asked for, when something still changes it.
+                let Ok(target) = fs::read_link(&place) else { continue };
+                Node::Link(target.as_os_str().as_bytes().to_vec())
             } else {
-                // Gone since its status was asked for, when something still changes it.
                 let Ok(content) = fs::read(&place) else { continue };
                 Node::File { content, mode, mtime }
             };
