@@ -191,6 +191,13 @@ class SealiftOne(Sealift):
     extra = ("--streams", "1")
 
 
+class SealiftEach(Sealift):
+    name = "sealift, a sync per file"
+
+    def serve(self):
+        return [*super().serve(), "--sync-each"]
+
+
 class Nginx(Tool):
     name = "nginx+curl"
     needs, hint = ("nginx", "curl"), "apt-get install nginx curl"
@@ -605,7 +612,7 @@ class Bench:
         source = self.tree(directories, files, size)
         count, total = directories * files, directories * files * size
         for number in range(1, self.options.pairs + 1):
-            kinds = [(tool, synced) for tool in self.tools(Sealift, TarSsh)
+            kinds = [(tool, synced) for tool in self.tools(Sealift, SealiftEach, TarSsh)
                      for synced in ((False,) if isinstance(tool, Sealift) else (True, False))]
             for tool, synced in rotate(kinds, number):
                 if not self.mount():

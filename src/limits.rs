@@ -37,6 +37,8 @@ pub const OPEN_TRANSFERS_MAX: usize = 1024;
 /// Groups of one connection that are begun and not whole, those of unasked files not counted: each holds a buffer
 /// of up to 1 MiB until it is. More: protocol error.
 pub const OPEN_GROUPS_MAX: usize = 8;
+/// Connections that may join one session, over its whole life. One more: refused, and the client goes on without it.
+pub const JOINS_MAX: usize = 32;
 /// Bytes of a file: what file systems and signed offsets can express, and a group index fits 32 bits
 /// (4 PiB). More: refused before data.
 pub const FILE_SIZE_MAX: u64 = 1 << 52;
@@ -81,6 +83,13 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const CLIENT_PROGRESS_TIMEOUT: Duration = Duration::from_secs(300);
 /// Waits between a client's attempts: doubled from the first to the last, with jitter.
 pub const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// The least rate, in bytes per second, that a limit may have: with less, many connections that share it would run
+/// into deadlines.
+pub const RATE_MIN: u64 = 16 * KIB as u64;
+/// A round trip shorter than this is one to a near peer: one connection fills the path, and the system's congestion
+/// control is left alone.
+pub const NEAR_ROUND_TRIP: Duration = Duration::from_millis(2);
 
 // ---- resources of a server ---------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ pub fn recode(kind: Kind, transfer: u32, payload: &[u8]) -> Result<Vec<u8>, Brea
         Kind::Finish => message::<protocol::Finish>,
         Kind::Stored => message::<protocol::Stored>,
         Kind::StoredBatch => message::<protocol::StoredBatch>,
+        Kind::Written => message::<protocol::Written>,
         Kind::Get => message::<protocol::Get>,
         Kind::GetAnswer => message::<protocol::GetAnswer>,
         Kind::Want => message::<protocol::Want>,

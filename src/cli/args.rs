@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
@@ -17,6 +17,7 @@ use crate::cli::values;
 use crate::client::compare::DeleteMax;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
+use crate::net::Congestion;
 use crate::protocol::{IfExists, Rights};
 use crate::storage::ModeRange;
 
@@ -131,15 +132,55 @@ pub struct ConnectArgs {
     pub trust: TrustArgs,
 }
 
+/// How the connections of a transfer are used.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PaceArgs {
+    /// Connections of one transfer [default: computed]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub streams: Option<u16>,
+    /// Bytes of content per second, at most
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bwlimit: Option<u64>,
+    /// TCP congestion control [default: bbr when far, cubic when near]
+    #[arg(long, value_name = "NAME", value_parser = values::congestion)]
+    pub cc: Option<Congestion>,
+}
+
+/// The same flags for a command whose help has no room for them.
+#[derive(Clone, Debug, Default)]
+pub struct UnlistedPaceArgs(pub PaceArgs);
+
+impl FromArgMatches for UnlistedPaceArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<UnlistedPaceArgs, clap::Error> {
+        PaceArgs::from_arg_matches(matches).map(UnlistedPaceArgs)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl Args for UnlistedPaceArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        ["streams", "bwlimit", "cc"]
+            .iter()
+            .fold(PaceArgs::augment_args(command), |command, name| command.mut_arg(name, |arg| arg.hide(true)))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        UnlistedPaceArgs::augment_args(command)
+    }
+}
+
 /// The flags of every command that moves content.
 #[derive(Args, Clone, Debug)]
 pub struct TransferArgs {
     /// For a taken name: overwrite, skip, fail, rename
     #[arg(long, value_name = "WHAT", value_enum, default_value = "overwrite", hide_possible_values = true)]
     pub if_exists: IfExistsArg,
-    /// Connections of one transfer [default: computed]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
-    pub streams: Option<u16>,
+    /// How connections are used.
+    #[command(flatten)]
+    pub pace: PaceArgs,
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -253,10 +294,9 @@ pub struct SyncArgs {
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
-    /// Connections of one transfer [default: computed]
-    // As in `put`; there is no room for it in the help.
-    #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
-    pub streams: Option<u16>,
+    /// How connections are used, as in `put`.
+    #[command(flatten)]
+    pub pace: UnlistedPaceArgs,
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -418,6 +458,18 @@ pub struct ServeArgs {
     /// Bytes of memory for content in flight
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = values::size)]
     pub memory: u64,
+    /// Sync each small file by itself, to measure what group commits are worth
+    #[arg(long, hide = true)]
+    pub sync_each: bool,
+    /// Bytes of content per second in each direction, all clients together
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bwlimit: Option<u64>,
+    /// The same for each client, whatever number of connections it makes
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub bwlimit_client: Option<u64>,
+    /// TCP congestion control [default: bbr when far, cubic when near]
+    #[arg(long, value_name = "NAME", value_parser = values::congestion)]
+    pub cc: Option<Congestion>,
     /// Permissions of stored files, at least and at most, octal
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub file_mode: Option<ModeRange>,

@@ -29,7 +29,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
     let session = Session {
         command: "get",
         connect: &args.connect,
-        streams: args.transfer.streams,
+        pace: Some(&args.transfer.pace),
         endpoint: named.endpoint.clone(),
         data_on_stdout: to_stream,
         has_summary: true,

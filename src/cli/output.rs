@@ -13,12 +13,16 @@ use tokio::sync::mpsc;
 
 use crate::cli::format;
 use crate::cli::signals::Signal;
-use crate::client::event::{Event, ItemKind, Outcome, Summary};
+use crate::client::event::{EVENTS_MAX, Event, ItemKind, Outcome, Summary};
 use crate::error::{Error, ErrorKind};
 use crate::path::Escaped;
 
 /// How often bars are drawn, a second.
 const DRAWS_PER_SECOND: u8 = 10;
+
+/// Events that come at once when there are many, and how long the next are then left to gather.
+const BUSY_COUNT: usize = 32;
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// How often progress is told in JSON.
 const JSON_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -129,9 +133,15 @@ impl Reporter {
     /// Shows events until their senders are gone. Blocks: it has a thread of its own.
     #[must_use]
     pub fn watch(mut self, mut events: mpsc::Receiver<Event>) -> Reporter {
-        // `None` says that every sender is gone; an event cannot fail to come.
-        while let Some(event) = events.blocking_recv() {
-            self.add(&event);
+        let mut batch = Vec::new();
+        // None says that every sender is gone; an event cannot fail to come.
+        while events.blocking_recv_many(&mut batch, EVENTS_MAX) > 0 {
+            batch.iter().for_each(|event| self.add(event));
+            if batch.len() >= BUSY_COUNT {
+                // Each waking costs those who tell; what comes in the meantime waits in the queue.
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            batch.clear();
         }
         self
     }

@@ -24,7 +24,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let session = Session {
         command: "put",
         connect: &args.connect,
-        streams: args.transfer.streams,
+        pace: Some(&args.transfer.pace),
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,

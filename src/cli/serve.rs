@@ -28,10 +28,9 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     }
     logging(args);
     let prepared = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // It accepts and waits for signals; connections have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
-        .thread_name("sealift")
         .build()
         .while_doing(|| "start the runtime".into())?;
     runtime.block_on(serve(args, prepared, out))
@@ -51,7 +50,7 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
     if memory < 4 * GROUP_LEN {
         return Err(usage("--memory is less than 4M, too little for one transfer"));
     }
-    let mut store = StoreOptions { home: std::env::home_dir(), ..StoreOptions::default() };
+    let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
     }
@@ -59,7 +58,18 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
         store.directory_mode = mode;
     }
     let store = Store::open_served(root, store)?;
-    Ok(ServerOptions { store, tls, access, listen: args.listen.clone(), memory })
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(ServerOptions {
+        store,
+        tls,
+        access,
+        listen: args.listen.clone(),
+        memory,
+        threads,
+        congestion: args.cc.clone().unwrap_or_default(),
+        rate: args.bwlimit,
+        rate_of_one: args.bwlimit_client,
+    })
 }
 
 /// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use crate::cli::args::ConnectArgs;
+use crate::cli::args::{ConnectArgs, PaceArgs};
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
 use crate::cli::{print_error, sources, trust};
@@ -21,7 +21,8 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Session<'a> {
     pub(super) command: &'static str,
     pub(super) connect: &'a ConnectArgs,
-    pub(super) streams: Option<u16>,
+    /// How connections are used, if content is moved.
+    pub(super) pace: Option<&'a PaceArgs>,
     pub(super) endpoint: Endpoint,
     /// Whether standard output carries data.
     pub(super) data_on_stdout: bool,
@@ -41,7 +42,8 @@ impl Session<'_> {
         if !self.has_summary && reader == Reader::Person && detail == Detail::Normal {
             detail = Detail::Quiet;
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
+        // One thread for the protocol: its steps wake one another, and reading, hashing and writing have others.
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_name("sealift")
@@ -55,7 +57,9 @@ impl Session<'_> {
             .while_doing(|| "start a thread for the output".to_owned())?;
         let options = ClientOptions {
             timeout: self.connect.timeout,
-            streams: self.streams,
+            streams: self.pace.and_then(|pace| pace.streams),
+            congestion: self.pace.and_then(|pace| pace.cc.clone()).unwrap_or_default(),
+            rate: self.pace.and_then(|pace| pace.bwlimit),
             ..ClientOptions::new(self.endpoint, tls)
         };
         let ending = runtime.block_on(async {

@@ -27,7 +27,7 @@ pub(super) fn run(args: &SyncArgs) -> Result<u8> {
     let session = Session {
         command: "sync",
         connect: &args.connect,
-        streams: args.streams,
+        pace: Some(&args.pace.0),
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,

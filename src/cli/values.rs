@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::hash::Root;
+use crate::limits::RATE_MIN;
+use crate::net::Congestion;
 use crate::protocol::Rights;
 use crate::storage::ModeRange;
 
@@ -20,6 +22,27 @@ pub fn size(text: &str) -> Result<u64, String> {
     };
     let number = number(digits).ok_or("a size is written 4096, 64K, 256M or 2G (powers of 1024)")?;
     number.checked_mul(1 << shift).ok_or_else(|| "too large a size".to_owned())
+}
+
+/// A number of bytes per second, as [`size`] writes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn rate(text: &str) -> Result<u64, String> {
+    let hint = "a rate is written 512K, 10M or 1G: bytes per second";
+    match size(text) {
+        Ok(rate) if rate >= RATE_MIN => Ok(rate),
+        Ok(_) => Err(format!("less than {}K per second, by which nothing gets anywhere", RATE_MIN >> 10)),
+        Err(_) => Err(hint.to_owned()),
+    }
+}
+
+/// A congestion control that this machine has.
+///
+/// # Errors
+/// Why it cannot be had.
+pub fn congestion(name: &str) -> Result<Congestion, String> {
+    Congestion::named(name).map_err(|error| error.to_string())
 }
 
 /// A length of time above zero: digits and `s`, `m`, `h` or `d`.
@@ -121,6 +144,17 @@ mod tests {
         ] {
             assert_eq!(size(text).ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn rates_and_controls() {
+        assert_eq!(rate("16K"), Ok(16 << 10));
+        assert_eq!(rate("2G"), Ok(2 << 30));
+        for text in ["0", "1K", "16383", "", "10MB", "fast"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+        assert!(congestion("reno").is_ok());
+        assert!(congestion("no-such-control").unwrap_err().contains("no-such-control"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The client as a library: one server, a connection that is made again when it breaks, and plain requests.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,16 +16,22 @@ use crate::client::session::{Reply, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
+use crate::net::Congestion;
 use crate::path::RemotePath;
 use crate::protocol::{
     Bytes16, Done, Entry, Hash, IfExists, MakeDirectory, Message, Mtime, Remove, Rename, Rights, SetDirectory, Stat,
 };
 use crate::tls::ClientTls;
+use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
+/// A smaller transfer is over before further connections would help.
+const LANES_FROM: u64 = 4 * MIB as u64;
 /// Attempts at a file that changes every time it is read.
 const CHANGED_MAX: u32 = 5;
+/// How often the progress of an item is told at most.
+const TELL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long the orderly end of a connection may take: everything is answered by then.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,15 +45,26 @@ pub struct ClientOptions {
     pub tls: ClientTls,
     /// The longest time without progress, reconnects included.
     pub timeout: Duration,
-    /// Connections of one transfer; none: as many as make it fast. One is used for now.
+    /// Connections of one transfer; none: as many as make it fast.
     pub streams: Option<u16>,
+    /// What is asked of the system for each connection.
+    pub congestion: Congestion,
+    /// Bytes of content per second at most, over all connections; none: as many as there can be.
+    pub rate: Option<u64>,
 }
 
 impl ClientOptions {
     /// The defaults for this server.
     #[must_use]
     pub fn new(endpoint: Endpoint, tls: ClientTls) -> ClientOptions {
-        ClientOptions { endpoint, tls, timeout: CLIENT_PROGRESS_TIMEOUT, streams: None }
+        ClientOptions {
+            endpoint,
+            tls,
+            timeout: CLIENT_PROGRESS_TIMEOUT,
+            streams: None,
+            congestion: Congestion::default(),
+            rate: None,
+        }
     }
 }
 
@@ -63,6 +81,7 @@ pub struct Client {
 struct Inner {
     dialer: Dialer,
     timeout: Duration,
+    streams: Option<u16>,
     pool: Pool,
     events: Events,
     link: tokio::sync::Mutex<Link>,
@@ -97,8 +116,9 @@ impl Client {
         let now = Instant::now();
         let client = Client {
             inner: Arc::new(Inner {
-                dialer: Dialer::new(options.endpoint, options.tls),
+                dialer: Dialer::new(options.endpoint, options.tls, options.congestion, options.rate),
                 timeout: options.timeout,
+                streams: options.streams,
                 pool: Pool::new(CLIENT_BUFFERS),
                 events,
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
@@ -285,6 +305,46 @@ impl Client {
         session
     }
 
+    /// Opens the further connections that a transfer of this size gets at its beginning.
+    pub(crate) fn widen(&self, session: &Session, size: u64) {
+        if size < LANES_FROM {
+            return;
+        }
+        let count = match self.inner.streams {
+            Some(count) => usize::from(count),
+            None => {
+                let count = Width::first(session.round_trip(), size);
+                session.lanes().begin_with(count);
+                count
+            }
+        };
+        self.open_lanes(session, count);
+    }
+
+    /// More connections would be better, by what was measured.
+    pub(crate) fn widen_to(&self, session: &Session, count: usize) {
+        if self.inner.streams.is_none() {
+            self.open_lanes(session, count);
+        }
+    }
+
+    fn open_lanes(&self, session: &Session, count: usize) {
+        let (Some(token), Some(address)) = (session.hello().token, session.address()) else { return };
+        for _ in 0..session.lanes().missing(count) {
+            let (inner, lanes, pool) = (Arc::downgrade(&self.inner), session.lanes().clone(), self.pool().clone());
+            self.drivers().spawn(async move {
+                let Some(joining) = inner.upgrade() else { return };
+                let joined = joining.dialer.join(address, token).await;
+                drop(joining);
+                match joined {
+                    Ok(connection) => lanes.drive(connection, pool).await,
+                    // It goes on with the connections that it has.
+                    Err(_) => lanes.not_opened(),
+                }
+            });
+        }
+    }
+
     fn drivers(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
         self.inner.drivers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -333,7 +393,7 @@ impl Client {
     /// An item that is told about under a number of its own.
     pub(crate) fn item(&self, name: Vec<u8>) -> Item {
         let id = self.inner.next_item.fetch_add(1, Ordering::Relaxed);
-        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0) }
+        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0), told: None }
     }
 }
 
@@ -347,10 +407,22 @@ fn is_of_connection(kind: ErrorKind) -> bool {
 /// # Errors
 /// `Internal` when it has none.
 pub(crate) fn random_id() -> Result<Bytes16> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error))?;
-    Ok(Bytes16(bytes))
+    // One system call for many ids.
+    const COUNT: usize = 64;
+    thread_local! {
+        static IDS: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
+    }
+    IDS.with_borrow_mut(|ids| {
+        if ids.is_empty() {
+            let mut bytes = [0; 16 * COUNT];
+            getrandom::fill(&mut bytes).map_err(|error| {
+                Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error)
+            })?;
+            ids.extend(bytes.as_chunks().0);
+        }
+        let id = ids.pop();
+        id.map(Bytes16).ok_or_else(|| Error::new(ErrorKind::Internal, "no random bytes came from the system"))
+    })
 }
 
 /// Between half and all of a wait, so that many clients do not come back at once.
@@ -401,8 +473,17 @@ pub(crate) struct Item {
     counted: u64,
     /// The most that counted as done in any attempt: only what gets beyond it is progress.
     best: u64,
-    /// Progress that there was no room to tell.
+    /// Progress that is not told yet, and when some last was.
     untold: (i64, u64),
+    told: Option<Instant>,
+}
+
+impl Drop for Item {
+    fn drop(&mut self) {
+        if self.untold != (0, 0) {
+            self.tell_now();
+        }
+    }
 }
 
 impl Item {
@@ -425,9 +506,18 @@ impl Item {
     }
 
     fn tell(&mut self, bytes: i64, moved: u64) {
-        let (bytes, moved) = (self.untold.0 + bytes, self.untold.1 + moved);
-        let told = self.client.inner.events.progress(self.id, bytes, moved);
-        self.untold = if told { (0, 0) } else { (bytes, moved) };
+        self.untold = (self.untold.0 + bytes, self.untold.1 + moved);
+        // Each telling wakes a thread.
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
+            self.told = Some(Instant::now());
+            self.tell_now();
+        }
+    }
+
+    fn tell_now(&mut self) {
+        if self.client.inner.events.progress(self.id, self.untold.0, self.untold.1) {
+            self.untold = (0, 0);
+        }
     }
 
     /// Tells what there was no room for; to be called before the item's end is told.

@@ -15,9 +15,9 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
 use crate::limits::CONNECT_TIMEOUT;
-use crate::net::{Connection, Event, Handler, Socket, SocketBuffers};
+use crate::net::{Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
 use crate::path::escape_text;
-use crate::protocol::{Breach, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
+use crate::protocol::{Breach, Bytes16, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
 use crate::tls::{ClientTls, describe, explain_client_error, server_name};
 
 /// After this long without an answer from one address, the next is tried beside it.
@@ -34,6 +34,8 @@ pub(crate) struct Dialer {
     endpoint: Endpoint,
     tls: ClientTls,
     buffers: SocketBuffers,
+    congestion: Congestion,
+    limits: Limits,
 }
 
 /// A connection on which both sides have greeted.
@@ -47,8 +49,9 @@ pub(crate) struct Greeted {
 }
 
 impl Dialer {
-    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls) -> Dialer {
-        Dialer { endpoint, tls, buffers: SocketBuffers::new() }
+    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls, congestion: Congestion, rate: Option<u64>) -> Dialer {
+        let limits = Limits::of([rate]);
+        Dialer { endpoint, tls, buffers: SocketBuffers::new(), congestion, limits }
     }
 
     /// Connects and greets, all within [`CONNECT_TIMEOUT`].
@@ -67,12 +70,33 @@ impl Dialer {
         })
     }
 
+    /// Joins a session: connects to the very address that its first connection goes to, and shows the token.
+    ///
+    /// # Errors
+    /// As [`Dialer::connect`]; `Session` or `Limit` when the server does not let it join.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Connection> {
+        let joining = async {
+            let tcp = reach(&self.endpoint, vec![address]).await?;
+            self.greet_over(tcp, Some(token)).await
+        };
+        let late = |_| Err(Error::new(ErrorKind::Timeout, format!("{} did not answer in time", self.endpoint)));
+        timeout(CONNECT_TIMEOUT, joining).await.unwrap_or_else(late).map(|greeted| greeted.connection)
+    }
+
     async fn connect_once(&self) -> Result<Greeted> {
-        let host = self.endpoint.host();
         let addresses = resolve(&self.endpoint).await?;
         let tcp = reach(&self.endpoint, addresses).await?;
+        self.greet_over(tcp, None).await
+    }
+
+    async fn greet_over(&self, tcp: TcpStream, join: Option<Bytes16>) -> Result<Greeted> {
+        let host = self.endpoint.host();
         watch_over(&tcp);
         let socket = Socket::new(tcp, self.buffers.clone());
+        socket.set_congestion(&self.congestion);
         let tls = TlsConnector::from(self.tls.config())
             .connect(server_name(host)?, socket)
             .await
@@ -80,7 +104,8 @@ impl Dialer {
         let warnings = self.tls.accept_server(tls.get_ref().1, host)?;
         let description = describe(tls.get_ref().1);
         let mut connection = Connection::new(TlsStream::Client(tls));
-        let hello = greet(&mut connection, host).await?;
+        connection.set_limits(&self.limits);
+        let hello = greet(&mut connection, host, join).await?;
         Ok(Greeted { connection, hello, description, warnings })
     }
 }
@@ -164,11 +189,11 @@ fn watch_over(tcp: &TcpStream) {
 }
 
 /// Exchanges hellos. Nothing but our version leaves before the server has accepted us.
-async fn greet(connection: &mut Connection, host: &str) -> Result<ServerHello> {
+async fn greet(connection: &mut Connection, host: &str, join: Option<Bytes16>) -> Result<ServerHello> {
     let hello = ClientHello {
         versions: List(VERSIONS.to_vec()),
         agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).to_owned(),
-        join: None,
+        join,
         redeem: None,
     };
     connection.send(0, &hello);

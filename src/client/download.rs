@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::time::Instant;
 
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
@@ -25,6 +26,7 @@ use crate::client::compare::Links;
 use crate::client::download::tree::{Filled, Settling};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::{Filter, Subject};
+use crate::client::lanes::{Pace, Report};
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
 use crate::client::session::{Reply, Session};
 use crate::client::walk::Skip;
@@ -683,10 +685,11 @@ impl Job {
             .unzip();
         let saved = spawn_blocking(move || {
             let mut store = None;
+            let mut parents = storage::Parents::default();
             let staged: Vec<Result<storage::Staged>> = contents
                 .into_iter()
                 .map(|(place, answer, content, root)| {
-                    let staged = stage_small(&place, &answer, &content, root, policy);
+                    let staged = stage_small(&place, &mut parents, &answer, &content, root, policy);
                     store = Some(place.store);
                     staged
                 })
@@ -858,7 +861,7 @@ impl Job {
             .ok_or_else(|| Error::new(ErrorKind::Internal, "a group of a download was not hashed"))?;
         let theirs = match ended {
             Reply::Finish(finish) if finish.size == partial.size => finish.root,
-            // Over several connections no one of them has sent it all.
+            // Of what an earlier attempt got, this connection has sent nothing.
             Reply::Done(_) => match answer.root {
                 Some(root) => root,
                 None => self.client.hash(remote).await?.0,
@@ -875,43 +878,79 @@ impl Job {
         partial: &mut Partial,
         item: &mut Item,
     ) -> Result<()> {
-        let mut asked: VecDeque<(u64, OwnedSemaphorePermit)> = VecDeque::new();
+        let mut asked: VecDeque<(u64, OwnedSemaphorePermit, Instant)> = VecDeque::new();
         let mut writes: JoinSet<Result<(u64, GroupHash, usize)>> = JoinSet::new();
-        let writes_max = if partial.sink.is_ordered() { 1 } else { WRITES_MAX };
+        let is_ordered = partial.sink.is_ordered();
+        let writes_max = if is_ordered { 1 } else { WRITES_MAX };
         let count = group_count(partial.size);
+        let mut carrier = exchange.carry();
+        if !is_ordered {
+            self.client.widen(session, partial.size);
+        }
+        // Groups that lanes owe, and those that one of them owed when it died.
+        let (mut elsewhere, mut again) = (0, VecDeque::new());
+        let mut pace = Pace::new();
+        let write = |writes: &mut JoinSet<_>, sink: Sink, index: u64, buffer: Buffer| {
+            writes.spawn_blocking(move || {
+                let hash = GroupHash::of(index, &buffer);
+                sink.write(index, &buffer)?;
+                Ok((index, hash, buffer.len()))
+            });
+        };
         let result = loop {
+            let Partial { size, tree, next, .. } = &mut *partial;
+            let mut take = || {
+                again.pop_front().or_else(|| {
+                    let group = *next;
+                    (group < count).then(|| *next = tree.first_missing(group + 1, count).unwrap_or(count))?;
+                    Some(group)
+                })
+            };
+            if !is_ordered {
+                elsewhere += carrier.ask(*size, &mut take);
+            }
+            let window = if session.lanes().are_there() && !is_ordered { pace.groups() } else { WINDOW };
             let mut ranges = Vec::new();
-            while partial.next < count && asked.len() < WINDOW {
+            while asked.len() < window {
                 // Only who has nothing on its way waits: what is on its way needs nobody's leave to arrive.
                 let permit = match session.try_want() {
                     Some(permit) => permit,
-                    None if asked.is_empty() => session.want().await?,
+                    None if asked.is_empty() && elsewhere == 0 => session.want().await?,
                     None => break,
                 };
-                let group = partial.next;
-                partial.next = partial.tree.first_missing(group + 1, count).unwrap_or(count);
-                ranges.push((group_offset(group), group_len(partial.size, group) as u64));
-                asked.push_back((group, permit));
+                let Some(group) = take() else { break };
+                ranges.push((group_offset(group), group_len(*size, group) as u64));
+                asked.push_back((group, permit, Instant::now()));
             }
             exchange.want(&ranges);
-            if asked.is_empty() && writes.is_empty() {
+            if asked.is_empty() && elsewhere == 0 && writes.is_empty() {
                 break Ok(());
             }
             tokio::select! {
-                reply = exchange.next(), if !asked.is_empty() && writes.len() < writes_max => match reply {
-                    Ok(Reply::Group(index, buffer)) => {
-                        if asked.pop_front().is_none_or(|(group, _)| group != index) {
-                            break Err(exchange.unexpected(&Reply::Group(index, buffer)));
+                reply = exchange.next(), if (!asked.is_empty() || elsewhere > 0) && writes.len() < writes_max => {
+                    match reply {
+                        Ok(Reply::Group(index, buffer)) => {
+                            match asked.pop_front() {
+                                Some((group, _, since)) if group == index => pace.came_after(since.elapsed()),
+                                _ => break Err(exchange.unexpected(&Reply::Group(index, buffer))),
+                            }
+                            write(&mut writes, partial.sink.clone(), index, buffer);
                         }
-                        let sink = partial.sink.clone();
-                        writes.spawn_blocking(move || {
-                            let hash = GroupHash::of(index, &buffer);
-                            sink.write(index, &buffer)?;
-                            Ok((index, hash, buffer.len()))
-                        });
+                        Ok(other) => break Err(exchange.unexpected(&other)),
+                        Err(error) => break Err(error),
                     }
-                    Ok(other) => break Err(exchange.unexpected(&other)),
-                    Err(error) => break Err(error),
+                }
+                report = carrier.next(), if writes.len() < writes_max => match report {
+                    Report::Came(index, buffer) => {
+                        elsewhere -= 1;
+                        write(&mut writes, partial.sink.clone(), index, buffer);
+                    }
+                    Report::Lost(index) => {
+                        elsewhere -= 1;
+                        again.push_back(index);
+                    }
+                    Report::Wider(count) => self.client.widen_to(session, count),
+                    Report::Joined | Report::Sent(_) => {}
                 },
                 Some(written) = writes.join_next() => {
                     match written.map_err(panicked).and_then(|written| written) {
@@ -1077,13 +1116,14 @@ impl Sink {
 /// Stages a small file. Blocks.
 fn stage_small(
     place: &Place,
+    parents: &mut storage::Parents,
     answer: &GetAnswer,
     content: &[u8],
     root: Root,
     policy: IfExists,
 ) -> Result<storage::Staged> {
     let options = NewFile { size: Some(answer.size), if_exists: policy_to_storage(policy), make_parents: true };
-    let upload = place.store.begin(&place.path, options)?;
+    let upload = place.store.begin_in(parents, &place.path, options)?;
     if !content.is_empty() {
         upload.write_at(0, content)?;
     }

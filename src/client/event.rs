@@ -15,8 +15,8 @@ use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind};
 use crate::hash::Root;
 
-/// Events that wait to be shown. A slot holds a name and at most an error: 4 MiB at the very worst, 200 KiB usually.
-pub const EVENTS_MAX: usize = 512;
+/// Events that wait to be shown. A slot holds a name and at most an error: 4 MiB at the very worst, 400 KiB usually.
+pub const EVENTS_MAX: usize = 1024;
 
 /// A number that tells the files of one command apart.
 pub type ItemId = u64;

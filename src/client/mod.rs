@@ -12,6 +12,7 @@ mod download;
 pub mod event;
 pub mod filter;
 pub mod glob;
+mod lanes;
 pub mod link;
 mod listing;
 pub mod plan;

@@ -9,6 +9,7 @@
 //! before its end tells the server so; a session ends once, for one reason, which everybody who waits is given.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -19,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
+use crate::client::lanes::{self, Carrier, Lanes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{
@@ -40,7 +42,7 @@ const REPLIES_MAX: usize = 1024;
 /// After this long with an answer due, nothing received and nothing written, the server counts as gone.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long the end of a connection may take once everything is answered: it is a courtesy.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What comes back in an exchange.
 #[derive(Debug)]
@@ -88,12 +90,17 @@ pub(crate) struct Session(Arc<Shared>);
 
 struct Shared {
     hello: ServerHello,
+    /// Where the server is.
+    address: Option<SocketAddr>,
+    /// The round trip to it, as the handshake took it.
+    round_trip: Duration,
     desk: Mutex<Desk>,
     open: Arc<Semaphore>,
     unasked: Arc<Semaphore>,
     unasked_kib: usize,
     room: Arc<Semaphore>,
     wanted: Arc<Semaphore>,
+    lanes: Lanes,
 }
 
 struct Desk {
@@ -142,12 +149,16 @@ impl Session {
         };
         let session = Session(Arc::new(Shared {
             hello,
+            // Without it there is one connection, and that works.
+            address: connection.socket().tcp().peer_addr().ok(),
+            round_trip: connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min),
             desk: Mutex::new(desk),
             open: Arc::new(Semaphore::new(open_max)),
             unasked: Arc::new(Semaphore::new(unasked_kib)),
             unasked_kib,
             room: Arc::new(Semaphore::new(ROOM)),
             wanted: Arc::new(Semaphore::new(WANTED_GROUPS_MAX)),
+            lanes: Lanes::new(),
         }));
         let work = drive(connection, session.clone(), pool);
         (session, work)
@@ -156,6 +167,21 @@ impl Session {
     /// What the server said of itself and of us.
     pub(crate) fn hello(&self) -> &ServerHello {
         &self.0.hello
+    }
+
+    /// Where the server is, if the system knows.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.0.address
+    }
+
+    /// The round trip to the server; zero when the system does not tell.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.0.round_trip
+    }
+
+    /// The further connections of this session.
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.0.lanes
     }
 
     /// Whether exchanges can still be opened.
@@ -250,6 +276,8 @@ impl Session {
         let mut desk = self.desk();
         desk.closing = true;
         desk.wake();
+        drop(desk);
+        self.0.lanes.end();
     }
 
     /// Ends the session at once, because the server broke the protocol.
@@ -270,6 +298,7 @@ impl Session {
         self.0.unasked.close();
         self.0.room.close();
         self.0.wanted.close();
+        self.0.lanes.end();
     }
 
     /// Why the session has ended.
@@ -358,17 +387,13 @@ fn unasked_cost(size: u64) -> usize {
 }
 
 impl Desk {
-    /// Takes back the content of an exchange that is given up, and what was to follow it: a finish without its
-    /// content would be a breach.
+    /// Takes back the content and the finish of an exchange that is given up: a finish whose content is not sent any
+    /// more would be a breach.
     fn cut(&mut self, transfer: u32) {
-        let mut is_cut = false;
+        let is_finish = |frames: &[Bytes]| matches!(frames, [frame] if frame.first() == Some(&(Kind::Finish as u8)));
         self.outgoing.retain(|outgoing| match outgoing {
-            Outgoing::Content { transfer: of, .. } if *of == transfer => {
-                is_cut = true;
-                false
-            }
-            Outgoing::Frames(of, _) => *of != transfer || !is_cut,
-            Outgoing::Content { .. } => true,
+            Outgoing::Content { transfer: of, .. } => *of != transfer,
+            Outgoing::Frames(of, frames) => *of != transfer || !is_finish(frames),
         });
     }
 
@@ -424,6 +449,21 @@ impl Exchange {
             desk.wake();
         }
         Ok(())
+    }
+
+    /// Over which session it goes.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Why the session has ended.
+    pub(crate) fn reason(&self) -> Error {
+        self.session.reason()
+    }
+
+    /// Enters this upload with the queue that all connections of the session take groups from.
+    pub(crate) fn carry(&self) -> Carrier {
+        self.session.lanes().carry(self.transfer)
     }
 
     /// Says that all content is sent.
@@ -493,13 +533,13 @@ impl Drop for Exchange {
 /// The connection's side of the content that moves.
 struct Front {
     session: Session,
-    pool: Pool,
     /// Frames that the connection shall take next.
     ready: Vec<Bytes>,
+    /// The group of the common queue that this connection is sending.
+    taken: Option<lanes::Group>,
     /// Groups that are being received, by transfer. One transfer fills one at a time.
     filling: HashMap<u32, Filling>,
-    /// A buffer that is waited for: for whom, how long, and the wait itself.
-    lease: Option<(u32, usize, Lease)>,
+    leases: Leases,
 }
 
 /// A wait for a buffer.
@@ -537,7 +577,7 @@ impl Handler for Front {
             (group_offset(index), group_len(slot.size, index))
         };
         if !self.filling.contains_key(&transfer) {
-            let buffer = match self.poll_lease(cx, transfer, group_size) {
+            let buffer = match self.leases.poll(cx, transfer, group_size) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(buffer) => buffer,
             };
@@ -579,13 +619,13 @@ impl Handler for Front {
         give(&replies, transfer, Reply::Group(offset / GROUP_LEN as u64, buffer))
     }
 
-    fn poll_data(&mut self, _: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
         let mut desk = self.session.desk();
         let Desk { outgoing, slots, .. } = &mut *desk;
         let mut ready_len = 0;
         loop {
             match outgoing.front_mut() {
-                None => return Poll::Pending,
+                None => break,
                 Some(Outgoing::Frames(_, frames)) => {
                     if ready_len >= DATA_QUEUE_MAX {
                         return Poll::Pending;
@@ -597,6 +637,10 @@ impl Handler for Front {
                 Some(Outgoing::Content { transfer, offset, content, .. }) => {
                     if !self.ready.is_empty() {
                         return Poll::Pending;
+                    }
+                    // One group at a time.
+                    if self.taken.is_some() {
+                        break;
                     }
                     let (transfer, start) = (*transfer, *offset);
                     if !slots.contains_key(&transfer) {
@@ -612,23 +656,47 @@ impl Handler for Front {
                 }
             }
         }
+        drop(desk);
+        if !self.ready.is_empty() {
+            return Poll::Pending;
+        }
+        let lanes = self.session.lanes();
+        if self.taken.as_ref().is_some_and(|group| !lanes.is_carried(group)) {
+            self.taken = None;
+        }
+        if self.taken.is_none() {
+            self.taken = lanes.take_first(cx);
+        }
+        lanes.piece(&mut self.taken, true).map_or(Poll::Pending, Poll::Ready)
     }
 }
 
-impl Front {
-    fn poll_lease(&mut self, cx: &mut Context<'_>, transfer: u32, len: usize) -> Poll<Buffer> {
+/// Where buffers for what comes are leased, one wait at a time.
+pub(crate) struct Leases {
+    pool: Pool,
+    /// A buffer that is waited for: for whom, how long, and the wait itself.
+    wait: Option<(u32, usize, Lease)>,
+}
+
+impl Leases {
+    pub(crate) fn new(pool: Pool) -> Leases {
+        Leases { pool, wait: None }
+    }
+
+    /// A buffer for a transfer, now or when there is room.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, transfer: u32, len: usize) -> Poll<Buffer> {
         if let Some(buffer) = self.pool.try_lease(len) {
-            self.lease = None;
+            self.wait = None;
             return Poll::Ready(buffer);
         }
         // The wait of another transfer that was given up in the meantime is no use.
-        if self.lease.as_ref().is_none_or(|(owner, wanted, _)| (*owner, *wanted) != (transfer, len)) {
+        if self.wait.as_ref().is_none_or(|(owner, wanted, _)| (*owner, *wanted) != (transfer, len)) {
             let pool = self.pool.clone();
-            self.lease = Some((transfer, len, Box::pin(async move { pool.lease(len).await })));
+            self.wait = Some((transfer, len, Box::pin(async move { pool.lease(len).await })));
         }
-        let Some((_, _, wait)) = &mut self.lease else { return Poll::Pending };
+        let Some((_, _, wait)) = &mut self.wait else { return Poll::Pending };
         let buffer = std::task::ready!(wait.as_mut().poll(cx));
-        self.lease = None;
+        self.wait = None;
         Poll::Ready(buffer)
     }
 }
@@ -648,7 +716,8 @@ fn give(replies: &Replies, transfer: u32, reply: Reply) -> Result<()> {
 /// Owns the connection until the session ends.
 async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     let front_session = session.clone();
-    let mut front = Front { session: front_session, pool, ready: Vec::new(), filling: HashMap::new(), lease: None };
+    let leases = Leases::new(pool);
+    let mut front = Front { session: front_session, ready: Vec::new(), taken: None, filling: HashMap::new(), leases };
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut life = Life::new();
@@ -667,19 +736,63 @@ async fn drive(mut connection: Connection, session: Session, pool: Pool) {
 }
 
 /// What was seen of the other side, and when.
-struct Life {
+pub(crate) struct Life {
     received: u64,
     sent: u64,
     /// The last time when bytes moved in either direction.
     seen: Instant,
     /// The last time when anything was sent.
     told: Instant,
+    begun: Instant,
 }
 
 impl Life {
-    fn new() -> Life {
+    pub(crate) fn new() -> Life {
         let now = Instant::now();
-        Life { received: 0, sent: 0, seen: now, told: now }
+        Life { received: 0, sent: 0, seen: now, told: now, begun: now }
+    }
+
+    /// Since when the connection is driven.
+    fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Once a second: whether the server is still there, and whether we should say that we are. `is_open`: something
+    /// is; `is_due`: the server owes an answer.
+    ///
+    /// # Errors
+    /// `Timeout` when nothing was heard for too long.
+    pub(crate) fn tick(&mut self, connection: &mut Connection, is_open: bool, is_due: bool) -> Result<()> {
+        let now = Instant::now();
+        let traffic = connection.traffic();
+        if traffic.sent != self.sent {
+            (self.sent, self.told) = (traffic.sent, now);
+            self.seen = now;
+        }
+        if traffic.received != self.received {
+            (self.received, self.seen) = (traffic.received, now);
+        }
+        if !is_open {
+            self.seen = now;
+            return Ok(());
+        }
+        // What our own limit holds back is not the server's fault.
+        if connection.is_held_back() {
+            self.seen = now;
+        }
+        if (is_due || !connection.is_flushed()) && now.duration_since(self.seen) >= SILENCE_MAX {
+            let seconds = SILENCE_MAX.as_secs();
+            let message = format!("nothing was heard from the server for {seconds} seconds");
+            return Err(Error::new(ErrorKind::Timeout, message));
+        }
+        if now.duration_since(self.told) >= WORKING_INTERVAL && (connection.is_flushed() || connection.is_held_back()) {
+            let working = Working { phase: crate::protocol::Phase::Waiting, done: 0, total: 0 };
+            connection.send(0, &working);
+            self.told = now;
+            // Our own sign of life is none of the server's.
+            self.sent += working.to_frame(0).len() as u64;
+        }
+        Ok(())
     }
 }
 
@@ -700,7 +813,11 @@ fn poll_step(
         desk.waker = Some(cx.waker().clone());
     }
     while ticks.poll_tick(cx).is_ready() {
-        tick(connection, &session, life)?;
+        let desk = session.desk();
+        let (is_open, is_due) = (!desk.slots.is_empty(), desk.slots.values().any(|slot| slot.is_due));
+        drop(desk);
+        life.tick(connection, is_open, is_due)?;
+        session.lanes().look(connection, life.age());
         // What was being received for exchanges that have ended meanwhile.
         let desk = session.desk();
         front.filling.retain(|transfer, _| desk.slots.contains_key(transfer));
@@ -723,38 +840,6 @@ fn poll_step(
     let desk = session.desk();
     let is_done = desk.closing && desk.outgoing.is_empty() && connection.is_flushed();
     if is_done { Poll::Ready(Ok(())) } else { Poll::Pending }
-}
-
-/// Once a second: whether the server is still there, and whether we should say that we are.
-fn tick(connection: &mut Connection, session: &Session, life: &mut Life) -> Result<()> {
-    let now = Instant::now();
-    let traffic = connection.traffic();
-    if traffic.sent != life.sent {
-        (life.sent, life.told) = (traffic.sent, now);
-        life.seen = now;
-    }
-    if traffic.received != life.received {
-        (life.received, life.seen) = (traffic.received, now);
-    }
-    let desk = session.desk();
-    if desk.slots.is_empty() {
-        life.seen = now;
-        return Ok(());
-    }
-    let is_due = desk.slots.values().any(|slot| slot.is_due);
-    drop(desk);
-    if (is_due || !connection.is_flushed()) && now.duration_since(life.seen) >= SILENCE_MAX {
-        let seconds = SILENCE_MAX.as_secs();
-        return Err(Error::new(ErrorKind::Timeout, format!("nothing was heard from the server for {seconds} seconds")));
-    }
-    if now.duration_since(life.told) >= WORKING_INTERVAL && connection.is_flushed() {
-        let working = Working { phase: crate::protocol::Phase::Waiting, done: 0, total: 0 };
-        connection.send(0, &working);
-        life.told = now;
-        // Our own sign of life is none of the server's.
-        life.sent += working.to_frame(0).len() as u64;
-    }
-    Ok(())
 }
 
 /// Takes a control frame.

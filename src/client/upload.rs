@@ -23,6 +23,7 @@ use crate::client::api::{Client, Item, random_id};
 use crate::client::compare::Links;
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::Filter;
+use crate::client::lanes::Report;
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
@@ -766,6 +767,8 @@ impl Job {
         item: &mut Item,
     ) -> Result<Sent> {
         let mut reads: JoinSet<Result<(u64, Bytes, GroupHash)>> = JoinSet::new();
+        let mut carrier = exchange.carry();
+        self.client.widen(exchange.session(), content.size());
         loop {
             while reads.len() < READ_AHEAD {
                 // Who holds buffers does not wait for more: several files that did would wait for one another.
@@ -791,12 +794,20 @@ impl Job {
                         Decision::Keep => item.advance(len, 0),
                         Decision::Differs => return Ok(Sent::Differs),
                         Decision::Send => {
-                            exchange.send_content(group_offset(group), bytes).await?;
-                            sender.sent(group);
-                            item.advance(len, len);
+                            carrier.send(group, group_offset(group), bytes).await.map_err(|_| exchange.reason())?;
                         }
                     }
                 }
+                report = carrier.next() => match report {
+                    Report::Sent(group) => {
+                        sender.sent(group);
+                        let len = group_len(content.size(), group) as u64;
+                        item.advance(len, len);
+                    }
+                    Report::Lost(group) => sender.give_back(group),
+                    Report::Wider(count) => self.client.widen_to(exchange.session(), count),
+                    Report::Joined | Report::Came(..) => {}
+                },
                 reply = exchange.next() => match reply? {
                     Reply::Values(values) => sender.add_values(values.first, &values.values.0)?,
                     Reply::Stored(stored) => return Ok(Sent::Stored(stored)),
@@ -1128,6 +1139,14 @@ impl Content {
         };
         let hash = GroupHash::of(group, &bytes);
         Ok((group, bytes, hash))
+    }
+
+    /// Bytes in all.
+    fn size(&self) -> u64 {
+        match self {
+            Content::File(open) => open.version.size,
+            Content::Memory(bytes) => bytes.len() as u64,
+        }
     }
 
     async fn check_unchanged(&self) -> Result<()> {

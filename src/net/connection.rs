@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
 use super::Socket;
+use super::limiter::{Limits, Meter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{self, DATA_LEN_MAX, GROUP_LEN, TLS_WRITE_BUFFER_LEN};
 use crate::protocol::{Breach, FRAME_HEADER_LEN, Header, Kind, Message, OFFSET_LEN};
@@ -92,6 +93,11 @@ pub struct Connection {
     control_len: usize,
     control_written: usize,
     data: Option<Outgoing>,
+    /// What follows that frame, where a limit makes frames short: transfer, offset, content, and whether it is a copy.
+    rest: Option<(u32, u64, Bytes, bool)>,
+    /// How much may be sent and received.
+    sending: Meter,
+    receiving: Meter,
     unflushed: bool,
     hello_len_max: Option<usize>,
     traffic: Traffic,
@@ -112,6 +118,9 @@ impl Connection {
             control_len: 0,
             control_written: 0,
             data: None,
+            rest: None,
+            sending: Meter::default(),
+            receiving: Meter::default(),
             unflushed: false,
             hello_len_max: Some(limits::HELLO_LEN_MAX),
             traffic: Traffic::default(),
@@ -121,6 +130,17 @@ impl Connection {
     /// The hellos are exchanged: frames of full size may come.
     pub fn greeted(&mut self) {
         self.hello_len_max = None;
+    }
+
+    /// Bounds how fast frames are sent and content is received, together with all connections of the same limits.
+    pub fn set_limits(&mut self, limits: &Limits) {
+        (self.sending, self.receiving) = limits.meters();
+    }
+
+    /// Whether a limit of ours keeps something from being sent or received now.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.sending.is_waiting() || self.receiving.is_waiting()
     }
 
     /// The socket, for addresses and options.
@@ -156,13 +176,14 @@ impl Connection {
     /// Whether nothing that was queued is still unwritten.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        self.control.is_empty() && self.data.is_none() && !self.unflushed
+        self.control.is_empty() && self.data.is_none() && self.rest.is_none() && !self.unflushed
     }
 
     /// Whether a data frame is being written out of the handler's buffer.
     #[must_use]
     pub fn holds_data(&self) -> bool {
         self.data.as_ref().is_some_and(|outgoing| !outgoing.is_copy)
+            || self.rest.as_ref().is_some_and(|(.., is_copy)| !is_copy)
     }
 
     /// Copies the data frame that is being written, so that the handler's buffer is free again though
@@ -171,6 +192,10 @@ impl Connection {
         if let Some(outgoing) = self.data.as_mut().filter(|outgoing| !outgoing.is_copy) {
             outgoing.content = Bytes::copy_from_slice(&outgoing.content);
             outgoing.is_copy = true;
+        }
+        if let Some((_, _, content, is_copy)) = self.rest.as_mut().filter(|(.., is_copy)| !is_copy) {
+            *content = Bytes::copy_from_slice(content);
+            *is_copy = true;
         }
     }
 
@@ -204,35 +229,32 @@ impl Connection {
     /// Writes what is queued, and data while the handler has some. Pending or not, it has done what it could.
     fn poll_write<H: Handler>(&mut self, cx: &mut Context<'_>, mut handler: Option<&mut H>) -> Result<Poll<()>> {
         loop {
-            let result = if let Some(outgoing) = self.data.as_mut().filter(|outgoing| outgoing.written > 0) {
-                poll_data_frame(&mut self.tls, cx, outgoing)
-            } else if !self.control.is_empty() {
-                self.poll_control(cx)
-            } else {
-                if self.data.is_none()
-                    && let Some(handler) = handler.as_mut()
+            let is_begun = self.data.as_ref().is_some_and(|outgoing| outgoing.written > 0);
+            if !is_begun && self.control.is_empty() && self.data.is_none() {
+                if let Some(rest) = self.rest.take() {
+                    self.begin_data(rest);
+                } else if let Some(handler) = handler.as_mut()
                     && let Poll::Ready((transfer, offset, content)) = handler.poll_data(cx)
                 {
-                    self.data = Some(data_frame(transfer, offset, content));
+                    self.begin_data((transfer, offset, content, false));
                 }
-                match self.data.as_mut() {
-                    Some(outgoing) => poll_data_frame(&mut self.tls, cx, outgoing),
-                    None if self.unflushed => {
-                        return match Pin::new(&mut *self.tls).poll_flush(cx) {
-                            Poll::Ready(Ok(())) => {
-                                self.unflushed = false;
-                                Ok(Poll::Ready(()))
-                            }
-                            Poll::Ready(Err(error)) => Err(broken(error)),
-                            Poll::Pending => Ok(Poll::Pending),
-                        };
-                    }
-                    None => return Ok(Poll::Ready(())),
-                }
+            }
+            if self.control.is_empty() && self.data.is_none() {
+                return self.poll_flush(cx);
+            }
+            if self.sending.poll(cx).is_pending() {
+                // What was sent before goes on its way meanwhile.
+                let _ = self.poll_flush(cx)?;
+                return Ok(Poll::Pending);
+            }
+            let result = match self.data.as_mut() {
+                Some(outgoing) if is_begun || self.control.is_empty() => poll_data_frame(&mut self.tls, cx, outgoing),
+                _ => self.poll_control(cx),
             };
             match result {
                 Poll::Ready(Ok(count)) => {
                     self.traffic.sent += count as u64;
+                    self.sending.took(count);
                     self.unflushed = true;
                     if self.data.as_ref().is_some_and(Outgoing::is_written) {
                         self.data = None;
@@ -241,6 +263,30 @@ impl Connection {
                 Poll::Ready(Err(error)) => return Err(broken(error)),
                 Poll::Pending => return Ok(Poll::Pending),
             }
+        }
+    }
+
+    /// Begins the next data frame, of as much of the content as there should be in one.
+    fn begin_data(&mut self, (transfer, offset, mut content, is_copy): (u32, u64, Bytes, bool)) {
+        let len = content.len().min(self.sending.grant_len());
+        let piece = content.split_to(len);
+        if !content.is_empty() {
+            self.rest = Some((transfer, offset + len as u64, content, is_copy));
+        }
+        self.data = Some(data_frame(transfer, offset, piece, is_copy));
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>> {
+        if !self.unflushed {
+            return Ok(Poll::Ready(()));
+        }
+        match Pin::new(&mut *self.tls).poll_flush(cx) {
+            Poll::Ready(Ok(())) => {
+                self.unflushed = false;
+                Ok(Poll::Ready(()))
+            }
+            Poll::Ready(Err(error)) => Err(broken(error)),
+            Poll::Pending => Ok(Poll::Pending),
         }
     }
 
@@ -358,7 +404,10 @@ impl Connection {
                     } else {
                         space
                     };
-                    let limit = space.len().min(*rest).min(budget);
+                    if self.receiving.poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    let limit = space.len().min(*rest).min(budget).min(self.receiving.grant_len());
                     let count = match poll_fill(tls, cx, &mut space[..limit]) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(broken(error))),
@@ -366,6 +415,7 @@ impl Connection {
                         Poll::Ready(Ok(count)) => count,
                     };
                     self.traffic.received += count as u64;
+                    self.receiving.took(count);
                     handler.filled(*transfer, *offset, count)?;
                     *offset += count as u64;
                     *rest -= count;
@@ -453,12 +503,12 @@ impl Outgoing {
     }
 }
 
-fn data_frame(transfer: u32, offset: u64, content: Bytes) -> Outgoing {
+fn data_frame(transfer: u32, offset: u64, content: Bytes, is_copy: bool) -> Outgoing {
     debug_assert!(!content.is_empty() && content.len() <= DATA_LEN_MAX, "one data frame");
     let mut header = [0; FRAME_HEADER_LEN + OFFSET_LEN];
     header[..FRAME_HEADER_LEN].copy_from_slice(&Header::new(Kind::Data, transfer, OFFSET_LEN + content.len()).encode());
     header[FRAME_HEADER_LEN..].copy_from_slice(&offset.to_be_bytes());
-    Outgoing { header, content, written: 0, is_copy: false }
+    Outgoing { header, content, written: 0, is_copy }
 }
 
 fn poll_data_frame(

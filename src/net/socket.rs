@@ -6,6 +6,7 @@
 //! buffer, reads through a small one.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
@@ -13,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::{Congestion, TcpInfo, tcp_info};
 use crate::limits::{KIB, SOCKET_READ_LEN};
 
 /// Large buffers in use at once, over all connections: 32 MiB. Above it, connections read through small ones.
@@ -87,6 +89,33 @@ impl Socket {
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Asks for a congestion control. To be called when the round trip is known: after the handshake.
+    pub fn set_congestion(&self, congestion: &Congestion) {
+        congestion.apply(&self.tcp);
+    }
+
+    /// Whether what is sent slows down at every lost packet, as far as is known of its congestion control.
+    #[must_use]
+    pub fn minds_loss(&self) -> bool {
+        self.congestion().is_none_or(|name| !name.starts_with("bbr"))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn congestion(&self) -> Option<String> {
+        rustix::net::sockopt::tcp_congestion(&self.tcp).ok()
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn congestion(&self) -> Option<String> {
+        None
+    }
+
+    /// What the kernel knows of the path.
+    #[must_use]
+    pub fn info(&self) -> Option<TcpInfo> {
+        tcp_info(self.tcp.as_fd())
     }
 
     /// Bytes read from the network.

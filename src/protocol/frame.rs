@@ -60,6 +60,8 @@ kinds! {
     Stored = 0x15;
     /// The durable ends of several uploads.
     StoredBatch = 0x16;
+    /// Over a connection that has joined: groups of an upload that need not be sent again.
+    Written = 0x17;
     /// A client wants a file's content.
     Get = 0x20;
     /// A server describes the version that it opened.
@@ -120,6 +122,7 @@ impl Kind {
             | Kind::Finish
             | Kind::Stored
             | Kind::StoredBatch
+            | Kind::Written
             | Kind::GetAnswer
             | Kind::Want
             | Kind::WantValues

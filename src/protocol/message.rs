@@ -50,7 +50,7 @@ macro_rules! messages {
 }
 
 messages! {
-    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Get,
+    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Get,
     GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
     Entry, Entries, Done,
 }
@@ -409,6 +409,18 @@ pub struct Stored {
     /// The name that it was stored under, when that is another than the one asked for.
     #[n(3)]
     pub path: Option<RemotePath>,
+}
+
+/// The most groups in one [`Written`].
+pub const WRITTEN_MAX: usize = 1024;
+
+/// Groups of an upload that need not be sent again, over the joined connection that they came over.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Written {
+    /// Their indices.
+    #[n(0)]
+    pub groups: List<u64, WRITTEN_MAX>,
 }
 
 /// One durable end among several.

@@ -315,8 +315,9 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     let mut answers = Vec::with_capacity(batch.len());
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
+    let mut parents = storage::Parents::default();
     for SmallUpload { transfer, put, content, finish } in batch {
-        match stage_small(shared, who, &put, &content, &finish) {
+        match stage_small(shared, who, &mut parents, &put, &content, &finish) {
             Ok(Small::Ended(stored)) => answers.push((transfer, finish.size, Ok(stored))),
             Ok(Small::Staged(file, attempt)) => {
                 staged.push(file);
@@ -340,7 +341,14 @@ enum Small {
     Ended(Stored),
 }
 
-fn stage_small(shared: &Shared, who: &Who, put: &Put, content: &[u8], finish: &Finish) -> Result<Small> {
+fn stage_small(
+    shared: &Shared,
+    who: &Who,
+    parents: &mut storage::Parents,
+    put: &Put,
+    content: &[u8],
+    finish: &Finish,
+) -> Result<Small> {
     let if_exists = admit(shared, who, put)?;
     let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
         Begin::Known(stored) => return Ok(Small::Ended(stored)),
@@ -358,6 +366,7 @@ fn stage_small(shared: &Shared, who: &Who, put: &Put, content: &[u8], finish: &F
         return Ok(Small::Ended(stored));
     }
     if if_exists != IfExists::Rename
+        && !parents.lacks(&shared.store, &put.path)
         && may_read(shared, who, put)
         && let Some(mut file) = existing_file(shared, put)?
     {
@@ -377,7 +386,7 @@ fn stage_small(shared: &Shared, who: &Who, put: &Put, content: &[u8], finish: &F
             }
         }
     }
-    let file = match shared.store.begin(&put.path, new_file(put, if_exists)) {
+    let file = match shared.store.begin_in(parents, &put.path, new_file(put, if_exists)) {
         Err(error) if error.kind() == ErrorKind::Exists => {
             return taken(shared, who, put, if_exists).map(Small::Ended);
         }

@@ -19,7 +19,9 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::commit::Opened;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
+use super::lane;
 use super::requests::{self, Got, ListStep};
+use super::session::{self, Session, Source};
 use super::shared::{Shared, Who};
 use crate::access::Principal;
 use crate::error::{Blame, Error, ErrorKind, Result};
@@ -55,9 +57,13 @@ pub(super) async fn serve(
     async move {
         let started = Instant::now();
         match greet(&shared, acceptor, tcp).await {
-            Ok((connection, who)) => {
+            Ok((connection, who, Role::First(opened))) => {
                 drop(half_open);
-                Box::pin(run(shared, connection, who, started)).await;
+                Box::pin(run(shared, connection, who, opened, id, started)).await;
+            }
+            Ok((connection, who, Role::Lane(session))) => {
+                drop(half_open);
+                Box::pin(lane::run(shared, connection, who, session, id, started)).await;
             }
             Err(error) => {
                 drop(half_open);
@@ -69,9 +75,16 @@ pub(super) async fn serve(
     .await;
 }
 
+/// What a connection is in its session.
+enum Role {
+    First(session::Opened),
+    Lane(Arc<Session>),
+}
+
 /// Handshake, choice of protocol and hellos, each under its deadline.
-async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>)> {
+async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>, Role)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
+    socket.set_congestion(&shared.congestion);
     let accept = acceptor.accept(socket).into_fallible();
     let stream = match timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
         Err(_) => return Err(Error::new(ErrorKind::Timeout, "the TLS handshake was not finished in time")),
@@ -100,10 +113,11 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     };
     let mut connection = Connection::new(TlsStream::Server(stream));
     match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal)).await {
-        Ok(Ok(who)) => {
+        Ok(Ok((who, role))) => {
             connection.greeted();
-            info!("{} connected, {described}", who.principal);
-            Ok((connection, Arc::new(who)))
+            let what = if matches!(role, Role::First(_)) { "connected" } else { "joined its session" };
+            info!("{} {what}, {described}", who.principal);
+            Ok((connection, Arc::new(who), role))
         }
         Ok(Err(error)) => {
             say_goodbye(connection, &error).await;
@@ -117,7 +131,7 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal) -> Result<Who> {
+async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal) -> Result<(Who, Role)> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -138,11 +152,18 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
             ),
         )
     })?;
-    if hello.join.is_some() || hello.redeem.is_some() {
-        let what = if hello.join.is_some() { "joining a session" } else { "invites" };
-        return Err(Error::new(ErrorKind::Unsupported, format!("this server does not offer {what}")));
+    if hello.redeem.is_some() {
+        return Err(Error::new(ErrorKind::Unsupported, "this server does not offer invites"));
     }
     let rights = shared.access.rights(&principal)?;
+    let role = match &hello.join {
+        Some(token) => Role::Lane(shared.sessions.join(token, &principal)?),
+        None => Role::First(shared.sessions.open(&principal)?),
+    };
+    let token = match &role {
+        Role::First(opened) => Some(opened.token),
+        Role::Lane(_) => None,
+    };
     let name = match &principal {
         Principal::Certified { name, .. } => name.clone(),
         Principal::Anonymous => None,
@@ -156,7 +177,7 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
             agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).into(),
             principal: name,
             rights: rights.0,
-            token: None,
+            token,
             unasked_max: limits::UNASKED_CONNECTION_MAX,
             open_max: u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX),
             idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
@@ -166,11 +187,12 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
         },
     );
     let share = shared.shares.of(&principal);
-    Ok(Who { principal, rights, share })
+    connection.set_limits(&share.limits);
+    Ok((Who { principal, rights, share }, role))
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
-async fn say_goodbye(mut connection: Connection, error: &Error) {
+pub(super) async fn say_goodbye(mut connection: Connection, error: &Error) {
     if !error.is_from_peer() && error.kind() != ErrorKind::Connection {
         connection.send(0, &Goodbye::from_error(error));
     }
@@ -205,6 +227,7 @@ enum Step {
 struct Driver {
     shared: Arc<Shared>,
     connection: Connection,
+    session: Arc<Session>,
     flow: Flow,
     /// The highest number that a transfer or request has had. None is used twice, so what a job finds for one that
     /// was given up is never taken for another's.
@@ -232,10 +255,19 @@ enum ListStage {
     Begun(requests::Rest),
 }
 
-async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started: Instant) {
+async fn run(
+    shared: Arc<Shared>,
+    connection: Connection,
+    who: Arc<Who>,
+    opened: session::Opened,
+    id: u64,
+    started: Instant,
+) {
     let principal = who.principal.clone();
+    let session = Arc::clone(&opened.session);
     let mut driver = Driver {
-        flow: Flow::new(Arc::clone(&shared), who),
+        flow: Flow::new(Arc::clone(&shared), who, Arc::clone(&session), id, false),
+        session,
         shared: Arc::clone(&shared),
         connection,
         last_transfer: 0,
@@ -247,6 +279,8 @@ async fn run(shared: Arc<Shared>, connection: Connection, who: Arc<Who>, started
         sent_count: 0,
     };
     let end = driver.drive().await;
+    // Its lanes have nothing to carry any more.
+    drop(opened);
     let Driver { connection, flow, stored_count, sent_count, listings, .. } = driver;
     // Files are closed and staging removed by a disk thread; commits that run go on.
     drop_elsewhere(&shared, (flow, listings));
@@ -277,6 +311,7 @@ impl Driver {
     /// Runs until the end of the connection; an error is told to the peer.
     async fn drive(&mut self) -> Result<()> {
         let (draining, stopping) = (self.shared.draining.clone(), self.shared.stopping.clone());
+        let session = Arc::clone(&self.session);
         let mut tick = interval_at(Instant::now() + limits::WORKING_INTERVAL, limits::WORKING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut spill = interval(limits::LEASE_TIMEOUT / 2);
@@ -299,7 +334,11 @@ impl Driver {
                 let waits = self.listing < LISTINGS_MAX && !self.listings.is_empty()
                     || self.flow.has_hashes()
                     || self.flow.has_gets();
-                if waits && has_room(&self.connection) { Poll::Ready(Ok(Step::Room)) } else { Poll::Pending }
+                if waits && has_room(&self.connection) {
+                    return Poll::Ready(Ok(Step::Room));
+                }
+                // A first job that reading has begun wakes nobody who has not asked for it since.
+                self.flow.poll_job(cx).map(|job| job.map(Step::Job))
             });
             let step = tokio::select! {
                 biased;
@@ -316,6 +355,10 @@ impl Driver {
                     if self.flow.drop_unread() {
                         self.connection.detach_data();
                     }
+                    continue;
+                }
+                () = session.news.notified() => {
+                    self.look_at_news();
                     continue;
                 }
                 step = step => step?,
@@ -339,6 +382,17 @@ impl Driver {
         }
     }
 
+    /// Takes note of what lanes have found.
+    fn look_at_news(&mut self) {
+        let (failed, waiting) = self.session.look();
+        for (transfer, error) in failed {
+            self.failed(transfer, &error);
+        }
+        for transfer in waiting {
+            self.flow.make_file(transfer);
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.flow.is_idle() && self.requests.is_empty() && self.connection.is_flushed()
     }
@@ -346,8 +400,12 @@ impl Driver {
     /// Says that work goes on, and looks at the deadlines.
     fn tick(&mut self, watch: &mut Watch) -> Result<()> {
         let traffic = self.connection.traffic();
-        watch.look(traffic.received + traffic.sent, self.is_idle(), self.flow.is_working())?;
-        if !self.is_idle() && self.connection.is_flushed() {
+        watch.look(
+            traffic.received + traffic.sent,
+            self.is_idle(),
+            self.flow.is_working() || self.connection.is_held_back(),
+        )?;
+        if !self.is_idle() && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
             self.connection.send(0, &Working { phase, done: 0, total: 0 });
         }
@@ -440,6 +498,7 @@ impl Driver {
             Kind::ClientHello
             | Kind::ServerHello
             | Kind::PutAnswer
+            | Kind::Written
             | Kind::Values
             | Kind::Data
             | Kind::Stored
@@ -458,6 +517,7 @@ impl Driver {
             return Err(Breach::Unexpected { kind, why: "numbers of transfers ascend from 1 on" }.into());
         }
         self.last_transfer = transfer;
+        self.session.begun(transfer);
         if self.flow.open_count() + self.requests.len() > 2 * limits::OPEN_TRANSFERS_MAX {
             return Err(Breach::Excess("open transfers").into());
         }
@@ -493,13 +553,13 @@ impl Driver {
             return Err(Breach::Unexpected { kind: Kind::WantValues, why: "no such download is open" }.into());
         };
         let end = request.first.checked_add(request.count);
-        let end = end.filter(|&end| request.count > 0 && end <= group_count(download.file.size()));
+        let end = end.filter(|&end| request.count > 0 && end <= group_count(download.source.file.size()));
         let end = end.ok_or(Breach::Data("group values past the end of a file"))?;
         if std::mem::replace(&mut download.is_hashing, true) {
             return Err(Breach::Excess("group values at once").into());
         }
         let run = HashRun {
-            file: Arc::clone(&download.file),
+            file: Arc::clone(&download.source.file),
             tree: crate::hash::Tree::new(),
             from: request.first,
             next: request.first,
@@ -510,22 +570,22 @@ impl Driver {
     }
 
     fn close_download(&mut self, transfer: u32) -> Result<()> {
-        let Some(Download { file, tree, .. }) = self.flow.downloads.get(&transfer) else {
+        let Some(Download { source, .. }) = self.flow.downloads.get(&transfer) else {
             if self.flow.forget_ended(transfer) {
                 return Ok(());
             }
             return Err(Breach::Unexpected { kind: Kind::Close, why: "no such download is open" }.into());
         };
-        let (file, tree) = (Arc::clone(file), tree.clone());
+        let source = Arc::clone(source);
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
         self.requests.insert(transfer);
         self.sent_count += 1;
         self.flow.spawn(move |_, _| {
             let answer = || {
-                file.check_unchanged()?;
-                let size = file.size();
-                let frame = match tree.root(size) {
+                source.file.check_unchanged()?;
+                let size = source.file.size();
+                let frame = match source.tree().root(size) {
                     Some(root) => Finish { size, root }.to_frame(transfer),
                     None => requests::done(0).to_frame(transfer),
                 };
@@ -569,8 +629,8 @@ impl Driver {
                 }
             }
             Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
-            Job::Spilled(transfer, result) => {
-                let written = self.flow.spilled(transfer, result);
+            Job::Spilled(transfer, group, result) => {
+                let written = self.flow.spilled(transfer, group, result);
                 self.written(written)?;
             }
             Job::CommittedSmall(answers) => self.stored_small(answers),
@@ -663,8 +723,9 @@ impl Driver {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match file {
                     Some(file) => {
-                        let download = Download { file, tree: crate::hash::Tree::new(), is_hashing: false };
-                        self.flow.downloads.insert(transfer, download);
+                        let source = Source::new(file);
+                        self.session.lend(transfer, session::Transfer::Download(Arc::clone(&source)));
+                        self.flow.downloads.insert(transfer, Download { source, is_hashing: false });
                     }
                     None => self.sent_count += 1,
                 }
@@ -801,7 +862,7 @@ impl Driver {
 }
 
 /// The deadlines of a connection: idle, and progress in bytes.
-struct Watch {
+pub(super) struct Watch {
     idle_since: Instant,
     bytes: u64,
     window_began: Instant,
@@ -809,17 +870,17 @@ struct Watch {
 }
 
 impl Watch {
-    fn new() -> Watch {
+    pub(super) fn new() -> Watch {
         let now = Instant::now();
         Watch { idle_since: now, bytes: 0, window_began: now, window_bytes: 0 }
     }
 
     /// The peer says that it is at work.
-    fn heard(&mut self) {
+    pub(super) fn heard(&mut self) {
         self.window_began = Instant::now();
     }
 
-    fn look(&mut self, bytes: u64, idle: bool, working: bool) -> Result<()> {
+    pub(super) fn look(&mut self, bytes: u64, idle: bool, working: bool) -> Result<()> {
         let now = Instant::now();
         let since = |start: Instant| now.saturating_duration_since(start);
         if bytes.saturating_sub(self.window_bytes) >= limits::PROGRESS_LEN_MIN || idle || working {

@@ -16,7 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::commit::{self, Incoming, Opened, SmallUpload};
+use super::groups::{Groups, Place};
 use super::requests;
+use super::session::{Session, Source, Transfer};
 use super::share::Lease;
 use super::shared::{Shared, Who};
 use crate::error::{Error, ErrorKind, Result};
@@ -24,17 +26,16 @@ use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, gr
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
 use crate::path::RemotePath;
-use crate::protocol::{Breach, Finish, Get, Kind, Put, Stored};
+use crate::protocol::{Breach, Bytes16, Finish, Get, IfExists, Kind, Put, Stored};
 use crate::storage::{self, StoredFile};
-use crate::transfer::Receiver;
 
 /// What a job of this connection found.
 pub(super) enum Job {
     Opened(u32, Result<Opened>),
     Made(u32, Result<Arc<storage::Upload>>),
-    Written(u32, u64, Result<GroupHash>),
+    Written(u32, u64, Result<()>),
     /// The beginning of a group is written; the hasher goes on with the rest.
-    Spilled(u32, Result<Box<GroupHasher>>),
+    Spilled(u32, u64, Result<Box<GroupHasher>>),
     Committed(u32, Result<Stored>),
     CommittedSmall(Vec<(u32, u64, Result<Stored>)>),
     Read(u64, Result<(Bytes, GroupHash)>),
@@ -52,7 +53,7 @@ pub(super) enum Job {
 /// An upload, from its description to its answer.
 pub(super) struct Upload {
     pub(super) put: Put,
-    pub(super) receiver: Receiver,
+    pub(super) groups: Arc<Groups>,
     pub(super) phase: Phase,
     /// The content of an unasked upload, as far as it came.
     content: Vec<u8>,
@@ -61,6 +62,8 @@ pub(super) struct Upload {
     writing: usize,
     /// The file of an upload with a base is being made.
     making: bool,
+    /// Where a group goes on that is being thrown away, because it is there or another connection's by now.
+    drained: Option<u64>,
 }
 
 pub(super) enum Phase {
@@ -72,6 +75,8 @@ pub(super) enum Phase {
     Receiving(Incoming),
     /// A commit job has it.
     Committing,
+    /// It is another connection's, which lends it for the groups that come over this one.
+    Lent,
 }
 
 /// A group that is being filled. Its beginning may be written already: a buffer that is not filled soon is spilled.
@@ -86,11 +91,16 @@ struct OpenGroup {
     leased: Instant,
 }
 
+impl Upload {
+    /// Whether the last group of a stream is begun and can be written now.
+    fn is_last_open(&self) -> bool {
+        self.groups.lock().receiver.last_open().is_some()
+    }
+}
+
 /// An open download.
 pub(super) struct Download {
-    pub(super) file: Arc<StoredFile>,
-    /// Groups that were sent whole.
-    pub(super) tree: Tree,
+    pub(super) source: Arc<Source>,
     /// Group values are due.
     pub(super) is_hashing: bool,
 }
@@ -160,6 +170,14 @@ const LEASE_LEN_LEAST: usize = 16 * limits::KIB;
 pub(super) struct Flow {
     pub(super) shared: Arc<Shared>,
     pub(super) who: Arc<Who>,
+    /// What it shares with the other connections of its session.
+    pub(super) session: Arc<Session>,
+    /// The number of this connection.
+    id: u64,
+    /// Whether it has joined the session of another.
+    is_lane: bool,
+    /// On a lane: groups that its peer need not send again, and has not been told so.
+    untold: Vec<(u32, u64)>,
     pub(super) uploads: HashMap<u32, Upload>,
     pub(super) downloads: HashMap<u32, Download>,
     ended: Ended,
@@ -193,10 +211,15 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(shared: Arc<Shared>, who: Arc<Who>) -> Flow {
+    /// The content of the connection with this number, which is the first of its session or a lane of it.
+    pub(super) fn new(shared: Arc<Shared>, who: Arc<Who>, session: Arc<Session>, id: u64, is_lane: bool) -> Flow {
         Flow {
             shared,
             who,
+            session,
+            id,
+            is_lane,
+            untold: Vec::new(),
             uploads: HashMap::new(),
             downloads: HashMap::new(),
             ended: Ended::default(),
@@ -283,8 +306,9 @@ impl Flow {
             let put = put.clone();
             self.spawn(move |shared, who| Job::Opened(transfer, commit::open(shared, who, &put)));
         }
-        let receiver = Receiver::new(put.size);
-        let upload = Upload { put, receiver, phase, content: Vec::new(), open: None, writing: 0, making: false };
+        let groups = Groups::new(put.size);
+        let upload =
+            Upload { put, groups, phase, content: Vec::new(), open: None, writing: 0, making: false, drained: None };
         self.uploads.insert(transfer, upload);
         Ok(())
     }
@@ -296,13 +320,13 @@ impl Flow {
         };
         match &upload.phase {
             Phase::Unasked | Phase::Receiving(_) => {}
-            Phase::Opening | Phase::Committing => {
+            Phase::Opening | Phase::Committing | Phase::Lent => {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "no content was asked for" }.into());
             }
         }
-        upload.receiver.set_finish(finish.clone())?;
+        upload.groups.lock().receiver.set_finish(finish.clone())?;
         if matches!(upload.phase, Phase::Unasked) {
-            if upload.receiver.received() != finish.size {
+            if upload.groups.lock().receiver.received() != finish.size {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
             }
             let Some(upload) = self.uploads.remove(&transfer) else { return Ok(()) };
@@ -311,7 +335,7 @@ impl Flow {
             self.commit_small();
             return Ok(());
         }
-        if upload.receiver.last_open().is_some()
+        if upload.is_last_open()
             && let Some(open) = upload.open.take_if(|open| open.hasher.is_some())
         {
             self.begun -= 1;
@@ -343,8 +367,14 @@ impl Flow {
     /// The server has looked at what is there.
     pub(super) fn opened(&mut self, transfer: u32, incoming: Incoming) {
         if let Some(upload) = self.uploads.get_mut(&transfer) {
+            if let Some(file) = &incoming.file {
+                upload.groups.set_file(Arc::clone(file));
+            }
+            if !incoming.compare_only {
+                self.session.lend(transfer, Transfer::Upload(Arc::clone(&upload.groups)));
+            }
             if let Some(base) = &incoming.base {
-                upload.receiver.set_base(base.size());
+                upload.groups.lock().receiver.set_base(base.size());
                 let run =
                     HashRun { file: Arc::clone(base), tree: Tree::new(), from: 0, next: 0, purpose: Purpose::Base };
                 upload.phase = Phase::Receiving(incoming);
@@ -367,7 +397,7 @@ impl Flow {
     }
 
     /// Has the file of an upload with a base made, once its first content comes.
-    fn make_file(&mut self, transfer: u32) {
+    pub(super) fn make_file(&mut self, transfer: u32) {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return };
         if !std::mem::replace(&mut upload.making, true) {
             let put = upload.put.clone();
@@ -377,8 +407,9 @@ impl Flow {
 
     /// The file of an upload with a base is made: its content can be taken.
     pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>) {
-        match self.uploads.get_mut(&transfer).map(|upload| (&mut upload.phase, &mut upload.making)) {
-            Some((Phase::Receiving(incoming), making)) => {
+        match self.uploads.get_mut(&transfer) {
+            Some(Upload { phase: Phase::Receiving(incoming), making, groups, .. }) => {
+                groups.set_file(Arc::clone(&file));
                 incoming.file = Some(file);
                 *making = false;
             }
@@ -390,13 +421,13 @@ impl Flow {
     fn write(&mut self, transfer: u32, open: OpenGroup) {
         let OpenGroup { index, start, hasher, buffer, filled, .. } = open;
         let Some(mut hasher) = hasher else { return };
-        self.write_job(transfer, move |file| {
+        self.write_job(transfer, index, move |groups, file| {
             let content = buffer.as_deref().and_then(|buffer| buffer.get(..filled)).unwrap_or(&[]);
-            Job::Written(
-                transfer,
-                index,
-                commit::write_group(file, &mut hasher, start, content).map(|()| hasher.finish()),
-            )
+            let written = commit::write_group(&file, &mut hasher, start, content).map(|()| hasher.finish());
+            // Whoever commits must find nobody else holding the file.
+            drop(file);
+            groups.written(index, written.as_ref().map(|hash| Some(*hash)));
+            Job::Written(transfer, index, written.map(drop))
         });
     }
 
@@ -404,38 +435,71 @@ impl Flow {
     fn spill(&mut self, transfer: u32) {
         let Some(open) = self.uploads.get_mut(&transfer).and_then(|upload| upload.open.as_mut()) else { return };
         let (Some(buffer), Some(mut hasher)) = (open.buffer.take(), open.hasher.take()) else { return };
-        let (start, filled) = (open.start, std::mem::take(&mut open.filled));
+        let (index, start, filled) = (open.index, open.start, std::mem::take(&mut open.filled));
         open.start += filled;
-        self.write_job(transfer, move |file| {
-            let written = commit::write_group(file, &mut hasher, start, &buffer[..filled]);
-            Job::Spilled(transfer, written.map(|()| hasher))
+        let has_begun = self.write_job(transfer, index, move |groups, file| {
+            let written = commit::write_group(&file, &mut hasher, start, &buffer[..filled]);
+            drop(file);
+            groups.written(index, written.as_ref().map(|()| None));
+            Job::Spilled(transfer, index, written.map(|()| hasher))
         });
+        if !has_begun {
+            self.let_go(transfer);
+        }
     }
 
-    fn write_job(&mut self, transfer: u32, job: impl FnOnce(&storage::Upload) -> Job + Send + 'static) {
-        let Some(upload) = self.uploads.get_mut(&transfer) else { return };
-        let Phase::Receiving(Incoming { file: Some(file), .. }) = &upload.phase else { return };
-        let file = Arc::clone(file);
+    /// Runs a job that writes into a group, if that group is still this connection's.
+    fn write_job(
+        &mut self,
+        transfer: u32,
+        group: u64,
+        job: impl FnOnce(&Groups, Arc<storage::Upload>) -> Job + Send + 'static,
+    ) -> bool {
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return false };
+        let Some(file) = upload.groups.begin_write(self.id, group) else { return false };
+        let (groups, session) = (Arc::clone(&upload.groups), Arc::clone(&self.session));
         self.writing += 1;
         upload.writing += 1;
-        self.spawn(move |_, _| job(&file));
+        self.spawn(move |_, _| {
+            let done = job(&groups, file);
+            if groups.failure().is_some() {
+                session.news.notify_one();
+            }
+            done
+        });
+        true
+    }
+
+    /// Forgets what has come of a group that is another connection's by now, or of no use.
+    fn let_go(&mut self, transfer: u32) {
+        if let Some(upload) = self.uploads.get_mut(&transfer)
+            && upload.open.take().is_some()
+        {
+            self.begun -= 1;
+        }
     }
 
     /// The beginning of a group is written.
-    pub(super) fn spilled(&mut self, transfer: u32, result: Result<Box<GroupHasher>>) -> Result<(), (u32, Error)> {
+    pub(super) fn spilled(
+        &mut self,
+        transfer: u32,
+        group: u64,
+        result: Result<Box<GroupHasher>>,
+    ) -> Result<(), (u32, Error)> {
         self.writing -= 1;
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
         upload.writing -= 1;
         let hasher = result.map_err(|error| (transfer, error))?;
-        if let Some(open) = &mut upload.open {
+        if let Some(open) = upload.open.as_mut().filter(|open| open.index == group && open.hasher.is_none()) {
             open.hasher = Some(hasher);
         }
-        if upload.receiver.last_open().is_some()
+        if upload.is_last_open()
             && let Some(open) = upload.open.take()
         {
             self.begun -= 1;
             self.write(transfer, open);
         }
+        self.forget_lent(transfer);
         // A finish may have come too early, which nothing else would notice.
         self.commit_if_ready(transfer).map_err(|error| (transfer, error))
     }
@@ -451,38 +515,151 @@ impl Flow {
             self.lease_len = LEASE_LEN_LEAST;
             self.spill(transfer);
         }
+        self.forget_over();
     }
 
-    /// A group is written.
-    pub(super) fn written(&mut self, transfer: u32, group: u64, result: Result<GroupHash>) -> Result<(), (u32, Error)> {
+    /// A group is written, and recorded by who wrote it.
+    pub(super) fn written(&mut self, transfer: u32, group: u64, result: Result<()>) -> Result<(), (u32, Error)> {
         self.writing -= 1;
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
         upload.writing -= 1;
-        upload.receiver.insert(group, result.map_err(|error| (transfer, error))?);
+        result.map_err(|error| (transfer, error))?;
+        self.tell_written(transfer, group);
+        self.forget_lent(transfer);
         self.commit_if_ready(transfer).map_err(|error| (transfer, error))
     }
 
     fn commit_if_ready(&mut self, transfer: u32) -> Result<()> {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
-        if upload.writing > 0 || !matches!(upload.phase, Phase::Receiving(_)) || upload.receiver.finish().is_none() {
+        if upload.writing > 0
+            || !matches!(upload.phase, Phase::Receiving(_))
+            || upload.groups.lock().receiver.finish().is_none()
+        {
             return Ok(());
         }
         if let Phase::Receiving(Incoming { file: None, base: Some(_), base_root: None, .. }) = &upload.phase {
             // The client was faster with its copy than we are with ours.
             return Ok(());
         }
-        if !upload.receiver.is_ready() {
+        if !upload.groups.lock().receiver.is_ready() {
             return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
         }
         let Phase::Receiving(incoming) = std::mem::replace(&mut upload.phase, Phase::Committing) else {
             return Ok(());
         };
-        let receiver = std::mem::replace(&mut upload.receiver, Receiver::new(None));
+        let receiver = upload.groups.take_receiver();
+        self.session.end(transfer);
         let put = upload.put.clone();
         self.spawn_commit(move |shared, who| {
             Job::Committed(transfer, commit::commit(shared, who, &put, incoming, receiver))
         });
         Ok(())
+    }
+
+    // ---- what is lent ----------------------------------------------------------------------------------------
+
+    /// Takes up an upload of the session's first connection, if content may come for it.
+    fn borrow_upload(&mut self, transfer: u32) -> Result<()> {
+        let Some(Transfer::Upload(groups)) = self.session.borrow(transfer) else { return Ok(()) };
+        let Some(size) = groups.lock().receiver.size() else {
+            // Its groups come in their order, so they come over one connection.
+            return Err(Breach::Unexpected { kind: Kind::Data, why: "a stream comes over one connection" }.into());
+        };
+        let put = Put {
+            path: RemotePath::root(),
+            size: Some(size),
+            mtime: None,
+            mode: None,
+            upload_id: Bytes16([0; 16]),
+            if_exists: IfExists::Fail,
+            unasked: false,
+            no_base: false,
+        };
+        let phase = Phase::Lent;
+        let upload =
+            Upload { put, groups, phase, content: Vec::new(), open: None, writing: 0, making: false, drained: None };
+        self.uploads.insert(transfer, upload);
+        Ok(())
+    }
+
+    /// Takes up a download of the session's first connection, if it is open.
+    fn borrow_download(&mut self, transfer: u32) {
+        if !self.downloads.contains_key(&transfer)
+            && let Some(Transfer::Download(source)) = self.session.borrow(transfer)
+        {
+            self.downloads.insert(transfer, Download { source, is_hashing: false });
+        }
+    }
+
+    /// Some of a group was thrown away. At its end its sender may be told that it is there.
+    fn drained(&mut self, transfer: u32, end: u64) {
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return };
+        let size = upload.put.size.unwrap_or(u64::MAX);
+        if end < size && !end.is_multiple_of(GROUP_LEN as u64) {
+            upload.drained = Some(end);
+            return;
+        }
+        upload.drained = None;
+        let group = (end - 1) / GROUP_LEN as u64;
+        if upload.groups.lock().is_whole(group) {
+            self.tell_written(transfer, group);
+        }
+        self.forget_lent(transfer);
+    }
+
+    /// The peer of a lane may forget a group.
+    fn tell_written(&mut self, transfer: u32, group: u64) {
+        if self.is_lane {
+            self.untold.push((transfer, group));
+        }
+    }
+
+    /// Whether there is something to tell.
+    pub(super) fn has_untold(&self) -> bool {
+        !self.untold.is_empty()
+    }
+
+    /// What the peer of a lane is to be told: the groups of each transfer that it need not send again.
+    pub(super) fn take_untold(&mut self) -> Vec<(u32, u64)> {
+        std::mem::take(&mut self.untold)
+    }
+
+    /// Lets go of what was lent when nothing of it is in hand.
+    fn forget_lent(&mut self, transfer: u32) {
+        if !self.is_lane {
+            return;
+        }
+        let is_free = |upload: &mut Upload| upload.open.is_none() && upload.writing == 0 && upload.drained.is_none();
+        if self.uploads.get_mut(&transfer).is_some_and(is_free) {
+            self.uploads.remove(&transfer);
+        }
+        if self.downloads.contains_key(&transfer) && self.slots_and_wants(transfer) == 0 {
+            self.downloads.remove(&transfer);
+        }
+    }
+
+    /// On a lane: lets go of what is over on the first connection.
+    pub(super) fn forget_over(&mut self) {
+        if !self.is_lane {
+            return;
+        }
+        let over: Vec<u32> = self
+            .uploads
+            .iter()
+            .filter(|(_, upload)| upload.groups.lock().is_over())
+            .map(|(&number, _)| number)
+            .collect();
+        for transfer in over {
+            self.let_go(transfer);
+            self.uploads.remove(&transfer);
+        }
+        let over: Vec<u32> = self.downloads.keys().copied().filter(|&number| !self.session.is_lent(number)).collect();
+        over.into_iter().for_each(|transfer| self.end_reads(transfer));
+    }
+
+    /// Gives the groups that have not come whole back to the session: the connection has ended.
+    pub(super) fn release(&self) {
+        self.uploads.values().for_each(|upload| upload.groups.release(self.id));
     }
 
     // ---- downloads -----------------------------------------------------------------------------------------
@@ -531,10 +708,13 @@ impl Flow {
 
     /// Takes the ranges that a client wants.
     pub(super) fn want(&mut self, transfer: u32, ranges: &[(u64, u64)]) -> Result<()> {
+        if self.is_lane {
+            self.borrow_download(transfer);
+        }
         let Some(download) = self.downloads.get(&transfer) else {
-            return self.ended.contains(transfer).then_some(()).ok_or_else(|| unknown(Kind::Want));
+            return self.has_ended(transfer).then_some(()).ok_or_else(|| unknown(Kind::Want));
         };
-        let size = download.file.size();
+        let size = download.source.file.size();
         for &(offset, len) in ranges {
             let end = offset.checked_add(len).filter(|&end| len > 0 && end <= size);
             let end = end.ok_or(Breach::Data("a wanted range past the end of its file"))?;
@@ -557,7 +737,8 @@ impl Flow {
             && let Some((transfer, offset, len)) = self.wants.pop_front()
         {
             let Some(download) = self.downloads.get(&transfer) else { continue };
-            let (file, share, id) = (Arc::clone(&download.file), Arc::clone(&self.who.share), self.next_slot);
+            let file = Arc::clone(&download.source.file);
+            let (share, id) = (Arc::clone(&self.who.share), self.next_slot);
             self.next_slot += 1;
             self.slots.push_back(Slot { id, transfer, offset, rest: len, content: None, hash: None });
             let tasks = self.shared.tasks.clone();
@@ -591,7 +772,8 @@ impl Flow {
         let (content, hash) = result.map_err(|error| (transfer, error))?;
         let group = slot.offset / GROUP_LEN as u64;
         if let Some(download) = self.downloads.get(&transfer) {
-            let whole = slot.offset == group_offset(group) && content.len() == group_len(download.file.size(), group);
+            let size = download.source.file.size();
+            let whole = slot.offset == group_offset(group) && content.len() == group_len(size, group);
             slot.hash = whole.then_some((group, hash));
         }
         slot.content = Some(content);
@@ -609,11 +791,11 @@ impl Flow {
         }
         self.read_ahead_max = 0;
         while let Some(slot) = self.slots.pop_back() {
-            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get_mut(&slot.transfer))
+            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get(&slot.transfer))
                 && slot.offset > group_offset(group)
             {
                 // Its beginning is sent; should the rest be another by then, the client finds it by the root.
-                download.tree.insert(group, hash);
+                download.source.tree().insert(group, hash);
             }
             self.wants.push_front((slot.transfer, slot.offset, slot.rest));
         }
@@ -674,21 +856,29 @@ impl Flow {
     /// Forgets a transfer, whatever it is. Content that still comes for it is thrown away.
     pub(super) fn end(&mut self, transfer: u32) {
         self.end_hash(transfer);
+        self.session.end(transfer);
         if let Some(upload) = self.uploads.remove(&transfer) {
             self.begun -= usize::from(upload.open.is_some());
             if matches!(upload.phase, Phase::Unasked) {
                 self.unasked = self.unasked.saturating_sub(upload.put.size.unwrap_or(0));
             }
-            if upload.receiver.finish().is_none() && !matches!(upload.phase, Phase::Committing) {
+            if upload.groups.lock().receiver.finish().is_none() && !matches!(upload.phase, Phase::Committing) {
                 self.ended.insert(transfer);
             }
             drop_elsewhere(&self.shared, upload);
         }
+        if self.downloads.contains_key(&transfer) {
+            self.ended.insert(transfer);
+            self.end_reads(transfer);
+        }
+    }
+
+    /// Reads no more for a download.
+    pub(super) fn end_reads(&mut self, transfer: u32) {
         if let Some(download) = self.downloads.remove(&transfer) {
             self.wanted -= self.slots_and_wants(transfer);
             self.slots.retain(|slot| slot.transfer != transfer);
             self.wants.retain(|want| want.0 != transfer);
-            self.ended.insert(transfer);
             drop_elsewhere(&self.shared, download);
             // Others may have waited for its turns.
             self.read_ahead();
@@ -708,7 +898,8 @@ impl Flow {
 
     /// Whether the client may still be sending for a transfer that the server has ended.
     pub(super) fn has_ended(&self, transfer: u32) -> bool {
-        self.ended.contains(transfer)
+        // A lane does not learn which ones: all that have been and are not lent any more.
+        if self.is_lane { self.session.has_been(transfer) } else { self.ended.contains(transfer) }
     }
 
     /// As [`Flow::has_ended`], for the last time.
@@ -729,18 +920,38 @@ impl Flow {
 
 impl Handler for Flow {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
-        let Some(upload) = self.uploads.get(&transfer) else {
-            return Poll::Ready(if self.ended.contains(transfer) { Ok(&mut []) } else { Err(unknown(Kind::Data)) });
+        if self.is_lane && !self.uploads.contains_key(&transfer) {
+            self.borrow_upload(transfer)?;
+        }
+        let Some(upload) = self.uploads.get_mut(&transfer) else {
+            return Poll::Ready(if self.has_ended(transfer) { Ok(&mut []) } else { Err(unknown(Kind::Data)) });
         };
         match &upload.phase {
-            Phase::Unasked => {}
+            Phase::Unasked | Phase::Lent => {}
             Phase::Receiving(incoming) if !incoming.compare_only => {}
             _ => {
                 let why = "no content was asked for";
                 return Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why }.into()));
             }
         }
-        let piece = upload.receiver.check(offset, len)?;
+        let mut groups = upload.groups.lock();
+        let at = upload.open.as_ref().map(|open| group_offset(open.index) + (open.start + open.filled) as u64);
+        let begun = upload.drained.or(at);
+        let place = groups.place(cx, self.id, self.session.is_shared(), begun, (offset, len));
+        let piece = match ready!(place)? {
+            Place::Here(piece) => piece,
+            Place::Nowhere => {
+                drop(groups);
+                upload.drained = Some(offset);
+                self.let_go(transfer);
+                return Poll::Ready(Ok(&mut []));
+            }
+        };
+        if matches!(upload.phase, Phase::Lent) && groups.file.is_none() {
+            self.session.news.notify_one();
+            return groups.wait_for_file(cx);
+        }
+        drop(groups);
         if matches!(upload.phase, Phase::Receiving(Incoming { file: None, .. })) {
             self.make_file(transfer);
             return Poll::Pending;
@@ -752,6 +963,7 @@ impl Handler for Flow {
             upload.content.resize(end, 0);
             return Poll::Ready(Ok(&mut upload.content[piece.start..end]));
         }
+        upload.drained = None;
         if upload.open.as_ref().is_some_and(|open| open.index != piece.group) {
             return Poll::Ready(Err(Breach::Data("pieces of two groups of one file in turn").into()));
         }
@@ -808,7 +1020,14 @@ impl Handler for Flow {
 
     fn filled(&mut self, transfer: u32, offset: u64, len: usize) -> Result<()> {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
-        let piece = upload.receiver.accept(offset, len)?;
+        let accepted =
+            if upload.drained.is_some() { None } else { upload.groups.lock().accept(self.id, offset, len)? };
+        let Some(piece) = accepted else {
+            // Thrown away, or taken over by another connection while it came.
+            self.let_go(transfer);
+            self.drained(transfer, offset + len as u64);
+            return Ok(());
+        };
         if matches!(upload.phase, Phase::Unasked) {
             upload.content.truncate(piece.start + len);
             return Ok(());
@@ -846,10 +1065,11 @@ impl Handler for Flow {
         slot.rest -= piece.len();
         self.wanted = self.wanted.saturating_sub(piece.len() as u64);
         if content.is_empty() {
-            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get_mut(&transfer)) {
-                download.tree.insert(group, hash);
+            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get(&transfer)) {
+                download.source.tree().insert(group, hash);
             }
             self.slots.pop_front();
+            self.forget_lent(transfer);
             self.read_ahead_max = (self.read_ahead_max * 2).min(READ_AHEAD_MAX);
             self.read_ahead();
         }

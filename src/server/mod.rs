@@ -1,24 +1,28 @@
 //! The server: accepts many clients and saves what they send.
 //!
 //! [`Server::bind`] opens the root and the listeners, [`Server::run`] accepts until it is told to stop. Accepting
-//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`). Disk work
-//! runs on a bounded set of threads (`commit`, `requests`).
+//! never waits for a peer: handshake and all later work happen in a task per connection (`connection`), which stays
+//! on one of a few threads (`workers`). Disk work runs on a bounded set of others (`commit`, `requests`).
 
 mod commit;
 mod connection;
 mod convert;
 mod flow;
+mod groups;
+mod lane;
 mod outcomes;
 mod requests;
+mod session;
 mod share;
 mod shared;
+mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -30,7 +34,7 @@ use tracing::{error, info, warn};
 use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
-use crate::net::SocketBuffers;
+use crate::net::{Congestion, SocketBuffers};
 use crate::storage::Store;
 use crate::tls::ServerTls;
 
@@ -46,6 +50,15 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
+    /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
+    /// in the runtime that the server runs in.
+    pub threads: usize,
+    /// What is asked of the system for each connection.
+    pub congestion: Congestion,
+    /// Bytes of content per second in each direction, over all connections; none: as many as there can be.
+    pub rate: Option<u64>,
+    /// The same for all connections of one principal.
+    pub rate_of_one: Option<u64>,
 }
 
 /// A server that is bound and not yet running.
@@ -53,28 +66,32 @@ pub struct Server {
     shared: Arc<shared::Shared>,
     acceptor: TlsAcceptor,
     listeners: Vec<TcpListener>,
+    workers: workers::Workers,
 }
 
 impl Server {
     /// Binds every address. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// An address that cannot be listened on.
+    /// An address that cannot be listened on, or no threads to serve with.
     pub fn bind(options: ServerOptions) -> Result<Server> {
         let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
         let shared = shared::Shared {
             store: options.store,
             access: options.access,
-            shares: share::Shares::new(options.memory),
+            shares: share::Shares::new(options.memory, options.rate, options.rate_of_one),
             socket_buffers: SocketBuffers::new(),
+            congestion: options.congestion,
             outcomes: outcomes::Outcomes::default(),
+            sessions: session::Sessions::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
             connection_count: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
         };
-        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners })
+        let workers = workers::Workers::start(options.threads)?;
+        Ok(Server { shared: Arc::new(shared), acceptor: TlsAcceptor::from(options.tls.config()), listeners, workers })
     }
 
     /// The addresses that it listens on, with their real ports.
@@ -92,7 +109,8 @@ impl Server {
     /// # Cancel safety
     /// Not safe: use the tokens.
     pub async fn run(self, drain: CancellationToken, stop: CancellationToken) {
-        let Server { shared, acceptor, listeners } = self;
+        let Server { shared, acceptor, listeners, workers } = self;
+        let workers = Arc::new(workers);
         let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         let half_open = Arc::new(Semaphore::new(limits::HALF_OPEN_MAX));
         let mut accepting = JoinSet::new();
@@ -104,6 +122,7 @@ impl Server {
                 Arc::clone(&permits),
                 Arc::clone(&half_open),
                 drain.clone(),
+                Arc::clone(&workers),
             );
             accepting.spawn(loop_);
         }
@@ -130,6 +149,10 @@ impl Server {
         shared.stopping.cancel();
         // Connections say goodbye within their own bound; commits that have begun finish.
         shared.tasks.wait().await;
+        // The accept loops, which had it too, have ended.
+        if let Some(workers) = Arc::into_inner(workers) {
+            workers.stop().await;
+        }
     }
 }
 
@@ -153,6 +176,7 @@ async fn accept(
     permits: Arc<Semaphore>,
     half_open: Arc<Semaphore>,
     drain: CancellationToken,
+    workers: Arc<workers::Workers>,
 ) {
     let (backoff_min, backoff_max) = limits::ACCEPT_BACKOFF;
     let mut backoff = backoff_min;
@@ -182,10 +206,21 @@ async fn accept(
         };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+        // It belongs to the runtime that it is used in.
+        let tcp = match tcp.into_std() {
+            Ok(tcp) => tcp,
+            Err(error) => {
+                warn!("{peer}: closed: {error}");
+                continue;
+            }
+        };
         let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
+        workers.spawn(&tasks, async move {
             shared.connection_count.fetch_add(1, Ordering::Relaxed);
-            connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await;
+            match TcpStream::from_std(tcp) {
+                Ok(tcp) => connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, half_open).await,
+                Err(error) => warn!("{peer}: closed: {error}"),
+            }
             shared.connection_count.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
         });

@@ -9,11 +9,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::access::Principal;
 use crate::buffer::{BUFFER_ALIGN, Buffer, Pool};
 use crate::limits::BUFFER_SHARE;
+use crate::net::Limits;
 
 /// The shares of all principals that are connected.
 pub(super) struct Shares {
     pool: Pool,
     page_count: usize,
+    /// Of all principals together.
+    limits: Limits,
+    rate_of_one: Option<u64>,
     shares: Mutex<HashMap<Principal, Weak<Share>>>,
 }
 
@@ -21,6 +25,8 @@ pub(super) struct Shares {
 pub(super) struct Share {
     pool: Pool,
     pages: Arc<Semaphore>,
+    /// How fast its connections may be, together and with those of others.
+    pub(super) limits: Limits,
 }
 
 /// A buffer that counts against its principal's share and the whole budget.
@@ -30,10 +36,11 @@ pub(super) struct Lease {
 }
 
 impl Shares {
-    /// Shares of a budget in bytes.
-    pub(super) fn new(budget: usize) -> Shares {
+    /// Shares of a budget in bytes, and of a rate in bytes per second beside the rate that each may have.
+    pub(super) fn new(budget: usize, rate: Option<u64>, rate_of_one: Option<u64>) -> Shares {
         let page_count = budget / BUFFER_SHARE / BUFFER_ALIGN;
-        Shares { pool: Pool::new(budget), page_count, shares: Mutex::default() }
+        let limits = Limits::of([rate]);
+        Shares { pool: Pool::new(budget), page_count, limits, rate_of_one, shares: Mutex::default() }
     }
 
     /// The share of this principal, the same for all its connections.
@@ -44,7 +51,9 @@ impl Shares {
         }
         // Those that nobody holds any more go when there is a new one, so the table is as large as the crowd.
         shares.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Share { pool: self.pool.clone(), pages: Arc::new(Semaphore::new(self.page_count)) });
+        let limits = self.limits.and(Limits::of([self.rate_of_one]));
+        let pages = Arc::new(Semaphore::new(self.page_count));
+        let share = Arc::new(Share { pool: self.pool.clone(), pages, limits });
         shares.insert(principal.clone(), Arc::downgrade(&share));
         share
     }

@@ -7,9 +7,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::outcomes::Outcomes;
+use super::session::Sessions;
 use super::share::{Share, Shares};
 use crate::access::{Access, Principal};
-use crate::net::SocketBuffers;
+use crate::net::{Congestion, SocketBuffers};
 use crate::protocol::Rights;
 use crate::storage::Store;
 
@@ -19,7 +20,11 @@ pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
+    /// What is asked of the system for each connection.
+    pub(super) congestion: Congestion,
     pub(super) outcomes: Outcomes,
+    /// What further connections can join.
+    pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
     pub(super) tasks: TaskTracker,
     /// No new work: finish what runs.

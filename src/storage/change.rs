@@ -177,7 +177,7 @@ impl Store {
             check_link_target(to, &target)?;
         }
         if to == from {
-            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped, version: status.version() });
+            return Ok(Published { path: to.clone(), outcome: Outcome::Skipped });
         }
         let (target, _) = inner.directory_made(to_parent)?;
         let change = (status.kind == Kind::Directory).then(|| inner.durable.change());
@@ -222,13 +222,13 @@ impl Mover<'_> {
                 sys::rename_over(self.source, self.from_name.as_bytes(), self.target, name.as_bytes())
                     .map_err(|errno| self.error(errno))?;
                 let outcome = if there { Outcome::Replaced } else { Outcome::Created };
-                self.published(self.to.clone(), name, outcome)
+                Ok(Published { path: self.to.clone(), outcome })
             }
             IfExists::Fail | IfExists::Skip => match self.attempt(name) {
-                Ok(()) => self.published(self.to.clone(), name, Outcome::Created),
+                Ok(()) => Ok(Published { path: self.to.clone(), outcome: Outcome::Created }),
                 Err(Errno::EXIST) if if_exists == IfExists::Skip => {
                     self.inner.status_in(self.target, self.to)?;
-                    self.published(self.to.clone(), name, Outcome::Skipped)
+                    Ok(Published { path: self.to.clone(), outcome: Outcome::Skipped })
                 }
                 Err(errno) => Err(self.error(errno)),
             },
@@ -246,7 +246,7 @@ impl Mover<'_> {
                         Error::new(ErrorKind::Name, format!("move {} to {}: {error}", self.from, self.to))
                     })?;
                     let outcome = if count == 0 { Outcome::Created } else { Outcome::Renamed };
-                    return self.published(path, &name, outcome);
+                    return Ok(Published { path, outcome });
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(self.error(errno)),
@@ -257,11 +257,6 @@ impl Mover<'_> {
 
     fn attempt(&self, name: &Component) -> rustix::io::Result<()> {
         sys::rename_new(self.source, self.from_name.as_bytes(), self.target, name.as_bytes())
-    }
-
-    fn published(&self, path: RemotePath, name: &Component, outcome: Outcome) -> Result<Published> {
-        let status = sys::status_at(self.target, name.as_bytes()).while_doing(|| format!("look at {path}"))?;
-        Ok(Published { path, outcome, version: status.version() })
     }
 
     fn error(&self, errno: Errno) -> Error {

@@ -40,7 +40,7 @@ mod tests;
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
-pub use upload::{FileMetadata, NewFile, Staged, Upload};
+pub use upload::{FileMetadata, NewFile, Parents, Staged, Upload};
 
 /// The name under which a served root keeps its state: lock and staging.
 pub const STATE_NAME: &str = ".sealift";
@@ -69,6 +69,8 @@ pub struct StoreOptions {
     pub directory_mode: ModeRange,
     /// Whether large files may be written past the page cache.
     pub direct: bool,
+    /// Whether each file is synced and named by itself: to measure what doing it for many at once is worth.
+    pub sync_each: bool,
 }
 
 impl Default for StoreOptions {
@@ -78,6 +80,7 @@ impl Default for StoreOptions {
             file_mode: ModeRange { min: 0, max: 0o775 },
             directory_mode: ModeRange { min: 0, max: 0o775 },
             direct: true,
+            sync_each: false,
         }
     }
 }

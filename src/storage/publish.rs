@@ -13,8 +13,8 @@ use rustix::io::{Errno, Result as IoResult};
 use super::sys;
 use super::upload::{Place, Staged, Staging};
 use super::walk::{Directory, hidden_name};
-use super::{Identity, IfExists, Inner, Store, Version, lock};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use super::{Identity, IfExists, Inner, Store, lock};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::COMPONENT_LEN_MAX;
 use crate::path::{Component, RemotePath};
 
@@ -49,8 +49,6 @@ pub struct Published {
     pub path: RemotePath,
     /// How it came to it.
     pub outcome: Outcome,
-    /// The version that was stored; for [`Outcome::Skipped`], the one that is there.
-    pub version: Version,
 }
 
 impl Store {
@@ -64,6 +62,9 @@ impl Store {
         let inner = &self.inner;
         if let Err(error) = inner.writable() {
             return files.iter().map(|_| Err(error.duplicate())).collect();
+        }
+        if inner.options.sync_each && files.len() > 1 {
+            return files.into_iter().flat_map(|staged| self.publish(vec![staged])).collect();
         }
         let mut answers: Vec<Result<Published>> = Vec::with_capacity(files.len());
         let mut directories: HashMap<Identity, Touched> = HashMap::new();
@@ -202,21 +203,18 @@ impl Inner {
             },
             IfExists::Rename => return self.place_renamed(staged),
         };
-        self.published(staged, path, name, outcome)
+        Ok(Published { path, outcome })
     }
 
     fn place_over(&self, staged: &mut Staged) -> Result<Outcome> {
         let path = &staged.path;
         let name = staged.name.as_bytes();
-        let replaced = self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
-        if !replaced {
-            match place_new(&mut staged.staging, name) {
-                Ok(()) => return Ok(Outcome::Created),
-                Err(Errno::EXIST) => {
-                    self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
-                }
-                Err(errno) => return Err(placing(path, errno)),
+        match place_new(&mut staged.staging, name) {
+            Ok(()) => return Ok(Outcome::Created),
+            Err(Errno::EXIST) => {
+                self.check_target(&staged.staging.directory, path, IfExists::Overwrite)?;
             }
+            Err(errno) => return Err(placing(path, errno)),
         }
         replace(&mut staged.staging, name).map_err(|errno| match errno {
             Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY => {
@@ -237,22 +235,13 @@ impl Inner {
                     let path = parent
                         .join(name.clone())
                         .map_err(|error| Error::new(ErrorKind::Name, format!("store {}: {error}", staged.path)))?;
-                    return self.published(staged, path, name, outcome);
+                    return Ok(Published { path, outcome });
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(placing(&staged.path, errno)),
             }
         }
         Err(exists(&staged.path).context(format!("{RENAMES_MAX} names like it are taken")))
-    }
-
-    fn published(&self, staged: &Staged, path: RemotePath, name: Component, outcome: Outcome) -> Result<Published> {
-        let status = match &staged.staging.file {
-            Some(file) if outcome != Outcome::Skipped => sys::status(file),
-            _ => sys::status_at(&*staged.staging.directory, name.as_bytes()),
-        };
-        let version = status.while_doing(|| format!("look at {path}"))?.version();
-        Ok(Published { path, outcome, version })
     }
 }
 

@@ -79,6 +79,15 @@ impl Store {
     /// `Skip`. `NotFound`, `NotDirectory`, `Link`: its directory is none. `Name`: a reserved name. `NoSpace`: the
     /// disk has less room than the size needs. `Limit`: larger than any file can be.
     pub fn begin(&self, path: &RemotePath, options: NewFile) -> Result<Upload> {
+        self.begin_in(&mut Parents::default(), path, options)
+    }
+
+    /// As [`Store::begin`], for one of many files whose directories are mostly the same.
+    ///
+    /// # Errors
+    /// As [`Store::begin`]; but whether a file of at most one group can replace what is there, and whether there is
+    /// room for it, is seen when it is published and written.
+    pub fn begin_in(&self, parents: &mut Parents, path: &RemotePath, options: NewFile) -> Result<Upload> {
         let inner = &self.inner;
         inner.writable()?;
         let Some((name, parent)) = path.components().split_last() else {
@@ -91,10 +100,13 @@ impl Store {
         if is_hidden(name.as_bytes()) {
             return Err(reserved(path.components()));
         }
-        let directory =
-            if options.make_parents { inner.directory_made(parent)?.0 } else { inner.directory_of(parent)? };
-        inner.check_target(&directory, path, options.if_exists)?;
-        if let Some(size) = options.size {
+        let directory = parents.open(inner, parent, options.make_parents)?;
+        // A small file that may replace is refused as early when it is written and named: all of it is there.
+        let is_small = options.size.is_some_and(|size| size <= NAMELESS_SIZE_MAX);
+        if !is_small || matches!(options.if_exists, IfExists::Fail | IfExists::Skip) {
+            inner.check_target(&directory, path, options.if_exists)?;
+        }
+        if let Some(size) = options.size.filter(|_| !is_small) {
             inner.check_space(&directory, path, size)?;
         }
         let staging =
@@ -107,10 +119,40 @@ impl Store {
             if_exists: options.if_exists,
             announced: options.size,
             written: AtomicU64::new(0),
+            end: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
         };
         upload.preallocate()?;
         Ok(upload)
+    }
+}
+
+/// The directory of the file before, kept open for those that follow in it. To be used for files that are stored
+/// together: kept longer, it could be another directory's name by now.
+#[derive(Default)]
+pub struct Parents(Option<(Arc<Inner>, Vec<Component>, Arc<Directory>)>);
+
+impl Parents {
+    fn open(&mut self, inner: &Arc<Inner>, components: &[Component], make: bool) -> Result<Arc<Directory>> {
+        if let Some((store, known, directory)) = &self.0
+            && Arc::ptr_eq(store, inner)
+            && known == components
+        {
+            return Ok(Arc::clone(directory));
+        }
+        let directory = if make { inner.directory_made(components)?.0 } else { inner.directory_of(components)? };
+        self.0 = Some((Arc::clone(inner), components.to_vec(), Arc::clone(&directory)));
+        Ok(directory)
+    }
+
+    /// Whether nothing stands under this name. What cannot be looked at is found by whoever stores there.
+    #[must_use]
+    pub fn lacks(&mut self, store: &Store, path: &RemotePath) -> bool {
+        let Some((name, parent)) = path.components().split_last() else { return false };
+        match self.open(&store.inner, parent, false) {
+            Ok(directory) => matches!(sys::status_at(&*directory, name.as_bytes()), Err(Errno::NOENT)),
+            Err(_) => false,
+        }
     }
 }
 
@@ -349,6 +391,8 @@ pub struct Upload {
     announced: Option<u64>,
     /// Bytes that were written, in any order.
     written: AtomicU64,
+    /// Where the file ends, if nothing but [`Upload::write_at`] made it longer.
+    end: AtomicU64,
     poisoned: AtomicBool,
 }
 
@@ -377,6 +421,7 @@ impl Upload {
         }
         self.write_all(offset, bytes).map_err(|errno| self.write_error(offset, bytes.len() as u64, errno))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.end.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -462,7 +507,9 @@ impl Upload {
 
     fn set_metadata(&self, size: u64, metadata: &FileMetadata) -> IoResult<()> {
         let file = self.staging.file();
-        if sys::status(file)?.size != size {
+        // Only what was written at once and whole is known to be as long as it should be.
+        let is_known = size <= NAMELESS_SIZE_MAX && self.end.load(Ordering::Relaxed) == size;
+        if !is_known && sys::status(file)?.size != size {
             retry_on_intr(|| rustix::fs::ftruncate(file, size))?;
         }
         let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));

@@ -1,13 +1,16 @@
 //! What to send next, what is missing, whether this piece is right: pure machines without I/O or clock.
 //!
 //! [`Receiver`] judges the pieces of one file that come in, on a server for uploads and on a client for downloads;
-//! [`Sender`] decides which groups of one file go out; [`Fetcher`] decides which ranges a download asks for.
+//! [`Sender`] decides which groups of one file go out; [`Fetcher`] decides which ranges a download asks for;
+//! [`Width`] says how many connections a transfer gets.
 //! They can be run against each other in a test (`tests/it/sim.rs`) with any link between them.
 
 mod fetcher;
 mod receiver;
 mod sender;
+mod width;
 
 pub use fetcher::Fetcher;
 pub use receiver::{Piece, Receiver};
 pub use sender::{Decision, Sender};
+pub use width::{Seen, Width};

@@ -74,18 +74,7 @@ impl Receiver {
     /// # Errors
     /// A [`Breach`] for a piece out of range, across groups, out of order, twice, or after the finish.
     pub fn check(&self, offset: u64, len: usize) -> Result<Piece, Breach> {
-        if len == 0 {
-            return Err(Breach::Data("an empty piece"));
-        }
-        let end = offset.checked_add(len as u64).ok_or(Breach::Data("an offset past any file"))?;
-        if end > self.size.unwrap_or(FILE_SIZE_MAX) {
-            return Err(Breach::Data("a piece past the end of its file"));
-        }
-        let group = offset / GROUP_LEN as u64;
-        let start = usize::try_from(offset - group_offset(group)).expect("less than a group");
-        if start + len > GROUP_LEN {
-            return Err(Breach::Data("a piece across two groups"));
-        }
+        let (group, start) = self.check_range(offset, len)?;
         if self.tree.value(group).is_some() {
             return Err(Breach::Data("a group twice"));
         }
@@ -101,6 +90,45 @@ impl Receiver {
         }
         let whole = self.size.map_or(GROUP_LEN, |size| group_len(size, group));
         Ok(Piece { group, start, completes: filled + len == whole })
+    }
+
+    /// Says in which group a piece of this file would be, and where in it, whatever has come already.
+    ///
+    /// # Errors
+    /// A [`Breach`] for a piece out of range or across groups.
+    pub fn check_range(&self, offset: u64, len: usize) -> Result<(u64, usize), Breach> {
+        if len == 0 {
+            return Err(Breach::Data("an empty piece"));
+        }
+        let end = offset.checked_add(len as u64).ok_or(Breach::Data("an offset past any file"))?;
+        if end > self.size.unwrap_or(FILE_SIZE_MAX) {
+            return Err(Breach::Data("a piece past the end of its file"));
+        }
+        let group = offset / GROUP_LEN as u64;
+        let start = usize::try_from(offset - group_offset(group)).expect("less than a group");
+        if start + len > GROUP_LEN {
+            return Err(Breach::Data("a piece across two groups"));
+        }
+        Ok((group, start))
+    }
+
+    /// The size that was described; none for a stream.
+    #[must_use]
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// Whether a group is begun and its hash not recorded.
+    #[must_use]
+    pub fn is_open(&self, group: u64) -> bool {
+        self.open.contains_key(&group)
+    }
+
+    /// Whether all bytes of a group have come, hashed by now or not. Never of the last group of a stream.
+    #[must_use]
+    pub fn is_whole(&self, group: u64) -> bool {
+        let whole = self.size.map_or(GROUP_LEN, |size| group_len(size, group));
+        self.tree.value(group).is_some() || self.open.get(&group) == Some(&whole)
     }
 
     /// Where the contiguous bytes of a group end.

@@ -255,7 +255,11 @@ fn a_source_that_changes_after_a_lost_answer_is_not_taken_for_stored() {
                 let (path, bytes) = (path.clone(), bytes.clone());
                 let hook: Arc<dyn Fn() + Send + Sync> = Arc::new(move || fs::write(&path, &bytes).unwrap());
                 let is_first = number == 0;
-                Plan { down: is_first.then_some((at, hook)), cut: is_first.then_some((at, Cut::Reset)), up: None }
+                Plan {
+                    down: is_first.then_some((at, hook)),
+                    cut: is_first.then_some((at, Cut::Reset)),
+                    ..Plan::default()
+                }
             });
             let mut client = server.client(&["put", "--json", "--remove-source"]);
             let ran = Ran::of(client.arg(&source).arg(remote(proxy.port, &name)).output().unwrap());

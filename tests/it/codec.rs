@@ -135,6 +135,7 @@ round_trips! {
     stored_batch_goes_round: vec((small(), stored()), 0..8).prop_map(|items| StoredBatch {
         items: List(items.into_iter().map(|(transfer, stored)| StoredItem { transfer, stored }).collect()),
     });
+    written_goes_round: vec(number(), 0..20).prop_map(|groups| Written { groups: List(groups) });
     get_goes_round: (path(), number()).prop_map(|(path, unasked_max)| Get { path, unasked_max });
     get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60))
         .prop_map(|(size, mtime, mode, unasked, root, version)| GetAnswer { size, mtime, mode, unasked, root, version });
@@ -302,6 +303,7 @@ fn lists_and_names_end_at_their_bounds() {
     let answer = [0xa5, 0, 0, 1, 0, 2, 0, 3, 0xf4, 4];
     check("held ranges", Kind::PutAnswer, 2048, &|n| with_list(&answer, n, &[0x82, 0, 1], &[]));
     check("entries", Kind::Entries, limits::LIST_PAGE_MAX, &|n| with_list(&[0xa1, 0], n, &entry, &[]));
+    check("written groups", Kind::Written, WRITTEN_MAX, &|n| with_list(&[0xa1, 0], n, &[3], &[]));
     check("items", Kind::StoredBatch, 512, &|n| with_list(&[0xa1, 0], n, &item, &[]));
     check("nanoseconds", Kind::SetDirectory, 999_999_999, &|n| {
         [&[0xa2, 0, 0x80, 2, 0x82, 0, 0x1a][..], &(n as u32).to_be_bytes()].concat()

@@ -6,6 +6,7 @@
 
 mod bytes;
 mod content;
+mod lanes;
 mod limits;
 mod names;
 mod peer;

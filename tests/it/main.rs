@@ -15,6 +15,7 @@ mod order;
 mod real;
 mod refusals;
 mod rig;
+mod streams;
 mod sync;
 mod sync_model;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]

@@ -441,6 +441,8 @@ type Hook = Arc<dyn Fn() + Send + Sync>;
 pub(crate) struct Plan {
     /// Cut once the client has got so many bytes.
     pub(crate) cut: Option<(u64, Cut)>,
+    /// The same, once so many bytes have gone to the server.
+    pub(crate) cut_up: Option<(u64, Cut)>,
     /// Called once when so many bytes have gone to the server; none goes on before it returns.
     pub(crate) up: Option<(u64, Hook)>,
     /// The same towards the client.
@@ -492,10 +494,10 @@ impl Proxy {
                 let (client, server) = (Arc::new(client.unwrap()), Arc::new(server));
                 shared.streams.lock().unwrap().extend([Arc::clone(&client), Arc::clone(&server)]);
                 shared.pumps.fetch_add(2, Ordering::SeqCst);
-                let Plan { cut, up, down } = plan(number);
+                let Plan { cut, cut_up, up, down } = plan(number);
                 let (state, from, to) = (Arc::clone(&shared), Arc::clone(&client), Arc::clone(&server));
                 std::thread::spawn(move || {
-                    pump(&state, &state.up, &from, &to, None, up);
+                    pump(&state, &state.up, &from, &to, cut_up, up);
                     state.pumps.fetch_sub(1, Ordering::SeqCst);
                 });
                 let state = Arc::clone(&shared);

@@ -497,6 +497,10 @@ impl Bench {
             access: Access { certified: Rights::ALL, anonymous: None, names: NamePolicy::default() },
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             memory: 64 << 20,
+            threads: 1,
+            congestion: sealift::net::Congestion::default(),
+            rate: None,
+            rate_of_one: None,
         })
         .unwrap();
         let port = server.addresses().unwrap()[0].port();

@@ -110,7 +110,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             },
         ),
         vector(
-            "ServerHello reserved",
+            "ServerHello token",
             0,
             ServerHello {
                 version: 1,
@@ -217,6 +217,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 ]),
             },
         ),
+        vector("Written", 8, Written { groups: List(vec![0, 1, 70_000]) }),
         vector("Get", 10, Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX }),
         vector(
             "GetAnswer",
@@ -534,6 +535,7 @@ fn limits_and_deadlines_are_those_of_the_document() {
         ("UNASKED_FILE_MAX", limits::UNASKED_FILE_MAX),
         ("UNASKED_CONNECTION_MAX", limits::UNASKED_CONNECTION_MAX),
         ("OPEN_TRANSFERS_MAX", limits::OPEN_TRANSFERS_MAX as u64),
+        ("JOINS_MAX", limits::JOINS_MAX as u64),
         ("OPEN_GROUPS_MAX", limits::OPEN_GROUPS_MAX as u64),
         ("WANTED_MAX", limits::WANTED_MAX),
         ("WANTED_RANGES_MAX", limits::WANTED_RANGES_MAX as u64),

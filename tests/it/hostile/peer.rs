@@ -133,6 +133,18 @@ impl World {
         ClientTls::load(&options).unwrap().config()
     }
 
+    /// The same with another certificate of the same authority.
+    pub(super) fn other_client(&mut self) -> Arc<ClientConfig> {
+        let certs = self.folder.path().join("certs");
+        let clients = vec!["other".parse::<tls::names::ClientName>().unwrap()];
+        let request = folder::Request { directory: certs.clone(), clients, ..folder::Request::default() };
+        folder::make(&request, OffsetDateTime::now_utc()).unwrap();
+        self.canaries = self.look_around();
+        let mut options = ClientOptions::in_folder(&certs);
+        (options.certificate, options.key) = (Some(certs.join("other.pem")), Some(certs.join("other-key.pem")));
+        ClientTls::load(&options).unwrap().config()
+    }
+
     /// A TLS connection that has said nothing yet.
     pub(super) async fn connect(&self) -> Peer {
         self.connect_with(self.client(true)).await.unwrap()
@@ -143,12 +155,17 @@ impl World {
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from("localhost").unwrap();
         let stream = timeout(SOON, TlsConnector::from(config).connect(name, tcp)).await.expect("a handshake")?;
-        Ok(Peer { stream, last: 0, buffer: Vec::new() })
+        Ok(Peer { stream, last: 0, buffer: Vec::new(), token: None })
     }
 
     /// A connection that has been greeted.
     pub(super) async fn greeted(&self) -> Peer {
         self.connect().await.greet().await
+    }
+
+    /// A lane of this peer's session.
+    pub(super) async fn lane_of(&self, first: &Peer) -> Peer {
+        self.connect().await.join(first.token.unwrap()).await.unwrap()
     }
 
     pub(super) async fn anonymous(&self) -> Peer {
@@ -238,6 +255,11 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         access,
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         memory: 64 << 20,
+        // The clock of the test is that of the connections.
+        threads: 0,
+        congestion: sealift::net::Congestion::default(),
+        rate: None,
+        rate_of_one: None,
     };
     let server = Server::bind(options).unwrap();
     let address = server.addresses().unwrap()[0];
@@ -325,6 +347,8 @@ pub(super) struct Peer {
     pub(super) stream: tokio_rustls::client::TlsStream<TcpStream>,
     last: u32,
     buffer: Vec<u8>,
+    /// What the server gave for others to join with.
+    pub(super) token: Option<Bytes16>,
 }
 
 /// What an answer to a request is.
@@ -335,8 +359,23 @@ impl Peer {
         self.send(0, &hello()).await;
         let (kind, transfer, payload) = self.frame().await.expect("a hello");
         assert_eq!((kind, transfer), (Kind::ServerHello, 0));
-        ServerHello::from_payload(&payload).unwrap();
+        self.token = ServerHello::from_payload(&payload).unwrap().token;
         self
+    }
+
+    /// Shows a token instead of beginning a session.
+    pub(super) async fn join(mut self, token: Bytes16) -> Result<Peer, End> {
+        self.send(0, &ClientHello { join: Some(token), ..hello() }).await;
+        match self.frame().await {
+            Some((Kind::ServerHello, 0, payload)) => {
+                assert_eq!(ServerHello::from_payload(&payload).unwrap().token, None, "a lane gives no token");
+                Ok(self)
+            }
+            Some((Kind::Goodbye, _, payload)) => {
+                Err(End::Goodbye(ErrorKind::from_code(Goodbye::from_payload(&payload).unwrap().code)))
+            }
+            other => panic!("not an answer to a hello: {other:?}"),
+        }
     }
 
     /// The next number for a transfer.

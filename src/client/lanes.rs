@@ -1,0 +1,565 @@
+//! Further connections of a session, and the queue that all its connections take groups from.
+//!
+//! Groups of uploads of known size lie in one queue; the first connection and each *lane* that has joined take the
+//! next one whenever they can write more, so none owns a range and a slow one holds nobody up. A group that a lane
+//! took is under way until the server says that it is written; when the lane dies before that, the group is lost and
+//! its upload hears of it, to send it again. What the first connection took needs no such word: the finish follows
+//! it on the same connection.
+//!
+//! Groups of a download are asked for over whichever connection has few that it was asked for and has not brought;
+//! those that a lane still owes when it dies are asked for again.
+//!
+//! Invariants: a lane never opens or ends a transfer; the queue is bounded by permits, what is under way by what the
+//! network holds; when the session ends, so do its lanes.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::buffer::{Buffer, Pool};
+use crate::client::session::{CLOSE_TIMEOUT, Leases, Life};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{group_len, group_offset};
+use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX};
+use crate::net::{Connection, Event, Handler};
+use crate::protocol::{Breach, Goodbye, Kind, List, Message, Want, Working, Written};
+use crate::transfer::{Seen, Width};
+
+/// Groups of content that wait to be taken: enough to keep TLS busy while the next are read. 4 MiB.
+const ROOM: usize = 4;
+
+/// Groups that a lane owes at least, while there are any to ask for: one that comes, and one behind it.
+const WANTED_MIN: usize = 2;
+/// Groups that a lane owes at most.
+const WANTED_MAX: usize = 32;
+/// A lane that brings a group this soon after it was asked for may owe more of them; one that takes longer than the
+/// second, fewer.
+const PACE_MIN: Duration = Duration::from_millis(500);
+const PACE_MAX: Duration = Duration::from_millis(1500);
+/// Groups that a lane has taken and is not told to be written: fills 1 Gbit/s at 500 ms.
+const UNDER_WAY_MAX: usize = 64;
+/// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
+const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (UNDER_WAY_MAX + WANTED_MAX + 4);
+
+/// The lanes of one session.
+#[derive(Clone)]
+pub(crate) struct Lanes(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    room: Arc<Semaphore>,
+}
+
+struct State {
+    queue: VecDeque<Group>,
+    /// The task of the first connection, when it waits for a group.
+    first: Option<Waker>,
+    lanes: HashMap<u64, Lane>,
+    /// Lanes that are being opened.
+    opening: usize,
+    /// Lanes that were ever asked for, which the server bounds.
+    asked: usize,
+    /// The number of the next lane.
+    next: u64,
+    /// The server takes no more.
+    is_full: bool,
+    /// Who is told what became of the groups of each.
+    transfers: HashMap<u32, mpsc::Sender<Report>>,
+    /// How many connections there should be by what is measured.
+    width: Width,
+    has_ended: bool,
+}
+
+struct Lane {
+    waker: Option<Waker>,
+    /// Groups that it took and that are not known to be written.
+    under_way: HashSet<(u32, u64)>,
+    /// Requests that it is to send.
+    requests: Vec<Bytes>,
+    /// What was asked for over it and has not come, by transfer.
+    wanted: HashMap<u32, Wanted>,
+    /// The highest number under which something was asked for.
+    asked: u32,
+    pace: Pace,
+}
+
+/// What a download has asked for over one lane.
+struct Wanted {
+    /// The size of the file.
+    size: u64,
+    /// Where what is to come next begins, how much of it is to come, and when it was asked for.
+    ranges: VecDeque<(u64, usize, Instant)>,
+}
+
+/// How many groups a connection may owe: enough that it never runs dry, and few, so that a slow one does not hold up
+/// the end.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace(usize);
+
+impl Pace {
+    pub(crate) fn new() -> Pace {
+        Pace(WANTED_MIN)
+    }
+
+    /// A group has come that was asked for so long ago.
+    pub(crate) fn came_after(&mut self, time: Duration) {
+        if time < PACE_MIN {
+            self.0 = (self.0 + 1).min(WANTED_MAX);
+        } else if time > PACE_MAX {
+            self.0 = (self.0 - 1).max(WANTED_MIN);
+        }
+    }
+
+    /// How many there may be.
+    pub(crate) fn groups(self) -> usize {
+        self.0
+    }
+}
+
+/// A group that is to be sent.
+pub(crate) struct Group {
+    transfer: u32,
+    index: u64,
+    offset: u64,
+    content: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+/// What became of a group.
+pub(crate) enum Report {
+    /// It need not be sent again.
+    Sent(u64),
+    /// It has come over a lane.
+    Came(u64, Buffer),
+    /// The lane that had it, or owed it, has died.
+    Lost(u64),
+    /// There is one more lane.
+    Joined,
+    /// So many connections would be better than those that there are.
+    Wider(usize),
+}
+
+/// A transfer whose groups go over all connections. Dropping it takes back those that are still in the queue.
+pub(crate) struct Carrier {
+    lanes: Lanes,
+    transfer: u32,
+    reports: mpsc::Receiver<Report>,
+}
+
+impl Lanes {
+    pub(crate) fn new() -> Lanes {
+        let state = State {
+            queue: VecDeque::new(),
+            first: None,
+            lanes: HashMap::new(),
+            opening: 0,
+            asked: 0,
+            next: 0,
+            is_full: false,
+            transfers: HashMap::new(),
+            width: Width::new(1),
+            has_ended: false,
+        };
+        Lanes(Arc::new(Shared { state: Mutex::new(state), room: Arc::new(Semaphore::new(ROOM)) }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No statement between lock and unlock leaves the state half changed.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a transfer. One number is entered once.
+    pub(crate) fn carry(&self, transfer: u32) -> Carrier {
+        let (sender, reports) = mpsc::channel(REPORTS_MAX);
+        self.lock().transfers.insert(transfer, sender);
+        Carrier { lanes: self.clone(), transfer, reports }
+    }
+
+    /// Ends all lanes, and every wait for room.
+    pub(crate) fn end(&self) {
+        let mut state = self.lock();
+        state.has_ended = true;
+        state.queue.clear();
+        state.transfers.clear();
+        state.wake();
+        drop(state);
+        self.0.room.close();
+    }
+
+    /// How many lanes to open so that there are `count` connections. Whoever asks opens them, each of which ends in
+    /// [`Lanes::open`] or [`Lanes::not_opened`].
+    pub(crate) fn missing(&self, count: usize) -> usize {
+        let mut state = self.lock();
+        if state.has_ended || state.is_full {
+            return 0;
+        }
+        let there = 1 + state.lanes.len() + state.opening;
+        let missing = count.saturating_sub(there).min(JOINS_MAX - state.asked);
+        state.opening += missing;
+        state.asked += missing;
+        missing
+    }
+
+    /// Takes note of how many connections a transfer begins with.
+    pub(crate) fn begin_with(&self, count: usize) {
+        self.lock().width = Width::new(count);
+    }
+
+    /// Looks at the first connection while something is moved over it, and tells the transfers when there should be
+    /// more.
+    pub(crate) fn look(&self, connection: &Connection, age: Duration) {
+        let mut state = self.lock();
+        if state.transfers.is_empty() {
+            return;
+        }
+        let socket = connection.socket();
+        let Some(info) = socket.info() else { return };
+        let is_sender = info.acked > info.received;
+        // Loss does not hold it up, so more of it would not help.
+        let minds_loss = !is_sender || socket.minds_loss();
+        let seen = Seen {
+            at: age,
+            rtt_min: info.rtt_min,
+            rtt: if is_sender { info.rtt } else { info.receive_rtt },
+            moved: info.acked + info.received,
+            lost: if minds_loss { info.resent + u64::from(info.out_of_order) } else { 0 },
+            busy: info.busy,
+            limited_by_buffers: info.limited_by_buffers,
+        };
+        if let Some(count) = state.width.look(seen) {
+            state.transfers.values().for_each(|reports| drop(reports.try_send(Report::Wider(count))));
+        }
+    }
+
+    /// A lane could not be opened: the session goes on with what it has.
+    pub(crate) fn not_opened(&self) {
+        let mut state = self.lock();
+        state.opening -= 1;
+        state.is_full = true;
+    }
+
+    /// Drives a lane until it or the session ends.
+    pub(crate) async fn drive(self, mut connection: Connection, pool: Pool) {
+        let Some(number) = self.enter() else { return };
+        let (filling, leases) = (HashMap::new(), Leases::new(pool));
+        let mut front = Front { lanes: self.clone(), number, taken: None, filling, leases };
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut life = Life::new();
+        let ended = {
+            let step = std::future::poll_fn(|cx| front.poll_step(cx, &mut connection, &mut ticks, &mut life));
+            pin!(step).await
+        };
+        self.leave(number);
+        if ended.is_ok() {
+            // Nothing is owed to anybody: how the connection goes is a courtesy.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
+        }
+    }
+
+    fn enter(&self) -> Option<u64> {
+        let mut state = self.lock();
+        state.opening -= 1;
+        if state.has_ended {
+            return None;
+        }
+        let number = state.next;
+        state.next += 1;
+        let lane = Lane {
+            waker: None,
+            under_way: HashSet::new(),
+            requests: Vec::new(),
+            wanted: HashMap::new(),
+            asked: 0,
+            pace: Pace::new(),
+        };
+        state.lanes.insert(number, lane);
+        state.transfers.values().for_each(|reports| drop(reports.try_send(Report::Joined)));
+        Some(number)
+    }
+
+    fn leave(&self, number: u64) {
+        let mut state = self.lock();
+        let Some(lane) = state.lanes.remove(&number) else { return };
+        for (transfer, group) in lane.under_way {
+            state.report(transfer, Report::Lost(group));
+        }
+        for (transfer, wanted) in lane.wanted {
+            for (offset, ..) in wanted.ranges {
+                state.report(transfer, Report::Lost(offset / GROUP_LEN as u64));
+            }
+        }
+    }
+
+    /// Whether there are any.
+    pub(crate) fn are_there(&self) -> bool {
+        !self.lock().lanes.is_empty()
+    }
+
+    /// The next group for the first connection, whose task is woken when there is one.
+    pub(crate) fn take_first(&self, cx: &Context<'_>) -> Option<Group> {
+        let mut state = self.lock();
+        let group = state.queue.pop_front();
+        if group.is_none() {
+            state.first = Some(cx.waker().clone());
+        }
+        group
+    }
+
+    /// The next piece of a group that a connection has taken; the group is gone after its last.
+    pub(crate) fn piece(&self, taken: &mut Option<Group>, is_first: bool) -> Option<(u32, u64, Bytes)> {
+        let group = taken.as_mut()?;
+        let piece = group.content.split_to(group.content.len().min(DATA_LEN_MAX));
+        let (transfer, offset) = (group.transfer, group.offset);
+        group.offset += piece.len() as u64;
+        if group.content.is_empty() {
+            if is_first {
+                self.lock().report(transfer, Report::Sent(group.index));
+            }
+            *taken = None;
+        }
+        Some((transfer, offset, piece))
+    }
+
+    /// Whether an upload still wants its groups to be sent.
+    pub(crate) fn is_carried(&self, group: &Group) -> bool {
+        self.lock().transfers.contains_key(&group.transfer)
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        self.first.take().into_iter().for_each(Waker::wake);
+        self.lanes.values_mut().filter_map(|lane| lane.waker.take()).for_each(Waker::wake);
+    }
+
+    fn report(&self, transfer: u32, report: Report) {
+        if let Some(reports) = self.transfers.get(&transfer) {
+            // Nobody listening any more is all right: the transfer was given up. There always is room.
+            let _ = reports.try_send(report);
+        }
+    }
+}
+
+impl Carrier {
+    /// Queues a group for whichever connection has room first.
+    ///
+    /// # Errors
+    /// When the session has ended.
+    ///
+    /// # Cancel safety
+    /// The group is lost when this is dropped; the upload must be given up then.
+    pub(crate) async fn send(&self, index: u64, offset: u64, content: Bytes) -> Result<()> {
+        let room = Arc::clone(&self.lanes.0.room).acquire_owned().await;
+        let room = room.map_err(|_| Error::new(ErrorKind::Connection, "the connection was closed"))?;
+        let mut state = self.lanes.lock();
+        state.queue.push_back(Group { transfer: self.transfer, index, offset, content, _room: room });
+        state.wake();
+        Ok(())
+    }
+
+    /// Asks for groups of a file of this size over the lanes that owe few. Returns how many were asked for.
+    pub(crate) fn ask(&self, size: u64, mut next: impl FnMut() -> Option<u64>) -> usize {
+        let mut state = self.lanes.lock();
+        let mut count = 0;
+        for lane in state.lanes.values_mut() {
+            let owed: usize = lane.wanted.values().map(|wanted| wanted.ranges.len()).sum();
+            let mut ranges = Vec::new();
+            while owed + ranges.len() < lane.pace.groups()
+                && let Some(group) = next()
+            {
+                ranges.push((group_offset(group), group_len(size, group) as u64));
+            }
+            if ranges.is_empty() {
+                continue;
+            }
+            count += ranges.len();
+            let wanted = lane.wanted.entry(self.transfer).or_insert_with(|| Wanted { size, ranges: VecDeque::new() });
+            let now = Instant::now();
+            let to_come = ranges.iter().map(|&(offset, len)| (offset, usize::try_from(len).unwrap_or(GROUP_LEN), now));
+            wanted.ranges.extend(to_come);
+            lane.asked = lane.asked.max(self.transfer);
+            lane.requests.push(Want { ranges: List(ranges) }.to_frame(self.transfer).into());
+            lane.waker.take().into_iter().for_each(Waker::wake);
+        }
+        count
+    }
+
+    /// What became of a group that was queued. Pending for ever once the session has ended.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn next(&mut self) -> Report {
+        match self.reports.recv().await {
+            Some(report) => report,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        let mut state = self.lanes.lock();
+        let transfer = self.transfer;
+        state.transfers.remove(&transfer);
+        state.queue.retain(|group| group.transfer != transfer);
+        state.lanes.values_mut().for_each(|lane| {
+            lane.under_way.retain(|&(other, _)| other != transfer);
+            lane.wanted.remove(&transfer);
+        });
+    }
+}
+
+struct Filling {
+    filled: usize,
+    buffer: Buffer,
+}
+
+/// A lane's side of the content that it moves.
+struct Front {
+    lanes: Lanes,
+    number: u64,
+    taken: Option<Group>,
+    /// Groups that are being received, by transfer.
+    filling: HashMap<u32, Filling>,
+    leases: Leases,
+}
+
+impl Handler for Front {
+    fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
+        let whole = {
+            let state = self.lanes.lock();
+            let Some(lane) = state.lanes.get(&self.number) else { return Poll::Ready(Ok(&mut [])) };
+            let Some(wanted) = lane.wanted.get(&transfer) else {
+                if transfer == 0 || transfer > lane.asked {
+                    return Poll::Ready(Err(Breach::Data("content that was not asked for").into()));
+                }
+                // Given up on our side; what was on its way is thrown away.
+                self.filling.remove(&transfer);
+                return Poll::Ready(Ok(&mut []));
+            };
+            match wanted.ranges.front() {
+                Some(&(start, rest, _)) if offset == start && len <= rest => {
+                    group_len(wanted.size, offset / GROUP_LEN as u64)
+                }
+                _ => return Poll::Ready(Err(Breach::Data("content that was not asked for, or out of order").into())),
+            }
+        };
+        if !self.filling.contains_key(&transfer) {
+            let buffer = std::task::ready!(self.leases.poll(cx, transfer, whole));
+            self.filling.insert(transfer, Filling { filled: 0, buffer });
+        }
+        let space = self.filling.get_mut(&transfer).and_then(|filling| {
+            let start = filling.filled;
+            filling.buffer.get_mut(start..start + len)
+        });
+        Poll::Ready(space.ok_or_else(|| Breach::Data("a piece out of order in its group").into()))
+    }
+
+    fn filled(&mut self, transfer: u32, offset: u64, len: usize) -> Result<()> {
+        let mut state = self.lanes.lock();
+        let Some(lane) = state.lanes.get_mut(&self.number) else { return Ok(()) };
+        let (Some(wanted), Some(filling)) = (lane.wanted.get_mut(&transfer), self.filling.get_mut(&transfer)) else {
+            return Ok(());
+        };
+        filling.filled += len;
+        let Some((start, rest, asked)) = wanted.ranges.front_mut() else { return Ok(()) };
+        *start += len as u64;
+        *rest -= len;
+        if *rest > 0 {
+            return Ok(());
+        }
+        lane.pace.came_after(asked.elapsed());
+        wanted.ranges.pop_front();
+        if let Some(Filling { buffer, .. }) = self.filling.remove(&transfer) {
+            state.report(transfer, Report::Came(offset / GROUP_LEN as u64, buffer));
+        }
+        Ok(())
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
+        if self.taken.as_ref().is_some_and(|group| !self.lanes.is_carried(group)) {
+            self.taken = None;
+        }
+        if self.taken.is_none() {
+            let mut state = self.lanes.lock();
+            let State { queue, lanes, .. } = &mut *state;
+            let Some(lane) = lanes.get_mut(&self.number) else { return Poll::Pending };
+            let group = if lane.under_way.len() < UNDER_WAY_MAX { queue.pop_front() } else { None };
+            match &group {
+                Some(group) => drop(lane.under_way.insert((group.transfer, group.index))),
+                None => lane.waker = Some(cx.waker().clone()),
+            }
+            self.taken = group;
+        }
+        self.lanes.piece(&mut self.taken, false).map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Front {
+    /// Drives the lane as far as it goes. Ready when it is over.
+    fn poll_step(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut Connection,
+        ticks: &mut tokio::time::Interval,
+        life: &mut Life,
+    ) -> Poll<Result<()>> {
+        let is_due = {
+            let mut state = self.lanes.lock();
+            let has_ended = state.has_ended;
+            let Some(lane) = state.lanes.get_mut(&self.number).filter(|_| !has_ended) else {
+                return Poll::Ready(Ok(()));
+            };
+            lane.waker = Some(cx.waker().clone());
+            lane.requests.drain(..).for_each(|request| connection.send_frame(request));
+            !lane.under_way.is_empty() || lane.wanted.values().any(|wanted| !wanted.ranges.is_empty())
+        };
+        while ticks.poll_tick(cx).is_ready() {
+            life.tick(connection, is_due, is_due)?;
+            let state = self.lanes.lock();
+            self.filling.retain(|transfer, _| state.transfers.contains_key(transfer));
+        }
+        while let Poll::Ready(event) = connection.poll_next(cx, self) {
+            match event? {
+                Event::Control(Kind::Written, transfer, payload) => {
+                    self.written(transfer, &Written::from_payload(&payload)?)?;
+                }
+                Event::Control(Kind::Working, _, payload) => {
+                    Working::from_payload(&payload)?;
+                }
+                Event::Control(Kind::Goodbye, _, payload) => {
+                    return Poll::Ready(Err(Goodbye::from_payload(&payload)?.to_error()));
+                }
+                Event::Control(kind, ..) => {
+                    return Poll::Ready(Err(Breach::Unexpected { kind, why: "a lane carries content only" }.into()));
+                }
+                Event::Closed => {
+                    return Poll::Ready(Err(Error::new(ErrorKind::Connection, "the server ended a lane")));
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    fn written(&self, transfer: u32, written: &Written) -> Result<()> {
+        let mut state = self.lanes.lock();
+        // Given up on our side: what was on its way is of no use.
+        let is_carried = state.transfers.contains_key(&transfer);
+        for &group in &written.groups.0 {
+            let Some(lane) = state.lanes.get_mut(&self.number) else { return Ok(()) };
+            if lane.under_way.remove(&(transfer, group)) {
+                state.report(transfer, Report::Sent(group));
+            } else if is_carried {
+                return Err(Breach::Data("a group that was not sent is written").into());
+            }
+        }
+        Ok(())
+    }
+}

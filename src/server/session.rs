@@ -1,0 +1,249 @@
+//! Sessions: a client's first connection, and the further ones that join it by a token to carry content.
+//!
+//! Transfers are described, finished and answered on the first connection. A joined one (a *lane*) carries content
+//! for them under their numbers and nothing else. A session lives as long as its first connection; its token is
+//! dead with it, as then its transfers are.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::groups::Groups;
+use crate::access::Principal;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Tree;
+use crate::limits::JOINS_MAX;
+use crate::protocol::Bytes16;
+use crate::storage::StoredFile;
+
+/// The sessions of a server, by their tokens.
+#[derive(Clone, Default)]
+pub(super) struct Sessions(Arc<Mutex<HashMap<[u8; 16], Arc<Session>>>>);
+
+/// What the connections of one session share.
+pub(super) struct Session {
+    principal: Principal,
+    /// Connections that have joined so far.
+    joins: AtomicUsize,
+    /// The highest number that a transfer has had on the first connection.
+    last_transfer: AtomicU32,
+    /// Transfers that content may move for.
+    transfers: Mutex<HashMap<u32, Transfer>>,
+    /// Tells the first connection that a lane has found something.
+    pub(super) news: Notify,
+    /// The first connection has ended.
+    pub(super) ended: CancellationToken,
+}
+
+#[derive(Clone)]
+pub(super) enum Transfer {
+    Upload(Arc<Groups>),
+    Download(Arc<Source>),
+}
+
+/// A file that is being read for its downloader, over any connection of the session.
+pub(super) struct Source {
+    pub(super) file: Arc<StoredFile>,
+    /// Groups that were sent whole.
+    pub(super) tree: Mutex<Tree>,
+    /// Why a lane could not read on.
+    failure: Mutex<Option<Error>>,
+}
+
+impl Source {
+    pub(super) fn new(file: Arc<StoredFile>) -> Arc<Source> {
+        Arc::new(Source { file, tree: Mutex::default(), failure: Mutex::default() })
+    }
+
+    pub(super) fn tree(&self) -> MutexGuard<'_, Tree> {
+        // A tree is whole between any two insertions.
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<Error>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Transfer {
+    /// Why a lane could not go on with it, if so.
+    pub(super) fn failure(&self) -> Option<Error> {
+        match self {
+            Transfer::Upload(groups) => groups.failure(),
+            Transfer::Download(source) => source.failure().as_ref().map(Error::duplicate),
+        }
+    }
+}
+
+/// Ends a session when its first connection does.
+pub(super) struct Opened {
+    sessions: Sessions,
+    pub(super) token: Bytes16,
+    pub(super) session: Arc<Session>,
+}
+
+impl Sessions {
+    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Arc<Session>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a session for a first connection.
+    ///
+    /// # Errors
+    /// When the system has no random bytes.
+    pub(super) fn open(&self, principal: &Principal) -> Result<Opened> {
+        let mut token = [0; 16];
+        getrandom::fill(&mut token)
+            .map_err(|error| Error::new(ErrorKind::Internal, "get random bytes from the system").with_source(error))?;
+        let session = Arc::new(Session {
+            principal: principal.clone(),
+            joins: AtomicUsize::new(0),
+            last_transfer: AtomicU32::new(0),
+            transfers: Mutex::default(),
+            news: Notify::new(),
+            ended: CancellationToken::new(),
+        });
+        self.lock().insert(token, Arc::clone(&session));
+        Ok(Opened { sessions: self.clone(), token: Bytes16(token), session })
+    }
+
+    /// Lets a further connection into a session of the same principal with the same key.
+    ///
+    /// # Errors
+    /// `Session` for a token that is none of this principal's, whatever else it may be; `Limit` for one join more
+    /// than a session may have.
+    pub(super) fn join(&self, token: &Bytes16, principal: &Principal) -> Result<Arc<Session>> {
+        let session = self.lock().get(&token.0).cloned();
+        let session = session.filter(|session| session.principal == *principal).ok_or_else(|| {
+            Error::new(ErrorKind::Session, "no session that this connection could join has that token")
+        })?;
+        let joined = session
+            .joins
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |joins| (joins < JOINS_MAX).then_some(joins + 1));
+        match joined {
+            Ok(_) => Ok(session),
+            Err(_) => {
+                let message = format!("{JOINS_MAX} connections have joined this session, as many as may");
+                Err(Error::new(ErrorKind::Limit, message))
+            }
+        }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.sessions.lock().remove(&self.token.0);
+        self.session.ended.cancel();
+        let transfers = std::mem::take(&mut *self.session.transfers());
+        for transfer in transfers.into_values() {
+            if let Transfer::Upload(groups) = transfer {
+                groups.end();
+            }
+        }
+    }
+}
+
+impl Session {
+    fn transfers(&self) -> MutexGuard<'_, HashMap<u32, Transfer>> {
+        self.transfers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether content may come over more than one connection.
+    pub(super) fn is_shared(&self) -> bool {
+        self.joins.load(Ordering::Relaxed) > 0
+    }
+
+    /// The first connection has begun a transfer or request of this number.
+    pub(super) fn begun(&self, transfer: u32) {
+        self.last_transfer.store(transfer, Ordering::Release);
+    }
+
+    /// Whether there ever was a transfer of this number.
+    pub(super) fn has_been(&self, transfer: u32) -> bool {
+        transfer > 0 && transfer <= self.last_transfer.load(Ordering::Acquire)
+    }
+
+    /// Content may move for a transfer.
+    pub(super) fn lend(&self, transfer: u32, shared: Transfer) {
+        self.transfers().insert(transfer, shared);
+    }
+
+    /// The transfer of this number that content may move for.
+    pub(super) fn borrow(&self, transfer: u32) -> Option<Transfer> {
+        self.transfers().get(&transfer).cloned()
+    }
+
+    /// Whether content may still move for it.
+    pub(super) fn is_lent(&self, transfer: u32) -> bool {
+        self.transfers().contains_key(&transfer)
+    }
+
+    /// A transfer is over.
+    pub(super) fn end(&self, transfer: u32) {
+        if let Some(Transfer::Upload(groups)) = self.transfers().remove(&transfer) {
+            groups.end();
+        }
+    }
+
+    /// A lane could not read on for a download.
+    pub(super) fn failed(&self, transfer: u32, error: &Error) {
+        if let Some(Transfer::Download(source)) = self.transfers().get(&transfer) {
+            source.failure().get_or_insert_with(|| error.duplicate());
+        }
+        self.news.notify_one();
+    }
+
+    /// Transfers that a lane could not go on with, and uploads whose file a lane waits for.
+    pub(super) fn look(&self) -> (Vec<(u32, Error)>, Vec<u32>) {
+        let transfers = self.transfers();
+        let failed = transfers.iter().filter_map(|(&number, transfer)| Some((number, transfer.failure()?))).collect();
+        let waiting = transfers.iter().filter(|(_, transfer)| match transfer {
+            Transfer::Upload(groups) => groups.wants_file(),
+            Transfer::Download(_) => false,
+        });
+        (failed, waiting.map(|(&number, _)| number).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certified(key: u8) -> Principal {
+        Principal::Certified { name: Some("same".to_owned()), key: [key; 32] }
+    }
+
+    #[test]
+    fn a_token_serves_its_own_key_and_as_long_as_its_session() {
+        let sessions = Sessions::default();
+        let opened = sessions.open(&certified(1)).unwrap();
+        let join =
+            |token: &Bytes16, key| sessions.join(token, &certified(key)).map(|_| ()).map_err(|error| error.kind());
+        assert!(!opened.session.is_shared());
+        assert_eq!(join(&opened.token, 1), Ok(()));
+        assert!(opened.session.is_shared());
+        assert_eq!(join(&opened.token, 2), Err(ErrorKind::Session), "the same name with another key");
+        assert_eq!(
+            sessions.join(&opened.token, &Principal::Anonymous).map(|_| ()).map_err(|error| error.kind()),
+            Err(ErrorKind::Session)
+        );
+        let mut wrong = opened.token;
+        wrong.0[15] ^= 1;
+        assert_eq!(join(&wrong, 1), Err(ErrorKind::Session));
+        for _ in 1..JOINS_MAX {
+            assert_eq!(join(&opened.token, 1), Ok(()));
+        }
+        assert_eq!(join(&opened.token, 1), Err(ErrorKind::Limit));
+        let other = sessions.open(&certified(1)).unwrap();
+        assert_ne!(other.token, opened.token);
+        let token = opened.token;
+        let ended = opened.session.ended.clone();
+        drop(opened);
+        assert!(ended.is_cancelled());
+        assert_eq!(join(&token, 1), Err(ErrorKind::Session), "dead");
+        assert_eq!(join(&other.token, 1), Ok(()));
+    }
+}

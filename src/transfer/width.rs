@@ -1,0 +1,166 @@
+//! Decides how many connections a transfer gets.
+//!
+//! At its beginning by the round trip alone: a connection moves about [`WINDOW_USUAL`] per round trip with the buffers
+//! that systems come with, and a path is taken to be able to carry [`RATE_USUAL`] until it was seen not to. Then by
+//! what was measured: buffers that hold connections up, or loss on a path that is not full, call for more.
+
+use std::time::Duration;
+
+use crate::limits::{MIB, NEAR_ROUND_TRIP};
+
+/// Bytes under way on one connection at most, by the 4 MiB of send buffer that systems allow, a part of which is
+/// overhead.
+const WINDOW_USUAL: u64 = 3 * MIB as u64;
+/// Bytes per second that a path is taken to carry.
+const RATE_USUAL: u64 = 125_000_000;
+/// A connection more is worth at least so many bytes.
+const SHARE_MIN: u64 = 8 * MIB as u64;
+/// The most connections that are opened uncalled for.
+const COUNT_MAX: usize = 16;
+/// The most at the beginning, before anything was measured.
+const COUNT_FIRST_MAX: usize = 8;
+/// A path on which so little is under way while packets are lost is held up by the loss.
+const WINDOW_LOSSY: u64 = 3 * MIB as u64 / 2;
+/// Round trips, and the least time, between two looks.
+const LOOK_AFTER: (u32, Duration) = (10, Duration::from_secs(1));
+
+/// What was seen of a connection at some moment; all but the round trips count from its beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// When, since the beginning of the connection.
+    pub at: Duration,
+    /// The shortest round trip.
+    pub rtt_min: Duration,
+    /// The round trip now.
+    pub rtt: Duration,
+    /// Bytes that were moved.
+    pub moved: u64,
+    /// Packets or bytes that were lost, in whatever unit.
+    pub lost: u64,
+    /// How long there was something to send.
+    pub busy: Duration,
+    /// How much of that buffers held it up.
+    pub limited_by_buffers: Duration,
+}
+
+/// How many connections there should be.
+#[derive(Clone, Debug)]
+pub struct Width {
+    count: usize,
+    before: Option<Seen>,
+}
+
+impl Width {
+    /// For a transfer of so many bytes over a path with this round trip.
+    #[must_use]
+    pub fn first(rtt: Duration, size: u64) -> usize {
+        if rtt < NEAR_ROUND_TRIP {
+            return 1;
+        }
+        let under_way = u128::from(RATE_USUAL) * rtt.as_micros() / 1_000_000;
+        let needed = usize::try_from(under_way.div_ceil(u128::from(WINDOW_USUAL))).unwrap_or(COUNT_FIRST_MAX);
+        let worth = usize::try_from(size / SHARE_MIN).unwrap_or(COUNT_FIRST_MAX);
+        needed.min(worth).clamp(1, COUNT_FIRST_MAX)
+    }
+
+    /// With so many connections at the beginning.
+    #[must_use]
+    pub fn new(count: usize) -> Width {
+        Width { count, before: None }
+    }
+
+    /// Looks at one of the connections; tells how many there should be when that is more than before.
+    pub fn look(&mut self, seen: Seen) -> Option<usize> {
+        let Some(before) = self.before else {
+            self.before = Some(seen);
+            return None;
+        };
+        let time = seen.at.saturating_sub(before.at);
+        if seen.rtt_min < NEAR_ROUND_TRIP || time < LOOK_AFTER.1.max(seen.rtt_min * LOOK_AFTER.0) {
+            return None;
+        }
+        self.before = Some(seen);
+        let moved = seen.moved.saturating_sub(before.moved);
+        if moved == 0 {
+            return None;
+        }
+        let busy = seen.busy.saturating_sub(before.busy);
+        let limited = seen.limited_by_buffers.saturating_sub(before.limited_by_buffers);
+        let under_way = u128::from(moved) * seen.rtt_min.as_micros() / time.as_micros().max(1);
+        // Where a queue has built up, the path is full.
+        let is_full = seen.rtt > seen.rtt_min + seen.rtt_min / 4 + NEAR_ROUND_TRIP;
+        let is_lossy = seen.lost > before.lost && under_way < u128::from(WINDOW_LOSSY) && !is_full;
+        let needed = if limited * 3 > busy && !busy.is_zero() {
+            (self.count * 2).max(4)
+        } else if is_lossy {
+            COUNT_MAX
+        } else {
+            1
+        };
+        let needed = needed.min(COUNT_MAX);
+        (needed > self.count).then(|| {
+            self.count = needed;
+            needed
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_round_trip_and_the_size_say_how_many_to_begin_with() {
+        let cases = [
+            (MS / 20, GIB, 1),
+            (MS, GIB, 1),
+            (20 * MS, GIB, 1),
+            (50 * MS, GIB, 2),
+            (100 * MS, GIB, 4),
+            (100 * MS, 20 << 20, 2),
+            (100 * MS, 5 << 20, 1),
+            (300 * MS, GIB, 8),
+            (Duration::from_secs(3600), u64::MAX, 8),
+        ];
+        for (rtt, size, expected) in cases {
+            assert_eq!(Width::first(rtt, size), expected, "{rtt:?}, {size} bytes");
+        }
+    }
+
+    /// Looks once a second at a path with these figures for each second.
+    fn looks(width: &mut Width, rtt: (Duration, Duration), moved: u64, lost: u64, limited: Duration) -> Vec<usize> {
+        let seen = |second: u32| Seen {
+            at: second * Duration::from_secs(1),
+            rtt_min: rtt.0,
+            rtt: rtt.1,
+            moved: moved * u64::from(second),
+            lost: lost * u64::from(second),
+            busy: second * Duration::from_secs(1),
+            limited_by_buffers: limited * second,
+        };
+        (0..20).filter_map(|second| width.look(seen(second))).collect()
+    }
+
+    #[test]
+    fn what_holds_a_path_up_says_how_many_more() {
+        let far = (100 * MS, 104 * MS);
+        let full = (100 * MS, 180 * MS);
+        let near = (MS, MS);
+        type Case = (&'static str, (Duration, Duration), u64, u64, Duration, &'static [usize]);
+        let cases: [Case; 7] = [
+            ("nothing", far, 120_000_000, 0, Duration::ZERO, &[]),
+            ("loss", far, 700_000, 5, Duration::ZERO, &[16]),
+            ("loss that does not matter", far, 110_000_000, 5, Duration::ZERO, &[]),
+            ("a full path that drops", full, 1_000_000, 5, Duration::ZERO, &[]),
+            ("buffers", far, 40_000_000, 0, 900 * MS, &[4, 8, 16]),
+            ("a near peer", near, 40_000_000, 5, 900 * MS, &[]),
+            ("nothing moves", far, 0, 5, 900 * MS, &[]),
+        ];
+        for (what, rtt, moved, lost, limited, expected) in cases {
+            assert_eq!(looks(&mut Width::new(1), rtt, moved, lost, limited), expected, "{what}");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Connections that join a session: whose they may be, what they may carry, and groups that come twice (C02, P06).
+
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use sealift::ErrorKind;
+use sealift::hash::Root;
+use sealift::limits::JOINS_MAX;
+use sealift::protocol::*;
+
+use super::peer::{End, Peer, World, data, finish, path, put, put_small};
+
+const G: usize = 1 << 20;
+const PIECE: usize = 256 << 10;
+
+fn content(size: usize) -> Vec<u8> {
+    (0..size).map(|index| (index % 251) as u8).collect()
+}
+
+/// One group of a file, in pieces.
+fn group(transfer: u32, index: usize, whole: &[u8]) -> Vec<u8> {
+    let content = &whole[index * G..whole.len().min((index + 1) * G)];
+    let pieces = content.chunks(PIECE).enumerate();
+    pieces.flat_map(|(piece, content)| data(transfer, (index * G + piece * PIECE) as u64, content)).collect()
+}
+
+/// Waits until this lane was told that these groups need not be sent again.
+async fn written(lane: &mut Peer, transfer: u32, indices: &[u64]) {
+    let mut rest: Vec<u64> = indices.to_vec();
+    while !rest.is_empty() {
+        let (kind, payload) = lane.answer(transfer).await.unwrap();
+        assert_eq!(kind, Kind::Written);
+        let groups = Written::from_payload(&payload).unwrap().groups.0;
+        rest.retain(|index| !groups.contains(index));
+    }
+}
+
+async fn finished(peer: &mut Peer, transfer: u32, whole: &[u8]) {
+    peer.send(transfer, &finish(whole)).await;
+    let (kind, payload) = peer.outcome(transfer).await.unwrap();
+    assert_eq!(kind, Kind::Stored);
+    assert_eq!(Stored::from_payload(&payload).unwrap().root, Some(Root::of(whole)));
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_its_own_session_principal_and_key() {
+    let mut world = World::new().await;
+    let first = world.greeted().await;
+    let token = first.token.unwrap();
+    let refused = |peer: Peer, token| async move { peer.join(token).await.map(|_| ()).unwrap_err() };
+    let mut wrong = token;
+    wrong.0[0] ^= 1;
+    for (what, token) in [("another", wrong), ("none", Bytes16([0; 16]))] {
+        assert_eq!(refused(world.connect().await, token).await, End::Goodbye(ErrorKind::Session), "{what}");
+    }
+    // Somebody else, who has got hold of it.
+    let stranger = world.connect_with(world.client(false)).await.unwrap();
+    assert_eq!(refused(stranger, token).await, End::Goodbye(ErrorKind::Session));
+    let other: Arc<ClientConfig> = world.other_client();
+    let other = world.connect_with(other).await.unwrap();
+    assert_eq!(refused(other, token).await, End::Goodbye(ErrorKind::Session), "another key of the same authority");
+    // An anonymous session takes anonymous lanes only.
+    let anonymous = world.anonymous().await;
+    let theirs = anonymous.token.unwrap();
+    assert_eq!(refused(world.connect().await, theirs).await, End::Goodbye(ErrorKind::Session));
+    assert!(world.connect_with(world.client(false)).await.unwrap().join(theirs).await.is_ok());
+    let mut lane = world.lane_of(&first).await;
+    drop(first);
+    assert_eq!(lane.end().await, End::Goodbye(ErrorKind::Session), "a lane ends with its session");
+    assert_eq!(refused(world.connect().await, token).await, End::Goodbye(ErrorKind::Session), "a dead session");
+    drop((lane, anonymous));
+    world.check(&[]).await;
+}
+
+#[tokio::test]
+async fn one_join_too_many_is_refused_and_the_others_stay() {
+    let world = World::new().await;
+    let mut first = world.greeted().await;
+    let mut last = None;
+    for _ in 0..JOINS_MAX {
+        last = Some(world.lane_of(&first).await);
+    }
+    let refused = world.connect().await.join(first.token.unwrap()).await.map(|_| ()).unwrap_err();
+    assert_eq!(refused, End::Goodbye(ErrorKind::Limit));
+    let whole = content(5);
+    let (transfer, _) = first.begin(&put("x", 5)).await;
+    let mut lane = last.unwrap();
+    lane.bytes(&group(transfer, 0, &whole)).await;
+    written(&mut lane, transfer, &[0]).await;
+    finished(&mut first, transfer, &whole).await;
+    drop((first, lane));
+    world.check(&[("x", &whole)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_over_several_connections_make_one_file() {
+    let world = World::new().await;
+    let whole = content(6 * G + 10);
+    let mut first = world.greeted().await;
+    let (mut a, mut b) = (world.lane_of(&first).await, world.lane_of(&first).await);
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    // Two lanes in turn, piece by piece, and the first connection between them.
+    for piece in 0..4 {
+        let at = |group: usize| group * G + piece * PIECE;
+        a.data(transfer, at(5) as u64, &whole[at(5)..][..PIECE]).await;
+        b.data(transfer, at(1) as u64, &whole[at(1)..][..PIECE]).await;
+        first.data(transfer, at(3) as u64, &whole[at(3)..][..PIECE]).await;
+    }
+    a.bytes(&group(transfer, 6, &whole)).await;
+    b.bytes(&group(transfer, 0, &whole)).await;
+    b.bytes(&group(transfer, 2, &whole)).await;
+    first.bytes(&group(transfer, 4, &whole)).await;
+    written(&mut a, transfer, &[5, 6]).await;
+    written(&mut b, transfer, &[0, 1, 2]).await;
+    finished(&mut first, transfer, &whole).await;
+    drop((first, a, b));
+    world.check(&[("x", &whole)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_comes_twice_is_thrown_away() {
+    let world = World::new().await;
+    let whole = content(2 * G);
+    let mut first = world.greeted().await;
+    let (mut a, mut b) = (world.lane_of(&first).await, world.lane_of(&first).await);
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    a.bytes(&group(transfer, 0, &whole)).await;
+    written(&mut a, transfer, &[0]).await;
+    // Other bytes than those that are there: nobody may change what is recorded.
+    b.bytes(&group(transfer, 0, &vec![9; 2 * G])).await;
+    written(&mut b, transfer, &[0]).await;
+    first.bytes(&group(transfer, 0, &vec![8; 2 * G])).await;
+    b.bytes(&group(transfer, 1, &whole)).await;
+    written(&mut b, transfer, &[1]).await;
+    finished(&mut first, transfer, &whole).await;
+    drop((first, a, b));
+    world.check(&[("x", &whole)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_latest_to_begin_a_group_has_it() {
+    let world = World::new().await;
+    let whole = content(3 * G);
+    let mut first = world.greeted().await;
+    let (mut a, mut b) = (world.lane_of(&first).await, world.lane_of(&first).await);
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    // It stops in the middle of its group, while others go on.
+    a.data(transfer, 0, &vec![7; PIECE]).await;
+    b.bytes(&group(transfer, 1, &whole)).await;
+    written(&mut b, transfer, &[1]).await;
+    b.bytes(&group(transfer, 0, &whole)).await;
+    written(&mut b, transfer, &[0]).await;
+    // What still comes of the group before is thrown away, and the lane is of use again.
+    for piece in 1..4 {
+        a.data(transfer, (piece * PIECE) as u64, &vec![7; PIECE]).await;
+    }
+    a.bytes(&group(transfer, 2, &whole)).await;
+    written(&mut a, transfer, &[2]).await;
+    finished(&mut first, transfer, &whole).await;
+    drop((first, a, b));
+    world.check(&[("x", &whole)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_lane_had_begun_comes_again() {
+    let world = World::new().await;
+    let whole = content(2 * G);
+    let mut first = world.greeted().await;
+    let (mut a, mut b) = (world.lane_of(&first).await, world.lane_of(&first).await);
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    a.data(transfer, 0, &vec![7; PIECE]).await;
+    b.data(transfer, G as u64, &vec![7; PIECE]).await;
+    drop((a, b));
+    let mut c = world.lane_of(&first).await;
+    c.bytes(&group(transfer, 0, &whole)).await;
+    written(&mut c, transfer, &[0]).await;
+    first.bytes(&group(transfer, 1, &whole)).await;
+    finished(&mut first, transfer, &whole).await;
+    drop((first, c));
+    world.check(&[("x", &whole)]).await;
+}
+
+#[tokio::test]
+async fn a_finish_before_all_is_written_commits_nothing() {
+    let world = World::new().await;
+    let whole = content(2 * G);
+    let mut first = world.greeted().await;
+    let mut lane = world.lane_of(&first).await;
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    first.bytes(&group(transfer, 1, &whole)).await;
+    lane.data(transfer, 0, &whole[..PIECE]).await;
+    first.send(transfer, &finish(&whole)).await;
+    first.refused("content is missing").await;
+    drop((first, lane));
+    world.check(&[]).await;
+}
+
+#[tokio::test]
+async fn a_lane_carries_content_and_nothing_else() {
+    let world = World::new().await;
+    std::fs::write(world.root().join("there"), content(G)).unwrap();
+    let mut first = world.greeted().await;
+    let (receiving, _) = first.begin(&put("x", 3)).await;
+    let (stream, _) = first.begin(&Put { size: None, ..put("y", 0) }).await;
+    let requests: Vec<(&str, Vec<u8>)> = vec![
+        ("a description", put("z", 3).to_frame(10)),
+        ("a small file", put_small("z", b"abc").to_frame(10)),
+        ("a finish", finish(b"abc").to_frame(receiving)),
+        ("a download", Get { path: path("there"), unasked_max: 0 }.to_frame(10)),
+        ("a request", Stat { path: path("there") }.to_frame(10)),
+        ("a removal", Remove { path: path("there"), recursive: false }.to_frame(10)),
+        ("a failure", Failed { code: 26, text: String::new(), retry: None }.to_frame(receiving)),
+        ("an end", Close {}.to_frame(receiving)),
+        ("values", WantValues { first: 0, count: 1 }.to_frame(receiving)),
+        ("a second hello", super::peer::hello().to_frame(0)),
+        ("content that nobody described", data(1000, 0, b"abc")),
+        ("content of nothing", data(0, 0, b"abc")),
+        ("ranges of nothing", Want { ranges: List(vec![(0, 1)]) }.to_frame(1000)),
+        ("a stream", data(stream, 0, b"abc")),
+        ("past the end", data(receiving, 0, b"abcd")),
+        ("not from the start", data(receiving, 1, b"bc")),
+    ];
+    for (what, frames) in requests {
+        let mut lane = world.lane_of(&first).await;
+        lane.bytes(&frames).await;
+        lane.refused(what).await;
+        assert!(first.is_alive().await, "{what}: a breach on a lane ends that lane alone");
+    }
+    // A transfer that is over is another matter: its content was on its way.
+    let failed = Failed { code: 26, text: String::new(), retry: None };
+    first.send(receiving, &failed).await;
+    assert!(first.is_alive().await);
+    let mut lane = world.lane_of(&first).await;
+    lane.data(receiving, 0, b"abc").await;
+    lane.send(receiving, &Want { ranges: List(vec![(0, 1)]) }).await;
+    let (transfer, _) = first.begin(&put("x", 3)).await;
+    lane.data(transfer, 0, b"abc").await;
+    written(&mut lane, transfer, &[0]).await;
+    finished(&mut first, transfer, b"abc").await;
+    drop((first, lane));
+    world.check(&[("there", &content(G)), ("x", b"abc")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lane_finds_wrong_is_told_on_the_first_connection() {
+    let world = World::new().await;
+    std::fs::write(world.root().join("there"), content(2 * G)).unwrap();
+    let mut first = world.greeted().await;
+    let mut lane = world.lane_of(&first).await;
+    // Larger than any disk, which a server with a base learns with the first group, wherever that comes.
+    let (transfer, answer) = first.begin(&put("there", 1 << 50)).await;
+    assert_eq!(answer.holding, Holding::Base);
+    lane.bytes(&group(transfer, 0, &[7; G])).await;
+    assert_eq!(first.outcome(transfer).await, Err(ErrorKind::NoSpace));
+    // A file that ends before its size.
+    let get = Get { path: path("there"), unasked_max: 0 };
+    assert_eq!(first.ask(&get).await.unwrap().0, Kind::GetAnswer);
+    let transfer = transfer + 1;
+    std::fs::File::options().write(true).open(world.root().join("there")).unwrap().set_len(10).unwrap();
+    lane.send(transfer, &Want { ranges: List(vec![(G as u64, G as u64)]) }).await;
+    assert!(first.outcome(transfer).await.is_err());
+    // Both connections are of use for what comes next.
+    let (transfer, _) = first.begin(&put("x", 3)).await;
+    lane.data(transfer, 0, b"abc").await;
+    written(&mut lane, transfer, &[0]).await;
+    finished(&mut first, transfer, b"abc").await;
+    drop((first, lane));
+    world.check(&[("there", &content(10)), ("x", b"abc")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_over_several_connections_ends_with_its_hash() {
+    let world = World::new().await;
+    let whole = content(3 * G + 5);
+    std::fs::write(world.root().join("there"), &whole).unwrap();
+    let mut first = world.greeted().await;
+    assert_eq!(first.ask(&Get { path: path("there"), unasked_max: 0 }).await.unwrap().0, Kind::GetAnswer);
+    let mut got = vec![0; whole.len()];
+    let lanes = [world.lane_of(&first).await, world.lane_of(&first).await];
+    let [a, b] = lanes;
+    let mut peers = [first, a, b];
+    let g = G as u64;
+    for (peer, offset, len) in [(1, 2 * g, g), (2, 0, g), (0, g, g), (2, 3 * g, 5)] {
+        let peer = &mut peers[peer];
+        peer.send(1, &Want { ranges: List(vec![(offset, len)]) }).await;
+        let mut end = offset;
+        while end < offset + len {
+            let (kind, payload) = peer.answer(1).await.unwrap();
+            assert_eq!(kind, Kind::Data);
+            let (at, content) = payload.split_first_chunk::<8>().unwrap();
+            assert_eq!(u64::from_be_bytes(*at), end);
+            got[end as usize..][..content.len()].copy_from_slice(content);
+            end += content.len() as u64;
+        }
+    }
+    assert!(got == whole);
+    let [mut first, mut a, b] = peers;
+    first.send(1, &Close {}).await;
+    let (kind, payload) = first.answer(1).await.unwrap();
+    assert_eq!((kind, Finish::from_payload(&payload).unwrap()), (Kind::Finish, finish(&whole)));
+    // It is over: what is asked for now means nothing.
+    a.send(1, &Want { ranges: List(vec![(0, g)]) }).await;
+    drop((first, a, b));
+    world.check(&[("there", &whole)]).await;
+}

@@ -1,0 +1,157 @@
+//! One transfer over several connections: the bytes are right, and what a lane that dies had is sent again.
+
+use std::fs;
+
+use crate::rig::{Cut, Mount, Plan, Proxy, Ran, Server, World, content, leftovers, remote, staged};
+
+const MIB: usize = 1 << 20;
+
+/// Runs a transfer with this many connections.
+#[track_caller]
+fn run(server: &Server, command: &str, streams: usize, from: &str, to: &str) -> Ran {
+    let streams = format!("--streams={streams}");
+    server.run(command, [streams.as_str(), from, to])
+}
+
+#[test]
+fn uploads_over_one_two_and_eight_connections() {
+    let world = World::new();
+    let server = world.serve();
+    // The last group is a short one.
+    let whole = content(1, 24 * MIB + 12_345);
+    let source = world.file("source", &whole);
+    for streams in [1, 2, 8] {
+        // Every client has a connection of its own, and one for each further stream.
+        let proxy = Proxy::new(server.port, |_| Plan::default());
+        let name = format!("x{streams}");
+        let ran = run(&server, "put", streams, source.to_str().unwrap(), &remote(proxy.port, &name));
+        assert_eq!(ran.code, 0, "{streams} connections: {ran:?}");
+        assert!(fs::read(world.root().join(&name)).unwrap() == whole, "{streams} connections: other bytes");
+        assert_eq!(proxy.connections(), streams);
+    }
+    // What is there already is compared, and only what differs is sent: over whichever connection.
+    let mut changed = whole;
+    changed[5 * MIB] ^= 1;
+    changed[20 * MIB] ^= 1;
+    fs::write(&source, &changed).unwrap();
+    let proxy = Proxy::new(server.port, |_| Plan::default());
+    let ran = run(&server, "put", 4, source.to_str().unwrap(), &remote(proxy.port, "x8"));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(fs::read(world.root().join("x8")).unwrap() == changed);
+    let (up, _) = proxy.bytes();
+    assert!(up < 3 * MIB as u64, "{up} bytes for two groups");
+    assert_eq!((staged(&world.root()), leftovers(&world.root()).len()), (0, 0));
+}
+
+#[test]
+fn lanes_that_die_while_an_upload_runs_cost_what_they_had() {
+    let world = World::new();
+    let server = world.serve();
+    let size = 48 * MIB;
+    let whole = content(2, size);
+    let source = world.file("source", &whole);
+    for (round, how) in [Cut::Reset, Cut::End, Cut::Reset].into_iter().enumerate() {
+        // Every lane dies, each at another place, in the middle of a group or between two.
+        let cuts = move |number: usize| {
+            let at = (number * 1_300_001 + round * 400_009) as u64 % (3 * MIB as u64) + 20_000;
+            Plan { cut_up: (number > 0).then_some((at, how)), ..Plan::default() }
+        };
+        let proxy = Proxy::new(server.port, cuts);
+        let name = format!("x{round}");
+        let ran = run(&server, "put", 6, source.to_str().unwrap(), &remote(proxy.port, &name));
+        assert_eq!(ran.code, 0, "{how:?}: {ran:?}");
+        assert!(fs::read(world.root().join(&name)).unwrap() == whole, "{how:?}: other bytes");
+        let summary = ran.summary();
+        assert_eq!(summary["bytes_moved"], size, "each group counts once: {summary}");
+        let (up, _) = proxy.bytes();
+        // What each of the five had taken and not been told of: what it was sending, and what lay in the sockets.
+        let extra = up - size as u64;
+        println!("{how:?}: {extra} bytes more than the file");
+        assert!(extra < 5 * 4 * MIB as u64, "{how:?}: {extra} bytes more than the file");
+    }
+    assert_eq!((staged(&world.root()), leftovers(&world.root()).len()), (0, 0));
+}
+
+#[test]
+fn downloads_over_one_two_and_eight_connections() {
+    let world = World::new();
+    let server = world.serve();
+    let whole = content(3, 24 * MIB + 12_345);
+    // Not stored by the server, so it knows no root before it has read it.
+    world.file("root/x", &whole);
+    for streams in [1, 2, 8] {
+        let proxy = Proxy::new(server.port, |_| Plan::default());
+        let target = world.path(&format!("down{streams}"));
+        let ran = run(&server, "get", streams, &remote(proxy.port, "x"), target.to_str().unwrap());
+        assert_eq!(ran.code, 0, "{streams} connections: {ran:?}");
+        assert!(fs::read(&target).unwrap() == whole, "{streams} connections: other bytes");
+        assert_eq!(proxy.connections(), streams);
+        let (_, down) = proxy.bytes();
+        assert!(down < whole.len() as u64 * 102 / 100, "{down} bytes came");
+    }
+}
+
+#[test]
+fn lanes_that_die_while_a_download_runs_cost_what_they_had() {
+    let world = World::new();
+    let server = world.serve();
+    let size = 48 * MIB;
+    let whole = content(4, size);
+    world.file("root/x", &whole);
+    for (round, how) in [Cut::Reset, Cut::End, Cut::Reset].into_iter().enumerate() {
+        let cuts = move |number: usize| {
+            let at = (number * 1_300_001 + round * 400_009) as u64 % (3 * MIB as u64) + 20_000;
+            Plan { cut: (number > 0).then_some((at, how)), ..Plan::default() }
+        };
+        let proxy = Proxy::new(server.port, cuts);
+        let target = world.path(&format!("down{round}"));
+        let ran = run(&server, "get", 6, &remote(proxy.port, "x"), target.to_str().unwrap());
+        assert_eq!(ran.code, 0, "{how:?}: {ran:?}");
+        assert!(fs::read(&target).unwrap() == whole, "{how:?}: other bytes");
+        let summary = ran.summary();
+        assert_eq!(summary["bytes_moved"], size, "each group counts once: {summary}");
+        let (_, down) = proxy.bytes();
+        let extra = down - size as u64;
+        println!("{how:?}: {extra} bytes more than the file");
+        assert!(extra < 5 * 4 * MIB as u64, "{how:?}: {extra} bytes more than the file");
+    }
+}
+
+/// The first connection is the transfer: when it dies, all begins again, with new lanes.
+#[test]
+fn a_first_connection_that_dies_is_made_again_with_its_lanes() {
+    let world = World::new();
+    let server = world.serve();
+    let whole = content(5, 24 * MIB);
+    let source = world.file("source", &whole);
+    let cut = |at| move |number: usize| Plan { cut_up: (number == 0).then_some((at, Cut::Reset)), ..Plan::default() };
+    let proxy = Proxy::new(server.port, cut(2 * MIB as u64));
+    let ran = run(&server, "put", 3, source.to_str().unwrap(), &remote(proxy.port, "x"));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(fs::read(world.root().join("x")).unwrap() == whole);
+    assert!(proxy.connections() > 3);
+    let cut = |number: usize| Plan { cut: (number == 0).then_some((2 * MIB as u64, Cut::Reset)), ..Plan::default() };
+    let proxy = Proxy::new(server.port, cut);
+    let target = world.path("down");
+    let ran = run(&server, "get", 3, &remote(proxy.port, "x"), target.to_str().unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(fs::read(&target).unwrap() == whole);
+    assert_eq!((staged(&world.root()), leftovers(&world.root()).len()), (0, 0));
+}
+
+/// A file system that takes no direct I/O, or means nothing by it.
+#[test]
+fn eight_connections_onto_a_file_system_in_memory() {
+    let world = World::new();
+    let Some(_mount) = Mount::tmpfs(&world.root(), "size=128m") else { return };
+    let server = world.serve();
+    let whole = content(6, 24 * MIB + 1);
+    let source = world.file("source", &whole);
+    let ran = run(&server, "put", 8, source.to_str().unwrap(), &server.at("x"));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(fs::read(world.root().join("x")).unwrap() == whole);
+    let target = world.path("down");
+    let ran = run(&server, "get", 8, &server.at("x"), target.to_str().unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(fs::read(&target).unwrap() == whole);
+}
