@@ -118,8 +118,10 @@ error_kinds! {
     Session = 28, Environment, exit 3, retry true;
     /// A defect of this program.
     Internal = 29, Ourselves, exit 1, retry false;
-    /// The content is not what the person said that it would be.
+    /// The content is not what the person said that it would be, or its receipt is not right.
     Expectation = 30, Request, exit 5, retry false;
+    /// The server cannot write its audit log, and makes no change without.
+    Audit = 31, Environment, exit 1, retry false;
 }
 
 /// A failure: its kind, one sentence about what was being done to what, and its cause.

@@ -5,7 +5,7 @@
 //! ```text
 //! main  cli            prints, exits, reads flags, environment, signals
 //! client  server       the roles; they never call one another
-//! access               who may do what
+//! access  audit        who may do what; what was done
 //! net  tls  storage    the only code that touches sockets, keys, disks
 //! transfer             what to send next, what is missing, is this frame right: pure
 //! protocol  hash  path bytes <-> types: pure
@@ -13,9 +13,11 @@
 //! ```
 
 pub mod access;
+pub mod audit;
 pub mod buffer;
 pub mod cli;
 pub mod client;
+pub mod confine;
 pub mod error;
 pub mod hash;
 pub mod limits;

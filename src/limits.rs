@@ -112,6 +112,14 @@ pub const TLS_WRITE_BUFFER_LEN: usize = 512 * KIB;
 /// Outcomes of commits that are remembered for a client that lost the answer. The oldest is forgotten first;
 /// a slot is about 300 bytes.
 pub const OUTCOMES_MAX: usize = 65_536;
+/// Bytes of one file of the audit log; after that it goes on in another.
+pub const AUDIT_FILE_LEN_MAX: u64 = 256 * MIB as u64;
+/// Lines that are kept while the audit log cannot be written; a line is about 400 bytes.
+pub const AUDIT_WAITING_MAX: usize = 4096;
+/// How soon a line of the audit log is on the disk.
+pub const AUDIT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the audit log is signed, when something was written.
+pub const AUDIT_HEAD_INTERVAL: Duration = Duration::from_secs(60);
 /// Threads for disk calls and hashing of whole groups.
 pub const BLOCKING_THREADS_MAX: usize = 64;
 /// Directories that are known to be durable; the set is emptied when it is full. A slot is about 40 bytes.

@@ -36,6 +36,7 @@ pub fn recode(kind: Kind, transfer: u32, payload: &[u8]) -> Result<Vec<u8>, Brea
         Kind::Finish => message::<protocol::Finish>,
         Kind::Stored => message::<protocol::Stored>,
         Kind::StoredBatch => message::<protocol::StoredBatch>,
+        Kind::Receipt => message::<protocol::Receipt>,
         Kind::Written => message::<protocol::Written>,
         Kind::Get => message::<protocol::Get>,
         Kind::GetAnswer => message::<protocol::GetAnswer>,
@@ -71,7 +72,20 @@ pub fn messages(input: &[u8]) {
     check_message(kind, payload);
 }
 
+/// What a receipt signs, from bytes that a file may hold. What decodes must be the same after another round.
+fn check_statement(bytes: &[u8]) {
+    if let Ok(statement) = protocol::Statement::from_bytes(bytes) {
+        assert_eq!(protocol::Statement::from_bytes(&statement.to_bytes()), Ok(statement));
+    }
+}
+
 fn check_message(kind: Kind, payload: &[u8]) {
+    if kind == Kind::Receipt {
+        check_statement(payload);
+        if let Ok(receipt) = protocol::Receipt::from_payload(payload) {
+            check_statement(&receipt.statement);
+        }
+    }
     if payload.len() < kind.len_range().0 {
         return;
     }

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use clap::{ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::cli::audit::AuditArgs;
 use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
 use crate::cli::filters::{FilterArgs, UnlistedFilterArgs};
+use crate::cli::receipt::ReceiptArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::values;
 use crate::client::compare::DeleteMax;
@@ -83,6 +85,10 @@ Examples:
     Mv(Box<MvArgs>),
     /// Make directories
     Mkdir(Box<MkdirArgs>),
+    /// Check receipts for stored files
+    Receipt(Box<ReceiptArgs>),
+    /// Verify an audit log
+    Audit(Box<AuditArgs>),
     /// Measure what this machine can do
     #[command(hide = true)]
     Bench(Box<BenchArgs>),
@@ -227,6 +233,9 @@ pub struct PutArgs {
     /// Remove each file once it is durable there, if it did not change
     #[arg(long)]
     pub remove_source: bool,
+    /// Keep the server's signed receipts for what is stored here
+    #[arg(long, value_name = "DIR")]
+    pub receipts: Option<PathBuf>,
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -476,6 +485,12 @@ pub struct ServeArgs {
     /// Permissions of made directories, at least and at most
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub dir_mode: Option<ModeRange>,
+    /// Write down all that is asked and done; no change is made without
+    #[arg(long, value_name = "FILE")]
+    pub audit: Option<PathBuf>,
+    /// Do not confine the process to the directories that it needs
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Validate everything and exit
     #[arg(long)]
     pub check: bool,

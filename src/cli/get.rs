@@ -33,6 +33,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
         endpoint: named.endpoint.clone(),
         data_on_stdout: to_stream,
         has_summary: true,
+        receipts: None,
     };
     session.run(async |client| {
         let plan = match plan {

@@ -5,14 +5,17 @@
 //! is left out, [`output`] shows what happens, [`mod@format`] writes entries and hashes, [`signals`] listens.
 
 pub mod args;
+pub mod audit;
 pub mod bench;
 pub mod certs;
 pub mod filters;
 pub mod format;
 mod get;
+mod notify;
 mod ops;
 pub mod output;
 mod put;
+pub mod receipt;
 pub mod serve;
 mod session;
 pub mod signals;
@@ -64,6 +67,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Rm(args) => ops::rm(&args),
         Command::Mv(args) => ops::mv(&args),
         Command::Mkdir(args) => ops::mkdir(&args),
+        Command::Receipt(args) => receipt::run(&args, &mut io::stdout(), &mut io::stderr()),
+        Command::Audit(args) => audit::run(&args, &mut io::stdout(), &mut io::stderr()),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

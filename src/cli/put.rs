@@ -5,11 +5,13 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use crate::cli::args::PutArgs;
 use crate::cli::session::Session;
 use crate::cli::sources;
 use crate::client::plan::PutSource;
+use crate::client::receipts::Receipts;
 use crate::client::{PutOptions, StreamSource};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::path::Escaped;
@@ -21,6 +23,11 @@ use crate::path::Escaped;
 pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let plan = sources::put_plan(args)?;
     let (filter, links) = (args.filters.0.filter()?, args.filters.0.links());
+    let receipts = match &args.receipts {
+        Some(folder) if !args.transfer.dry_run => Some(Arc::new(Receipts::open(folder, plan.endpoint.to_string())?)),
+        _ => None,
+    };
+    let book = receipts.clone();
     let session = Session {
         command: "put",
         connect: &args.connect,
@@ -28,6 +35,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,
+        receipts,
     };
     session.run(async |client| {
         // Only now: a command whose output nobody would take is not run.
@@ -47,7 +55,9 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             filter,
             links,
         };
-        client.put(plan.items, options).await
+        let result = client.put(plan.items, options).await;
+        let kept = book.map_or(Ok(()), |book| book.sync());
+        result.and(kept)
     })
 }
 

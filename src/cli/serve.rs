@@ -2,21 +2,26 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
 use super::args::{AccessArgs, ServeArgs};
+use super::notify::Notifier;
 use crate::access::Access;
+use crate::confine;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{self, GROUP_LEN, MIB};
 use crate::path::NamePolicy;
 use crate::protocol::Rights;
-use crate::server::{Server, ServerOptions};
+use crate::server::audit::Audit;
+use crate::server::{Server, ServerOptions, listen};
 use crate::storage::{Store, StoreOptions};
-use crate::tls;
+use crate::tls::{self, SigningKey};
 
 /// Runs the command. `listening on ADDR:PORT` goes to `out`, once it accepts.
 ///
@@ -27,22 +32,40 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         return show_limits(args, out);
     }
     logging(args);
-    let prepared = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
+    let (prepared, plan) = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
+    let notifier = Notifier::open();
+    // Before any other thread: each inherits what holds for this one.
+    restrict(args, &plan);
     // It accepts and waits for signals; connections have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .while_doing(|| "start the runtime".into())?;
-    runtime.block_on(serve(args, prepared, out))
+    runtime.block_on(serve(args, prepared, &notifier, out))
+}
+
+/// Confines the process, unless it was told not to, and says what holds.
+fn restrict(args: &ServeArgs, plan: &confine::Plan) {
+    if args.no_sandbox {
+        warn!("not confined (--no-sandbox): a flaw in this server could reach all that its user can");
+        return;
+    }
+    let confined = confine::confine(plan);
+    info!("{confined}");
+    for warning in &confined.warnings {
+        warn!("{warning}");
+    }
 }
 
 /// Reads and checks everything that the arguments name.
-fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
+fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
     let root = args.root.as_deref().ok_or_else(|| usage("which directory to serve is not said: give --root DIR"))?;
     let options = args.identity.resolve(args.access.allow_anonymous, |name| std::env::var_os(name))?;
     let files = [Some(&options.certificate), Some(&options.key), options.client_ca.as_ref(), options.crl.as_ref()];
+    let mut plan = confine::Plan { write: vec![root.to_path_buf()], ..confine::Plan::default() };
     for file in files.into_iter().flatten() {
         refuse_beneath(root, file)?;
+        plan.read_beside(file);
     }
     let tls = tls::ServerTls::load(&options)?;
     let access = rights(&args.access, options.client_ca.is_some());
@@ -58,18 +81,46 @@ fn prepare(args: &ServeArgs) -> Result<ServerOptions> {
         store.directory_mode = mode;
     }
     let store = Store::open_served(root, store)?;
+    let receipt_key = Arc::new(receipt_key(&store)?);
+    let audit = match &args.audit {
+        Some(file) => {
+            refuse_log_beneath(root, file)?;
+            plan.log_beside(file);
+            // Nothing is written down by a mere look.
+            (!args.check).then(|| Audit::open(file, Arc::clone(&receipt_key))).transpose()?
+        }
+        None => None,
+    };
+    let listeners = args.listen.iter().map(|&address| listen(address)).collect::<Result<_>>()?;
+    // What the control group allows can't be read any more by a confined process.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(ServerOptions {
+    let options = ServerOptions {
         store,
         tls,
         access,
-        listen: args.listen.clone(),
+        receipt_key: Some(receipt_key),
+        audit,
+        listeners,
         memory,
         threads,
         congestion: args.cc.clone().unwrap_or_default(),
         rate: args.bwlimit,
         rate_of_one: args.bwlimit_client,
-    })
+    };
+    Ok((options, plan))
+}
+
+/// The name of the key of receipts and of the audit log in the state directory.
+const RECEIPT_KEY: &str = "receipt-key.pem";
+
+/// The key that signs receipts: the one that is there, or a new one.
+fn receipt_key(store: &Store) -> Result<SigningKey> {
+    if let Some(text) = store.state_file(RECEIPT_KEY)? {
+        return SigningKey::from_pem(&Zeroizing::new(text), RECEIPT_KEY);
+    }
+    let (key, text) = SigningKey::generate()?;
+    store.make_state_file(RECEIPT_KEY, text.as_bytes())?;
+    Ok(key)
 }
 
 /// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.
@@ -87,6 +138,18 @@ fn refuse_beneath(root: &Path, file: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Refuses a log that a client could reach, or replace. It need not be there yet.
+fn refuse_log_beneath(root: &Path, file: &Path) -> Result<()> {
+    if file.exists() {
+        return refuse_beneath(root, file);
+    }
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    refuse_beneath(root, directory).map_err(|_| {
+        let (file, root) = (file.display(), root.display());
+        usage(&format!("{file} lies beneath the root {root}, or in no directory: keep the audit log elsewhere"))
+    })
 }
 
 fn rights(args: &AccessArgs, has_authority: bool) -> Access {
@@ -109,14 +172,16 @@ fn rights(args: &AccessArgs, has_authority: bool) -> Access {
     Access { certified, anonymous, names: NamePolicy::default() }
 }
 
-async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) -> Result<()> {
+async fn serve(args: &ServeArgs, options: ServerOptions, notifier: &Notifier, out: &mut dyn Write) -> Result<()> {
     raise_descriptor_limit();
     for warning in options.tls.warnings(time::OffsetDateTime::now_utc()).iter().chain(options.store.warnings()) {
         warn!("{warning}");
     }
     let pin = options.tls.pin();
     let access = options.access.clone();
-    let server = Server::bind(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
+    let receipt_key = options.receipt_key.as_ref().map(|key| key.public());
+    let audit = options.audit.clone();
+    let server = Server::new(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     if args.check {
         return print(out, "everything is in order\n");
     }
@@ -125,6 +190,9 @@ async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) ->
     let mut terminate = signal(SignalKind::terminate()).while_doing(|| "wait for SIGTERM".into())?;
     let mut interrupt = signal(SignalKind::interrupt()).while_doing(|| "wait for SIGINT".into())?;
     info!("server key {pin}");
+    if let Some(key) = receipt_key {
+        info!("receipt key {key}");
+    }
     if access.certified == Rights::ALL {
         info!("every certificate of the client authority has all rights here");
     } else {
@@ -136,24 +204,57 @@ async fn serve(args: &ServeArgs, options: ServerOptions, out: &mut dyn Write) ->
     for address in server.addresses()? {
         print(out, &format!("listening on {address}\n"))?;
     }
-    // Not run by systemd, or its socket is gone: either way the server serves.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    notifier.ready();
+    #[cfg(all(debug_assertions, target_os = "linux"))]
+    try_to_escape();
     let signals = async {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         info!("stopping: no new connections; once more to stop at once");
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        notifier.stopping();
         drain.cancel();
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         warn!("stopping at once");
         stop.cancel();
         std::future::pending::<()>().await;
     };
+    let turning = async {
+        match audit {
+            Some(audit) => turn_over_on_hangup(audit).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        result = turning => return result,
         () = server.run(drain.clone(), stop.clone()) => {}
         () = signals => {}
     }
     info!("stopped");
     Ok(())
+}
+
+/// Begins a new file of the audit log on each SIGHUP.
+async fn turn_over_on_hangup(audit: Audit) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).while_doing(|| "wait for SIGHUP".into())?;
+    while hangup.recv().await.is_some() {
+        let audit = audit.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || audit.rotate()).await {
+            warn!("the audit log goes on in the same file: {error}");
+        }
+    }
+    std::future::pending().await
+}
+
+/// The planted hook of the tests: what a server that was taken over would try. In no release build.
+#[cfg(all(debug_assertions, target_os = "linux"))]
+fn try_to_escape() {
+    let variable = |name: &str| std::env::var_os(name);
+    if let (Some(file), Some(address)) = (variable("SEALIFT_TEST_ESCAPE"), variable("SEALIFT_TEST_ESCAPE_TO"))
+        && let Some(address) = address.to_str().and_then(|address| address.parse().ok())
+    {
+        for line in confine::try_to_escape(Path::new(&file), address) {
+            warn!("{line}");
+        }
+    }
 }
 
 fn print(out: &mut dyn Write, text: &str) -> Result<()> {
@@ -184,9 +285,10 @@ fn logging(args: &ServeArgs) {
 
 fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs());
-    let rows: [(&str, String); 14] = [
+    let rows: [(&str, String); 15] = [
         ("connections at once", limits::CONNECTIONS_MAX.to_string()),
         ("connections that have not said hello", limits::HALF_OPEN_MAX.to_string()),
+        ("connections that join one client's first", limits::JOINS_MAX.to_string()),
         ("handshake deadline", seconds(limits::HANDSHAKE_TIMEOUT)),
         ("hello deadline", seconds(limits::HELLO_TIMEOUT)),
         ("idle connections end after", seconds(limits::IDLE_TIMEOUT)),

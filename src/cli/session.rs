@@ -1,6 +1,7 @@
 //! What every command that connects has in common: who is trusted, one runtime, one reporter, signals, the exit code.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::args::{ConnectArgs, PaceArgs};
@@ -8,6 +9,7 @@ use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
 use crate::cli::{print_error, sources, trust};
 use crate::client::event::{self, Event};
+use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::{Client, ClientOptions};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -28,6 +30,8 @@ pub(super) struct Session<'a> {
     pub(super) data_on_stdout: bool,
     /// Whether counts at the end say more than what was printed.
     pub(super) has_summary: bool,
+    /// Where receipts are kept, if they are asked for.
+    pub(super) receipts: Option<Arc<Receipts>>,
 }
 
 impl Session<'_> {
@@ -57,6 +61,7 @@ impl Session<'_> {
             .while_doing(|| "start a thread for the output".to_owned())?;
         let options = ClientOptions {
             timeout: self.connect.timeout,
+            receipts: self.receipts,
             streams: self.pace.and_then(|pace| pace.streams),
             congestion: self.pace.and_then(|pace| pace.cc.clone()).unwrap_or_default(),
             rate: self.pace.and_then(|pace| pace.bwlimit),

@@ -35,7 +35,7 @@ pub struct TrustArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Who is who (certs, cert and key also as SEALIFT_CERTS, SEALIFT_CERT, SEALIFT_KEY)")]
 pub struct ServerIdentityArgs {
-    /// Folder with server.pem, server-key.pem, ca.pem for clients, and crl.pem if any
+    /// Folder with server.pem, server-key.pem, ca.pem for clients, any crl.pem
     #[arg(long, value_name = "DIR", conflicts_with_all = ["cert", "key", "client_ca", "crl"])]
     pub certs: Option<PathBuf>,
     /// The server's certificate chain

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::buffer::Pool;
 use crate::client::connect::{Dialer, Greeted};
 use crate::client::event::{Event, Events, ItemId};
+use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,7 +22,7 @@ use crate::path::RemotePath;
 use crate::protocol::{
     Bytes16, Done, Entry, Hash, IfExists, MakeDirectory, Message, Mtime, Remove, Rename, Rights, SetDirectory, Stat,
 };
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, VerifyingKey};
 use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
@@ -47,6 +48,8 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// Connections of one transfer; none: as many as make it fast.
     pub streams: Option<u16>,
+    /// Where receipts for what is stored are kept; none: they are not asked for.
+    pub receipts: Option<Arc<Receipts>>,
     /// What is asked of the system for each connection.
     pub congestion: Congestion,
     /// Bytes of content per second at most, over all connections; none: as many as there can be.
@@ -64,6 +67,7 @@ impl ClientOptions {
             streams: None,
             congestion: Congestion::default(),
             rate: None,
+            receipts: None,
         }
     }
 }
@@ -80,6 +84,7 @@ pub struct Client {
 
 struct Inner {
     dialer: Dialer,
+    receipts: Option<Arc<Receipts>>,
     timeout: Duration,
     streams: Option<u16>,
     pool: Pool,
@@ -116,7 +121,14 @@ impl Client {
         let now = Instant::now();
         let client = Client {
             inner: Arc::new(Inner {
-                dialer: Dialer::new(options.endpoint, options.tls, options.congestion, options.rate),
+                dialer: Dialer::new(
+                    options.endpoint,
+                    options.tls,
+                    options.congestion,
+                    options.rate,
+                    options.receipts.is_some(),
+                ),
+                receipts: options.receipts,
                 timeout: options.timeout,
                 streams: options.streams,
                 pool: Pool::new(CLIENT_BUFFERS),
@@ -129,7 +141,7 @@ impl Client {
             }),
         };
         let greeted = client.inner.dialer.connect().await?;
-        let session = client.take_up(greeted, true).await;
+        let session = client.take_up(greeted, true).await?;
         client.inner.link.lock().await.session = Some(session);
         Ok(client)
     }
@@ -280,7 +292,7 @@ impl Client {
             link.since = Instant::now();
             match self.inner.dialer.connect().await {
                 Ok(greeted) => {
-                    let session = self.take_up(greeted, false).await;
+                    let session = self.take_up(greeted, false).await?;
                     link.session = Some(session.clone());
                     return Ok(session);
                 }
@@ -289,20 +301,28 @@ impl Client {
         }
     }
 
-    async fn take_up(&self, greeted: Greeted, is_first: bool) -> Session {
-        let Greeted { connection, hello, description, warnings } = greeted;
+    async fn take_up(&self, greeted: Greeted, is_first: bool) -> Result<Session> {
+        let Greeted { connection, hello, pin, description, warnings } = greeted;
+        let book = match (&self.inner.receipts, pin, hello.receipt_key) {
+            (Some(receipts), Some(pin), Some(key)) => {
+                let key = VerifyingKey(key.0);
+                receipts.know(pin, key)?;
+                Some((Arc::clone(receipts), key))
+            }
+            _ => None,
+        };
         if is_first {
             for warning in warnings {
                 self.inner.events.tell(Event::Warning(warning)).await;
             }
         }
         self.inner.events.tell(Event::Note(description)).await;
-        let (session, work) = Session::new(connection, hello, self.inner.pool.clone());
+        let (session, work) = Session::new(connection, hello, book, self.inner.pool.clone());
         let mut drivers = self.drivers();
         drivers.spawn(work);
         // Those of broken connections are done; the set shall not grow with their number.
         while drivers.try_join_next().is_some() {}
-        session
+        Ok(session)
     }
 
     /// Opens the further connections that a transfer of this size gets at its beginning.

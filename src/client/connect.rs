@@ -18,7 +18,7 @@ use crate::limits::CONNECT_TIMEOUT;
 use crate::net::{Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
 use crate::path::escape_text;
 use crate::protocol::{Breach, Bytes16, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
-use crate::tls::{ClientTls, describe, explain_client_error, server_name};
+use crate::tls::{ClientTls, Pin, describe, explain_client_error, server_name};
 
 /// After this long without an answer from one address, the next is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
@@ -34,6 +34,8 @@ pub(crate) struct Dialer {
     endpoint: Endpoint,
     tls: ClientTls,
     buffers: SocketBuffers,
+    /// Asks for receipts.
+    with_receipts: bool,
     congestion: Congestion,
     limits: Limits,
 }
@@ -42,6 +44,8 @@ pub(crate) struct Dialer {
 pub(crate) struct Greeted {
     pub(crate) connection: Connection,
     pub(crate) hello: ServerHello,
+    /// The server's key, as it proved itself.
+    pub(crate) pin: Option<Pin>,
     /// What was negotiated, for `--verbose`.
     pub(crate) description: String,
     /// What the person should know of the server's certificate.
@@ -49,9 +53,15 @@ pub(crate) struct Greeted {
 }
 
 impl Dialer {
-    pub(crate) fn new(endpoint: Endpoint, tls: ClientTls, congestion: Congestion, rate: Option<u64>) -> Dialer {
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        tls: ClientTls,
+        congestion: Congestion,
+        rate: Option<u64>,
+        with_receipts: bool,
+    ) -> Dialer {
         let limits = Limits::of([rate]);
-        Dialer { endpoint, tls, buffers: SocketBuffers::new(), congestion, limits }
+        Dialer { endpoint, tls, buffers: SocketBuffers::new(), with_receipts, congestion, limits }
     }
 
     /// Connects and greets, all within [`CONNECT_TIMEOUT`].
@@ -103,10 +113,18 @@ impl Dialer {
             .map_err(|error| explain_client_error(error, host))?;
         let warnings = self.tls.accept_server(tls.get_ref().1, host)?;
         let description = describe(tls.get_ref().1);
+        let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let pin = certificate.and_then(|certificate| Pin::of_certificate(certificate).ok());
         let mut connection = Connection::new(TlsStream::Client(tls));
         connection.set_limits(&self.limits);
-        let hello = greet(&mut connection, host, join).await?;
-        Ok(Greeted { connection, hello, description, warnings })
+        // Answers, and receipts with them, come on the first connection of a session.
+        let with_receipts = self.with_receipts && join.is_none();
+        let hello = greet(&mut connection, host, join, with_receipts).await?;
+        if with_receipts && hello.receipt_key.is_none() {
+            let message = format!("{host} gives no receipts: without --receipts it stores all the same");
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        Ok(Greeted { connection, hello, pin, description, warnings })
     }
 }
 
@@ -189,12 +207,18 @@ fn watch_over(tcp: &TcpStream) {
 }
 
 /// Exchanges hellos. Nothing but our version leaves before the server has accepted us.
-async fn greet(connection: &mut Connection, host: &str, join: Option<Bytes16>) -> Result<ServerHello> {
+async fn greet(
+    connection: &mut Connection,
+    host: &str,
+    join: Option<Bytes16>,
+    with_receipts: bool,
+) -> Result<ServerHello> {
     let hello = ClientHello {
         versions: List(VERSIONS.to_vec()),
         agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).to_owned(),
         join,
         redeem: None,
+        receipts: with_receipts.then_some(true),
     };
     connection.send(0, &hello);
     let event = connection.next(&mut NoContent).await.map_err(|error| explain_first_read(error, host))?;

@@ -16,6 +16,7 @@ mod lanes;
 pub mod link;
 mod listing;
 pub mod plan;
+pub mod receipts;
 pub mod remote;
 mod session;
 mod side;

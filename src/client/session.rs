@@ -21,16 +21,19 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
 use crate::client::lanes::{self, Carrier, Lanes};
+use crate::client::receipts::Receipts;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{
     DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX, WORKING_INTERVAL,
 };
 use crate::net::{Connection, Event, Handler};
+use crate::path::RemotePath;
 use crate::protocol::{
     Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
-    Message, Put, PutAnswer, ServerHello, Stored, StoredBatch, Values, Want, Working,
+    Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, Values, Want, Working,
 };
+use crate::tls::VerifyingKey;
 
 /// Groups of content that wait to be written: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
@@ -88,8 +91,12 @@ pub(crate) type Replies = mpsc::Sender<(u32, Reply)>;
 #[derive(Clone)]
 pub(crate) struct Session(Arc<Shared>);
 
+/// Where receipts are kept, and the key that signs those of this connection.
+pub(crate) type Book = (Arc<Receipts>, VerifyingKey);
+
 struct Shared {
     hello: ServerHello,
+    book: Option<Book>,
     /// Where the server is.
     address: Option<SocketAddr>,
     /// The round trip to it, as the handshake took it.
@@ -131,12 +138,19 @@ struct Slot {
     unasked_max: u64,
     /// The size that the server named.
     size: u64,
+    /// For an upload of which a receipt is asked: its name, and the receipt once that has come.
+    receipt: Option<(RemotePath, Option<Receipt>)>,
     _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 impl Session {
     /// A session over a connection whose hellos are exchanged, and the work that drives it until it ends.
-    pub(crate) fn new(connection: Connection, hello: ServerHello, pool: Pool) -> (Session, impl Future<Output = ()>) {
+    pub(crate) fn new(
+        connection: Connection,
+        hello: ServerHello,
+        book: Option<Book>,
+        pool: Pool,
+    ) -> (Session, impl Future<Output = ()>) {
         let unasked_kib = usize::try_from(hello.unasked_max / KIB as u64).unwrap_or(usize::MAX).min(64 * KIB);
         let open_max = usize::try_from(hello.open_max).unwrap_or(usize::MAX).clamp(1, 4096);
         let desk = Desk {
@@ -149,6 +163,7 @@ impl Session {
         };
         let session = Session(Arc::new(Shared {
             hello,
+            book,
             // Without it there is one connection, and that works.
             address: connection.socket().tcp().peer_addr().ok(),
             round_trip: connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min),
@@ -203,9 +218,25 @@ impl Session {
     /// # Cancel safety
     /// Safe: nothing was sent then.
     pub(crate) async fn open<M: Message>(&self, request: &M) -> Result<Exchange> {
+        self.open_with(request, None).await
+    }
+
+    /// Opens an upload.
+    ///
+    /// # Errors
+    /// Why the session has ended.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing was sent then.
+    pub(crate) async fn open_put(&self, put: &Put) -> Result<Exchange> {
+        self.open_with(put, Some(&put.path)).await
+    }
+
+    async fn open_with<M: Message>(&self, request: &M, put: Option<&RemotePath>) -> Result<Exchange> {
         let (replies, receiver) = mpsc::channel(REPLIES_MAX);
         let permit = self.permit(&self.0.open, 1).await?;
-        let transfer = self.enter(replies, (permit, None), 0, |transfer| vec![request.to_frame(transfer).into()])?;
+        let frames = |transfer| vec![request.to_frame(transfer).into()];
+        let transfer = self.enter(replies, (permit, None), 0, put, frames)?;
         Ok(Exchange { session: self.clone(), transfer, receiver, is_over: false })
     }
 
@@ -226,7 +257,7 @@ impl Session {
     /// Why the session has ended.
     pub(crate) async fn get_into(&self, get: &Get, replies: Replies) -> Result<u32> {
         let permit = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (permit, None), get.unasked_max, |transfer| vec![get.to_frame(transfer).into()])
+        self.enter(replies, (permit, None), get.unasked_max, None, |transfer| vec![get.to_frame(transfer).into()])
     }
 
     /// Sends a request whose answer goes where those of others go.
@@ -235,7 +266,7 @@ impl Session {
     /// Why the session has ended.
     pub(crate) async fn request_into<M: Message>(&self, request: &M, replies: Replies) -> Result<u32> {
         let permit = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (permit, None), 0, |transfer| vec![request.to_frame(transfer).into()])
+        self.enter(replies, (permit, None), 0, None, |transfer| vec![request.to_frame(transfer).into()])
     }
 
     /// Sends a small file whole: description, content and finish at once. One answer comes.
@@ -255,7 +286,7 @@ impl Session {
         let cost = unasked_cost(finish.size);
         let unasked = self.permit(&self.0.unasked, cost).await?;
         let open = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (open, Some(unasked)), 0, |transfer| {
+        self.enter(replies, (open, Some(unasked)), 0, Some(&put.path), |transfer| {
             let mut frames = vec![put.to_frame(transfer)];
             if !content.is_empty() {
                 let header = Header::new(Kind::Data, transfer, 8 + content.len()).encode();
@@ -337,6 +368,7 @@ impl Session {
         replies: Replies,
         permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
         unasked_max: u64,
+        put: Option<&RemotePath>,
         frames: impl FnOnce(u32) -> Vec<Bytes>,
     ) -> Result<u32> {
         let mut desk = self.desk();
@@ -352,7 +384,9 @@ impl Session {
             return Err(Error::new(ErrorKind::Session, "this connection has used up its transfer numbers"));
         };
         desk.next_transfer = next;
-        let slot = Slot { replies, is_due: true, wanted: VecDeque::new(), unasked_max, size: 0, _permits: permits };
+        let receipt = put.filter(|_| self.0.book.is_some()).map(|path| (path.clone(), None));
+        let slot =
+            Slot { replies, is_due: true, wanted: VecDeque::new(), unasked_max, size: 0, receipt, _permits: permits };
         desk.slots.insert(transfer, slot);
         desk.outgoing.push_back(Outgoing::Frames(transfer, frames(transfer)));
         desk.wake();
@@ -861,6 +895,7 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
             }
             return Ok(());
         }
+        Kind::Receipt => return take_receipt(session, transfer, Receipt::from_payload(payload)?),
         Kind::PutAnswer => Reply::PutAnswer(PutAnswer::from_payload(payload)?),
         Kind::Values => Reply::Values(Values::from_payload(payload)?),
         Kind::Stored => Reply::Stored(Stored::from_payload(payload)?),
@@ -882,6 +917,39 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
         _ => return Err(unexpected(kind, "only clients send it")),
     };
     deliver(session, kind, transfer, reply)
+}
+
+/// Lays a receipt beside the upload that it is for, until the answer comes.
+fn take_receipt(session: &Session, transfer: u32, receipt: Receipt) -> Result<()> {
+    let mut desk = session.desk();
+    if transfer == 0 || transfer >= desk.next_transfer {
+        return Err(unexpected(Kind::Receipt, "no exchange has this number"));
+    }
+    let Some(slot) = desk.slots.get_mut(&transfer) else { return Ok(()) };
+    match &mut slot.receipt {
+        Some((_, place @ None)) => *place = Some(receipt),
+        _ => return Err(unexpected(Kind::Receipt, "none was asked for")),
+    }
+    Ok(())
+}
+
+/// Keeps the receipt of an upload that is stored; without it the upload counts as failed, though it is there.
+fn keep_receipt(book: Option<&Book>, slot: &mut Slot, reply: Reply) -> Reply {
+    // Skipped uploads, links and directories have none.
+    let Reply::Stored(stored @ Stored { root: Some(_), .. }) = &reply else { return reply };
+    let (Some((receipts, key)), Some((path, receipt))) = (book, slot.receipt.take()) else { return reply };
+    let kept = match receipt {
+        Some(receipt) => receipts.keep(*key, &path, stored, &receipt),
+        None => {
+            Err(Error::new(ErrorKind::Mismatch, format!("{path} is stored, but the server gave no receipt for it")))
+        }
+    };
+    // Trying again would bring another from the same server.
+    let is_final = |error: Error| match error.kind() {
+        ErrorKind::Mismatch => error.with_kind(ErrorKind::Expectation),
+        _ => error,
+    };
+    kept.map_or_else(|error| Reply::Failed(is_final(error)), |()| reply)
 }
 
 /// Gives an answer to the exchange that it belongs to.
@@ -917,6 +985,7 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
         _ => {}
     }
     let replies = slot.replies.clone();
+    let reply = keep_receipt(session.0.book.as_ref(), slot, reply);
     if reply.is_last() {
         desk.slots.remove(&transfer);
     }

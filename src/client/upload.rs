@@ -706,7 +706,7 @@ impl Job {
             ))));
         }
         let session = self.client.session().await?;
-        let mut exchange = session.open(put).await?;
+        let mut exchange = session.open_put(put).await?;
         let mut sender = Sender::new(size);
         match exchange.next().await? {
             Reply::Stored(stored) => {
@@ -910,7 +910,7 @@ impl Job {
 
     async fn open_stream(&self, put: &Put) -> Result<Opened> {
         let session = self.client.session().await?;
-        let mut exchange = session.open(put).await?;
+        let mut exchange = session.open_put(put).await?;
         match exchange.next().await? {
             Reply::PutAnswer(answer) if answer.holding == Holding::Fresh => Ok(Opened::Exchange(exchange)),
             Reply::Stored(stored) => Ok(Opened::Stored(stored)),

@@ -62,6 +62,8 @@ kinds! {
     StoredBatch = 0x16;
     /// Over a connection that has joined: groups of an upload that need not be sent again.
     Written = 0x17;
+    /// A server signs what it stored; before the `Stored` of the same transfer.
+    Receipt = 0x18;
     /// A client wants a file's content.
     Get = 0x20;
     /// A server describes the version that it opened.
@@ -122,6 +124,7 @@ impl Kind {
             | Kind::Finish
             | Kind::Stored
             | Kind::StoredBatch
+            | Kind::Receipt
             | Kind::Written
             | Kind::GetAnswer
             | Kind::Want

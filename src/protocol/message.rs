@@ -5,7 +5,7 @@
 
 use minicbor::{Decode, Encode};
 
-use super::wire::{Bytes16, List, Mtime};
+use super::wire::{Bytes16, Bytes32, List, Mtime};
 use super::{Breach, FRAME_HEADER_LEN, Header, Kind};
 use crate::error::{Error, ErrorKind};
 use crate::hash::{GroupValue, Root};
@@ -50,7 +50,7 @@ macro_rules! messages {
 }
 
 messages! {
-    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Get,
+    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Get,
     GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
     Entry, Entries, Done,
 }
@@ -148,6 +148,9 @@ pub struct ClientHello {
     /// The secret of an invite that this connection redeems.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub redeem: Option<Vec<u8>>,
+    /// Send a [`Receipt`] for every file that is stored.
+    #[n(8)]
+    pub receipts: Option<bool>,
 }
 
 /// The first frame of a server: the version that it chose, and what this client may do.
@@ -187,6 +190,9 @@ pub struct ServerHello {
     /// The same of directories.
     #[n(10)]
     pub directory_mode: Option<(u32, u32)>,
+    /// The public key of its receipts (Ed25519). None: it gives no receipts.
+    #[n(16)]
+    pub receipt_key: Option<Bytes32>,
 }
 
 /// Bits of what a principal may do.
@@ -442,6 +448,70 @@ pub struct StoredBatch {
     /// Each with its transfer. The frame's own transfer number is 0.
     #[n(0)]
     pub items: List<StoredItem, 512>,
+}
+
+/// What the server says of a stored file, over its signature. It comes before the [`Stored`] of the same transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Receipt {
+    /// A [`Statement`], encoded. These very bytes are signed.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub statement: Vec<u8>,
+    /// Ed25519, 64 bytes.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub signature: Vec<u8>,
+}
+
+/// What a receipt says: this server holds this content, durably, at this time.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Statement {
+    /// The BLAKE3 hash of the content.
+    #[n(0)]
+    pub root: Root,
+    /// Its size.
+    #[n(1)]
+    pub size: u64,
+    /// The name that it was stored under.
+    #[n(2)]
+    pub path: RemotePath,
+    /// By what name the server knows who stored it.
+    #[n(3)]
+    pub principal: String,
+    /// SHA-256 of that one's public key (SubjectPublicKeyInfo); none for an anonymous one.
+    #[n(4)]
+    pub principal_key: Option<Bytes32>,
+    /// When, by the server's clock.
+    #[n(5)]
+    pub time: Mtime,
+    /// Whether it was stored now or had been there already.
+    #[n(6)]
+    pub outcome: Outcome,
+    /// The public key that signs.
+    #[n(7)]
+    pub key: Bytes32,
+}
+
+impl Statement {
+    /// The bytes that are signed.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("writing to memory cannot fail")
+    }
+
+    /// Reads what was signed.
+    ///
+    /// # Errors
+    /// [`Breach::Malformed`] for bytes that are not exactly one statement.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Statement, Breach> {
+        let malformed = |what: String| Breach::Malformed { kind: Kind::Receipt, what: escape_text(&what) };
+        let mut decoder = minicbor::Decoder::new(bytes);
+        let statement: Statement = decoder.decode().map_err(|error| malformed(error.to_string()))?;
+        if decoder.position() != bytes.len() {
+            return Err(malformed("bytes after its end".into()));
+        }
+        Ok(statement)
+    }
 }
 
 /// Asks for a file's content.

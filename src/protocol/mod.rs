@@ -10,7 +10,7 @@ mod wire;
 
 pub use frame::{FRAME_HEADER_LEN, Header, Kind, OFFSET_LEN};
 pub use message::*;
-pub use wire::{Bytes16, List, Mtime};
+pub use wire::{Bytes16, Bytes32, List, Mtime};
 
 /// The ALPN protocol name of native connections.
 pub const ALPN: &[u8] = b"sealift/1";

@@ -60,6 +60,11 @@ macro_rules! fixed_bytes {
 fixed_bytes!(Root);
 fixed_bytes!(GroupValue);
 fixed_bytes!(Bytes16);
+fixed_bytes!(Bytes32);
+
+/// A public key, or the hash of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Bytes32(pub [u8; 32]);
 
 /// 128 random bits: an upload id, a session token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use super::convert;
 use super::outcomes::{Attempt, Begin};
+use super::receipts::receipt;
 use super::shared::{Shared, Who};
 use crate::access::Verb;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, UNASKED_FILE_MAX};
-use crate::protocol::{Finish, IfExists, Outcome, Put, Stored};
+use crate::protocol::{Finish, IfExists, Outcome, Put, Receipt, Stored};
 use crate::storage::{self, Kind, NewFile, StoredFile};
 use crate::transfer::Receiver;
 
@@ -310,20 +311,33 @@ pub(super) fn root_of(file: &StoredFile) -> Result<Root> {
     tree.root(file.size()).ok_or_else(|| Error::new(ErrorKind::Internal, "a group was left out"))
 }
 
-/// Commits small uploads together: many writes, then one publication. Answers transfer, described size, outcome.
-pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<(u32, u64, Result<Stored>)> {
+/// How a small upload ended.
+pub(super) struct SmallAnswer {
+    pub(super) transfer: u32,
+    /// The size that it was described with.
+    pub(super) size: u64,
+    pub(super) stored: Result<Stored>,
+    pub(super) receipt: Option<Receipt>,
+}
+
+/// Commits small uploads together: many writes, then one publication.
+pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<SmallAnswer> {
+    let answer = |transfer, put: &Put, size, stored: Result<Stored>| {
+        let receipt = stored.as_ref().ok().and_then(|stored| receipt(shared, who, &put.path, stored));
+        SmallAnswer { transfer, size, stored, receipt }
+    };
     let mut answers = Vec::with_capacity(batch.len());
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
     let mut parents = storage::Parents::default();
     for SmallUpload { transfer, put, content, finish } in batch {
         match stage_small(shared, who, &mut parents, &put, &content, &finish) {
-            Ok(Small::Ended(stored)) => answers.push((transfer, finish.size, Ok(stored))),
+            Ok(Small::Ended(stored)) => answers.push(answer(transfer, &put, finish.size, Ok(stored))),
             Ok(Small::Staged(file, attempt)) => {
                 staged.push(file);
                 waiting.push((transfer, put, finish, attempt));
             }
-            Err(error) => answers.push((transfer, finish.size, Err(error))),
+            Err(error) => answers.push(answer(transfer, &put, finish.size, Err(error))),
         }
     }
     for ((transfer, put, finish, attempt), published) in waiting.into_iter().zip(shared.store.publish(staged)) {
@@ -331,7 +345,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
         if let Ok(stored) = &stored {
             attempt.ended(stored);
         }
-        answers.push((transfer, finish.size, stored));
+        answers.push(answer(transfer, &put, finish.size, stored));
     }
     answers
 }

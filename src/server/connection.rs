@@ -17,7 +17,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-use super::commit::Opened;
+use super::audited;
+use super::commit::{Opened, SmallAnswer};
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::lane;
 use super::requests::{self, Got, ListStep};
@@ -30,9 +31,9 @@ use crate::limits;
 use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
-    self, Breach, ClientHello, Close, Done, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List, ListDirectory,
-    MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Remove, Rename, ServerHello, SetDirectory,
-    Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
+    self, Breach, Bytes32, ClientHello, Close, Done, Failed, Finish, Get, Goodbye, Hash, Holding, Kind, List,
+    ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Receipt, Remove, Rename,
+    ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues, Working,
 };
 use crate::tls;
 
@@ -56,7 +57,7 @@ pub(super) async fn serve(
     let span = info_span!("connection", id, %peer);
     async move {
         let started = Instant::now();
-        match greet(&shared, acceptor, tcp).await {
+        match greet(&shared, acceptor, tcp, peer, id).await {
             Ok((connection, who, Role::First(opened))) => {
                 drop(half_open);
                 Box::pin(run(shared, connection, who, opened, id, started)).await;
@@ -82,7 +83,13 @@ enum Role {
 }
 
 /// Handshake, choice of protocol and hellos, each under its deadline.
-async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> Result<(Connection, Arc<Who>, Role)> {
+async fn greet(
+    shared: &Arc<Shared>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    id: u64,
+) -> Result<(Connection, Arc<Who>, Role)> {
     let socket = Socket::new(tcp, shared.socket_buffers.clone());
     socket.set_congestion(&shared.congestion);
     let accept = acceptor.accept(socket).into_fallible();
@@ -112,14 +119,16 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
         }
     };
     let mut connection = Connection::new(TlsStream::Server(stream));
-    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal)).await {
+    match timeout(limits::HELLO_TIMEOUT, hello(shared, &mut connection, principal.clone(), id)).await {
         Ok(Ok((who, role))) => {
             connection.greeted();
+            audited::connected(shared, &principal, peer, id, None).await;
             let what = if matches!(role, Role::First(_)) { "connected" } else { "joined its session" };
             info!("{} {what}, {described}", who.principal);
             Ok((connection, Arc::new(who), role))
         }
         Ok(Err(error)) => {
+            audited::connected(shared, &principal, peer, id, Some(&error)).await;
             say_goodbye(connection, &error).await;
             Err(error)
         }
@@ -131,7 +140,7 @@ async fn greet(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> R
     }
 }
 
-async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal) -> Result<(Who, Role)> {
+async fn hello(shared: &Shared, connection: &mut Connection, principal: Principal, id: u64) -> Result<(Who, Role)> {
     let (transfer, payload) = match connection.next(&mut BeforeHello).await? {
         Event::Control(Kind::ClientHello, transfer, payload) => (transfer, payload),
         Event::Control(kind, ..) => return Err(Breach::Unexpected { kind, why: "before the hello" }.into()),
@@ -184,11 +193,13 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
             now: i64::try_from(now).unwrap_or(i64::MAX),
             file_mode: Some(shared.store.file_mode().into()),
             directory_mode: Some(shared.store.directory_mode().into()),
+            receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
         },
     );
     let share = shared.shares.of(&principal);
     connection.set_limits(&share.limits);
-    Ok((Who { principal, rights, share }, role))
+    let wants_receipts = hello.receipts == Some(true);
+    Ok((Who { principal, rights, share, connection: id, wants_receipts }, role))
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
@@ -451,21 +462,26 @@ impl Driver {
                 return Err(Goodbye::from_payload(payload)?.to_error());
             }
             Kind::Working => {}
-            Kind::Stat => self.request(transfer, payload, requests::stat)?,
+            Kind::Stat => self.request(transfer, payload, |shared, who, transfer, request: &Stat| {
+                audited::request(shared, who, "stat", &request.path, || requests::stat(shared, who, transfer, request))
+            })?,
             Kind::MakeLink => self.request(transfer, payload, |shared, who, transfer, request: &MakeLink| {
-                requests::make_link(shared, who, transfer, request)
+                let act = || requests::make_link(shared, who, transfer, request);
+                audited::request(shared, who, "link", &request.path, act)
             })?,
             Kind::Remove => self.request(transfer, payload, |shared, who, transfer, request: &Remove| {
-                requests::remove(shared, who, transfer, request)
+                let act = || requests::remove(shared, who, transfer, request);
+                audited::request(shared, who, "remove", &request.path, act)
             })?,
             Kind::Rename => self.request(transfer, payload, |shared, who, transfer, request: &Rename| {
-                requests::rename(shared, who, transfer, request)
+                audited::rename(shared, who, request, || requests::rename(shared, who, transfer, request))
             })?,
             Kind::MakeDirectory => {
                 let request = MakeDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
-                    let made = requests::make_directory(shared, who, &request);
+                    let act = || requests::make_directory(shared, who, &request);
+                    let made = audited::request(shared, who, "mkdir", &request.path, act);
                     Job::MadeDirectory(transfer, request.path, made)
                 });
             }
@@ -473,7 +489,8 @@ impl Driver {
                 let request = SetDirectory::from_payload(payload)?;
                 let made_here = self.made.contains(&request.path);
                 self.request(transfer, payload, move |shared, who, transfer, request: &SetDirectory| {
-                    requests::set_directory(shared, who, transfer, request, made_here)
+                    let act = || requests::set_directory(shared, who, transfer, request, made_here);
+                    audited::request(shared, who, "attributes", &request.path, act)
                 })?;
             }
             Kind::List => {
@@ -485,7 +502,8 @@ impl Driver {
                 let request = Hash::from_payload(payload)?;
                 self.requests.insert(transfer);
                 self.flow.spawn(move |shared, who| {
-                    let run = requests::open_to_hash(shared, who, &request.path).map(|file| HashRun {
+                    let act = || requests::open_to_hash(shared, who, &request.path);
+                    let run = audited::request(shared, who, "hash", &request.path, act).map(|file| HashRun {
                         file: Arc::new(file),
                         tree: crate::hash::Tree::new(),
                         from: 0,
@@ -503,6 +521,7 @@ impl Driver {
             | Kind::Data
             | Kind::Stored
             | Kind::StoredBatch
+            | Kind::Receipt
             | Kind::GetAnswer
             | Kind::Entry
             | Kind::Entries
@@ -598,7 +617,7 @@ impl Driver {
 
     fn job(&mut self, job: Job) -> Result<()> {
         match job {
-            Job::Opened(transfer, Ok(Opened::Upload(incoming))) => {
+            Job::Opened(transfer, Ok(Opened::Upload(incoming)), _) => {
                 let answer = PutAnswer {
                     holding: if incoming.base.is_some() { Holding::Base } else { Holding::Fresh },
                     generation: incoming.attempt.generation(),
@@ -611,24 +630,20 @@ impl Driver {
                 }
                 self.flow.opened(transfer, incoming);
             }
-            Job::Opened(transfer, Ok(Opened::Ended(stored))) => {
+            Job::Opened(transfer, Ok(Opened::Ended(stored)), receipt)
+            | Job::Committed(transfer, Ok(stored), receipt) => {
                 if self.flow.is_open(transfer) {
-                    self.stored(transfer, &stored);
+                    self.stored(transfer, &stored, receipt.as_ref());
                 }
             }
-            Job::Opened(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Opened(transfer, Err(error), _) => self.failed(transfer, &error),
             Job::Made(transfer, Ok(file)) => self.flow.made(transfer, file),
             Job::Made(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Written(transfer, group, result) => {
                 let written = self.flow.written(transfer, group, result);
                 self.written(written)?;
             }
-            Job::Committed(transfer, Ok(stored)) => {
-                if self.flow.is_open(transfer) {
-                    self.stored(transfer, &stored);
-                }
-            }
-            Job::Committed(transfer, Err(error)) => self.failed(transfer, &error),
+            Job::Committed(transfer, Err(error), _) => self.failed(transfer, &error),
             Job::Spilled(transfer, group, result) => {
                 let written = self.flow.spilled(transfer, group, result);
                 self.written(written)?;
@@ -745,7 +760,9 @@ impl Driver {
             self.listing += 1;
             self.flow.spawn(move |shared, who| {
                 let step = match stage {
-                    ListStage::Asked(request) => requests::list(shared, who, transfer, &request),
+                    ListStage::Asked(request) => audited::request(shared, who, "list", &request.path, || {
+                        requests::list(shared, who, transfer, &request)
+                    }),
                     ListStage::Begun(rest) => requests::list_step(transfer, rest),
                 };
                 Job::Listed(transfer, step)
@@ -798,23 +815,29 @@ impl Driver {
         Ok(())
     }
 
-    fn stored(&mut self, transfer: u32, stored: &Stored) {
+    fn stored(&mut self, transfer: u32, stored: &Stored, receipt: Option<&Receipt>) {
         if let Some(upload) = self.flow.uploads.get(&transfer) {
             info!("{:?} {} ({} bytes)", stored.outcome, stored.path.as_ref().unwrap_or(&upload.put.path), stored.size);
         }
         self.stored_count += 1;
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
+        if let Some(receipt) = receipt {
+            self.connection.send(transfer, receipt);
+        }
         self.connection.send(transfer, stored);
     }
 
-    fn stored_small(&mut self, answers: Vec<(u32, u64, Result<Stored>)>) {
+    fn stored_small(&mut self, answers: Vec<SmallAnswer>) {
         let mut items = Vec::new();
-        for (transfer, size, answer) in answers {
+        for SmallAnswer { transfer, size, stored, receipt } in answers {
             self.flow.answered_unasked(size);
-            match answer {
+            match stored {
                 Ok(stored) => {
                     self.stored_count += 1;
+                    if let Some(receipt) = receipt {
+                        self.connection.send(transfer, &receipt);
+                    }
                     items.push(StoredItem { transfer, stored });
                 }
                 Err(error) => self.fail(transfer, &error),

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::commit::{self, Incoming, Opened, SmallUpload};
+use super::audited;
+use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
 use super::groups::{Groups, Place};
 use super::requests;
 use super::session::{Session, Source, Transfer};
@@ -26,18 +27,19 @@ use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, gr
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
 use crate::path::RemotePath;
-use crate::protocol::{Breach, Bytes16, Finish, Get, IfExists, Kind, Put, Stored};
+use crate::protocol::{Breach, Bytes16, Finish, Get, IfExists, Kind, Put, Receipt, Stored};
 use crate::storage::{self, StoredFile};
 
 /// What a job of this connection found.
 pub(super) enum Job {
-    Opened(u32, Result<Opened>),
+    /// With a receipt when it has ended with that.
+    Opened(u32, Result<Opened>, Option<Receipt>),
     Made(u32, Result<Arc<storage::Upload>>),
     Written(u32, u64, Result<()>),
     /// The beginning of a group is written; the hasher goes on with the rest.
     Spilled(u32, u64, Result<Box<GroupHasher>>),
-    Committed(u32, Result<Stored>),
-    CommittedSmall(Vec<(u32, u64, Result<Stored>)>),
+    Committed(u32, Result<Stored>, Option<Receipt>),
+    CommittedSmall(Vec<SmallAnswer>),
     Read(u64, Result<(Bytes, GroupHash)>),
     /// A file whose root is asked for is open.
     OpenedToHash(u32, Result<HashRun>),
@@ -304,7 +306,10 @@ impl Flow {
             phase = Phase::Unasked;
         } else {
             let put = put.clone();
-            self.spawn(move |shared, who| Job::Opened(transfer, commit::open(shared, who, &put)));
+            self.spawn(move |shared, who| {
+                let (opened, receipt) = audited::open(shared, who, &put);
+                Job::Opened(transfer, opened, receipt)
+            });
         }
         let groups = Groups::new(put.size);
         let upload =
@@ -349,7 +354,7 @@ impl Flow {
         if !self.committing_small && !self.small.is_empty() {
             self.committing_small = true;
             let batch = std::mem::take(&mut self.small);
-            self.spawn_commit(move |shared, who| Job::CommittedSmall(commit::commit_small(shared, who, batch)));
+            self.spawn_commit(move |shared, who| Job::CommittedSmall(audited::commit_small(shared, who, batch)));
         }
     }
 
@@ -551,7 +556,8 @@ impl Flow {
         self.session.end(transfer);
         let put = upload.put.clone();
         self.spawn_commit(move |shared, who| {
-            Job::Committed(transfer, commit::commit(shared, who, &put, incoming, receiver))
+            let (stored, receipt) = audited::commit(shared, who, &put, incoming, receiver);
+            Job::Committed(transfer, stored, receipt)
         });
         Ok(())
     }
@@ -691,7 +697,8 @@ impl Flow {
                     left.push((transfer, get));
                     continue;
                 }
-                let got = requests::get(shared, who, transfer, &get);
+                let got =
+                    audited::request(shared, who, "get", &get.path, || requests::get(shared, who, transfer, &get));
                 let len: usize = got.iter().flat_map(|got| &got.frames).map(Bytes::len).sum();
                 rest = rest.saturating_sub(len);
                 answers.push((transfer, got));

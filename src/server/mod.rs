@@ -1,9 +1,11 @@
 //! The server: accepts many clients and saves what they send.
 //!
-//! [`Server::bind`] opens the root and the listeners, [`Server::run`] accepts until it is told to stop. Accepting
+//! [`listen`] opens listeners, [`Server::new`] takes them, [`Server::run`] accepts until it is told to stop. Accepting
 //! never waits for a peer: handshake and all later work happen in a task per connection (`connection`), which stays
 //! on one of a few threads (`workers`). Disk work runs on a bounded set of others (`commit`, `requests`).
 
+pub mod audit;
+mod audited;
 mod commit;
 mod connection;
 mod convert;
@@ -11,6 +13,7 @@ mod flow;
 mod groups;
 mod lane;
 mod outcomes;
+mod receipts;
 mod requests;
 mod session;
 mod share;
@@ -22,10 +25,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,7 +40,7 @@ use crate::error::{IoContext as _, Result};
 use crate::limits;
 use crate::net::{Congestion, SocketBuffers};
 use crate::storage::Store;
-use crate::tls::ServerTls;
+use crate::tls::{ServerTls, SigningKey};
 
 /// What a server is made of.
 pub struct ServerOptions {
@@ -46,8 +50,12 @@ pub struct ServerOptions {
     pub tls: ServerTls,
     /// Who may do what.
     pub access: Access,
-    /// Addresses to listen on; port 0 picks a free one.
-    pub listen: Vec<SocketAddr>,
+    /// Where it accepts ([`listen`]).
+    pub listeners: Vec<std::net::TcpListener>,
+    /// What signs receipts for stored files; none: there are none.
+    pub receipt_key: Option<Arc<SigningKey>>,
+    /// Where all that is asked and done is written down.
+    pub audit: Option<audit::Audit>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
     /// Threads for connections, each with a runtime of its own: one for each core is best. With none, connections run
@@ -70,15 +78,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds every address. Must be called inside a tokio runtime.
+    /// A server over its listeners. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// An address that cannot be listened on, or no threads to serve with.
-    pub fn bind(options: ServerOptions) -> Result<Server> {
-        let listeners = options.listen.iter().map(listen).collect::<Result<_>>()?;
+    /// A listener that the runtime cannot wait for, or no threads to serve with.
+    pub fn new(options: ServerOptions) -> Result<Server> {
+        let listeners = options.listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>();
+        let listeners = listeners.while_doing(|| "wait for connections".into())?;
         let shared = shared::Shared {
             store: options.store,
             access: options.access,
+            receipt_key: options.receipt_key,
+            audit: options.audit,
             shares: share::Shares::new(options.memory, options.rate, options.rate_of_one),
             socket_buffers: SocketBuffers::new(),
             congestion: options.congestion,
@@ -126,6 +137,10 @@ impl Server {
             );
             accepting.spawn(loop_);
         }
+        let mut upkeep = JoinSet::new();
+        if let Some(audit) = shared.audit.clone() {
+            upkeep.spawn(keep_up(audit));
+        }
         while let Some(ended) = accepting.join_next().await {
             if let Err(error) = ended {
                 error!("an accept loop failed: {error}");
@@ -149,6 +164,12 @@ impl Server {
         shared.stopping.cancel();
         // Connections say goodbye within their own bound; commits that have begun finish.
         shared.tasks.wait().await;
+        drop(upkeep);
+        if let Some(audit) = shared.audit.clone()
+            && let Err(error) = tokio::task::spawn_blocking(move || audit.stop()).await
+        {
+            error!("the end of the audit log failed: {error}");
+        }
         // The accept loops, which had it too, have ended.
         if let Some(workers) = Arc::into_inner(workers) {
             workers.stop().await;
@@ -156,14 +177,45 @@ impl Server {
     }
 }
 
-fn listen(address: &SocketAddr) -> Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+/// Syncs the audit log and signs it, for as long as the server runs.
+async fn keep_up(audit: audit::Audit) {
+    let mut sync = interval(limits::AUDIT_SYNC_INTERVAL);
+    sync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut signed = Instant::now();
+    loop {
+        sync.tick().await;
+        let is_due = signed.elapsed() >= limits::AUDIT_HEAD_INTERVAL;
+        if is_due {
+            signed = Instant::now();
+        }
+        let audit = audit.clone();
+        let work = move || {
+            if is_due {
+                audit.sign();
+            }
+            audit.sync();
+        };
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            error!("the upkeep of the audit log failed: {error}");
+        }
+    }
+}
+
+/// Binds an address and listens on it; port 0 picks a free one. Needs no runtime, so that it can come before the
+/// process is confined.
+///
+/// # Errors
+/// An address that cannot be listened on.
+pub fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
     let bind = || {
-        let socket = socket?;
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
         // A restart must not wait for the old connections' last packets.
-        socket.set_reuseaddr(true)?;
-        socket.bind(*address)?;
-        socket.listen(4096)
+        rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, 4096)?;
+        Ok::<_, rustix::io::Errno>(socket.into())
     };
     bind().while_doing(|| format!("listen on {address}"))
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::audit::Audit;
 use super::outcomes::Outcomes;
 use super::session::Sessions;
 use super::share::{Share, Shares};
@@ -13,11 +14,14 @@ use crate::access::{Access, Principal};
 use crate::net::{Congestion, SocketBuffers};
 use crate::protocol::Rights;
 use crate::storage::Store;
+use crate::tls::SigningKey;
 
 /// Handles and counters; connections hold it in an `Arc`.
 pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) access: Access,
+    pub(super) receipt_key: Option<Arc<SigningKey>>,
+    pub(super) audit: Option<Audit>,
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
     /// What is asked of the system for each connection.
@@ -40,4 +44,8 @@ pub(super) struct Who {
     pub(super) principal: Principal,
     pub(super) rights: Rights,
     pub(super) share: Arc<Share>,
+    /// The number of the connection.
+    pub(super) connection: u64,
+    /// It asked for a receipt for each file.
+    pub(super) wants_receipts: bool,
 }

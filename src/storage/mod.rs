@@ -24,12 +24,14 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::RemotePath;
 
+mod append;
 mod change;
 mod durable;
 mod open;
 mod publish;
 mod read;
 mod recorded;
+mod state;
 mod sys;
 mod upload;
 mod walk;
@@ -37,6 +39,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use append::{Append, Tail};
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
@@ -230,6 +233,7 @@ struct Inner {
 
 /// What a served root keeps in its state directory.
 struct State {
+    directory: OwnedFd,
     staging: OwnedFd,
     /// The state directory and every directory in it.
     reserved: Vec<Identity>,

@@ -189,7 +189,7 @@ fn open_state(root: &OwnedFd, label: &str) -> Result<State> {
         let others = names.iter().filter_map(|name| sys::status_at(&directory, &name.bytes).ok());
         reserved.extend(others.filter(|status| status.kind == Kind::Directory).map(|status| status.identity));
     }
-    Ok(State { staging, reserved, _lock: lock })
+    Ok(State { directory, staging, reserved, _lock: lock })
 }
 
 fn identity(directory: &OwnedFd, label: &str) -> Result<Identity> {

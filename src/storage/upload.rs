@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
@@ -120,7 +120,7 @@ impl Store {
             announced: options.size,
             written: AtomicU64::new(0),
             end: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
+            poisoned: OnceLock::new(),
         };
         upload.preallocate()?;
         Ok(upload)
@@ -393,7 +393,8 @@ pub struct Upload {
     written: AtomicU64,
     /// Where the file ends, if nothing but [`Upload::write_at`] made it longer.
     end: AtomicU64,
-    poisoned: AtomicBool,
+    /// What kind of failure made it unfit: the writes that follow fail for the same reason.
+    poisoned: OnceLock<ErrorKind>,
 }
 
 impl Upload {
@@ -579,15 +580,16 @@ impl Upload {
     }
 
     fn check_sound(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::SeqCst) {
+        if let Some(&kind) = self.poisoned.get() {
             let message = format!("store {}: an earlier write failed, so it starts anew", self.path);
-            return Err(Error::new(ErrorKind::Io, message));
+            return Err(Error::new(kind, message));
         }
         Ok(())
     }
 
     fn poison(&self, error: Error) -> Error {
-        self.poisoned.store(true, Ordering::SeqCst);
+        // The first stays: others follow from it.
+        let _ = self.poisoned.set(error.kind());
         error
     }
 

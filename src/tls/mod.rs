@@ -29,6 +29,7 @@ pub mod pem;
 pub mod pin;
 pub mod principal;
 pub mod server;
+pub mod signing;
 pub mod x509;
 
 pub use client::{ClientOptions, ClientTls};
@@ -36,6 +37,7 @@ pub use explain::{explain_client_error, explain_server_error};
 pub use pin::Pin;
 pub use principal::Principal;
 pub use server::{ServerOptions, ServerTls};
+pub use signing::{Purpose, SigningKey, VerifyingKey};
 
 pub use crate::protocol::ALPN;
 

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls_pemfile::Item;
+use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 
@@ -42,7 +43,7 @@ pub fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 /// # Errors
 /// As [`load_certificates`]; also when others can read the file, the key is encrypted, or there are several.
 pub fn load_private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    let text = read(path, true)?;
+    let text = Zeroizing::new(read(path, true)?);
     let mut keys = Vec::new();
     for item in items(path, &text)? {
         match item {
@@ -61,6 +62,16 @@ pub fn load_private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
             "the private key in it is encrypted; store it without a passphrase (`openssl pkey`), readable only by its owner",
         )),
         None => Err(unusable(path, "there is no private key (PEM, `BEGIN PRIVATE KEY`) in it")),
+    }
+}
+
+/// The one private key (PKCS #8) of a text, if it holds that and is whole.
+#[must_use]
+pub fn private_key_in(mut text: &[u8]) -> Option<PrivateKeyDer<'static>> {
+    let items = rustls_pemfile::read_all(&mut text).collect::<io::Result<Vec<Item>>>().ok()?;
+    match <[Item; 1]>::try_from(items).ok()? {
+        [Item::Pkcs8Key(key)] => Some(key.into()),
+        _ => None,
     }
 }
 

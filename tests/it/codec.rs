@@ -46,6 +46,10 @@ fn id() -> impl Strategy<Value = Bytes16> {
     any::<[u8; 16]>().prop_map(Bytes16)
 }
 
+fn key() -> impl Strategy<Value = Bytes32> {
+    any::<[u8; 32]>().prop_map(Bytes32)
+}
+
 fn root() -> impl Strategy<Value = Root> {
     any::<[u8; 32]>().prop_map(Root)
 }
@@ -105,15 +109,21 @@ macro_rules! round_trips {
 }
 
 round_trips! {
-    client_hello_goes_round: (vec(any::<u16>(), 0..=16), text(), maybe(id()), maybe(vec(any::<u8>(), 0..100)))
-        .prop_map(|(versions, agent, join, redeem)| ClientHello { versions: List(versions), agent, join, redeem });
+    client_hello_goes_round: (vec(any::<u16>(), 0..=16), text(), maybe(id()), maybe(vec(any::<u8>(), 0..100)), maybe(any::<bool>()))
+        .prop_map(|(versions, agent, join, redeem, receipts)| {
+            ClientHello { versions: List(versions), agent, join, redeem, receipts }
+        });
     server_hello_goes_round:
         (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(),
-            maybe((small(), small()))).prop_map(
-            |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, modes)| ServerHello {
-                version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now,
-                file_mode: modes, directory_mode: modes,
+            (maybe(key()), maybe((small(), small())))).prop_map(
+            |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, (receipt_key, modes))| {
+                ServerHello {
+                    version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key,
+                    file_mode: modes, directory_mode: modes,
+                }
             });
+    receipt_goes_round: (vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..70))
+        .prop_map(|(statement, signature)| Receipt { statement, signature });
     goodbye_goes_round: (any::<u16>(), text()).prop_map(|(code, text)| Goodbye { code, text });
     failed_goes_round: (any::<u16>(), text(), any::<Option<bool>>())
         .prop_map(|(code, text, retry)| Failed { code, text, retry });
@@ -196,8 +206,8 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             let others = fields.iter().enumerate().filter(|(index, _)| *index != left_out);
             others.for_each(|(_, field)| shorter.extend_from_slice(field));
             let optional = match (vector.kind, fields[left_out][0]) {
-                (Kind::ClientHello, 2 | 3)
-                | (Kind::ServerHello, 2 | 4 | 9 | 10)
+                (Kind::ClientHello, 2 | 3 | 8)
+                | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16)
                 | (Kind::Failed, 2)
                 | (Kind::Put | Kind::Done, 1..=3)
                 | (Kind::Done, 4)

@@ -9,8 +9,8 @@ const LAYERS: &[&[&str]] = &[
     &["buffer", "hash", "path"],
     &["protocol"],
     &["transfer"],
-    &["net", "tls", "storage"],
-    &["access"],
+    &["net", "tls", "storage", "confine"],
+    &["access", "audit"],
     &["client", "server"],
     &["cli", "main"],
 ];

@@ -1,9 +1,11 @@
 //! All end-to-end tests, in one binary.
 
 mod answers;
+mod audited;
 mod certs;
 mod changing;
 mod codec;
+mod confine;
 mod crash;
 mod faults;
 mod help;
@@ -13,8 +15,10 @@ mod layers;
 mod many;
 mod order;
 mod real;
+mod receipts;
 mod refusals;
 mod rig;
+mod secrets;
 mod streams;
 mod sync;
 mod sync_model;

@@ -79,11 +79,25 @@ impl World {
         Server::start(command, self.path("client"))
     }
 
+    /// A server by a command that says all of it.
+    #[track_caller]
+    pub(crate) fn started(&self, command: Command) -> Server {
+        Server::start(command, self.path("client"))
+    }
+
     /// The same by another command (a tracer, a limit), on this port; 0 is a free one.
     #[track_caller]
     pub(crate) fn serve_by(&self, mut command: Command, port: u16) -> Server {
         command.arg("serve").arg("--root").arg(self.root()).arg("--certs").arg(self.path("certs"));
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        Server::start(command, self.path("client"))
+    }
+
+    /// The same by a command that says `serve` already, with flags of its own.
+    #[track_caller]
+    pub(crate) fn serve_as(&self, mut command: Command) -> Server {
+        command.arg("--root").arg(self.root()).arg("--certs").arg(self.path("certs"));
+        command.args(["--listen", "127.0.0.1:0"]);
         Server::start(command, self.path("client"))
     }
 }
@@ -207,6 +221,15 @@ impl Server {
     /// What it has logged so far.
     pub(crate) fn said(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
+    }
+
+    /// What it has logged, once a line with this text is there.
+    #[track_caller]
+    pub(crate) fn log_with(&self, text: &str) -> Vec<String> {
+        until(&format!("the server logs {text:?}"), || {
+            let said = self.said();
+            said.iter().any(|line| line.contains(text)).then_some(said)
+        })
     }
 
     /// The most memory that it has had, in bytes.

@@ -1,8 +1,9 @@
 //! One transfer over several connections: the bytes are right, and what a lane that dies had is sent again.
 
 use std::fs;
+use std::time::Instant;
 
-use crate::rig::{Cut, Mount, Plan, Proxy, Ran, Server, World, content, leftovers, remote, staged};
+use crate::rig::{Cut, Mount, Plan, Proxy, Ran, Server, World, binary, content, leftovers, remote, staged};
 
 const MIB: usize = 1 << 20;
 
@@ -154,4 +155,61 @@ fn eight_connections_onto_a_file_system_in_memory() {
     let ran = run(&server, "get", 8, &server.at("x"), target.to_str().unwrap());
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(fs::read(&target).unwrap() == whole);
+}
+
+/// A machine may be slower than a limit, but never faster: only that is looked at here.
+#[track_caller]
+fn takes_at_least(seconds: f64, what: &str, run: impl FnOnce() -> Ran) {
+    let begun = Instant::now();
+    let ran = run();
+    let took = begun.elapsed().as_secs_f64();
+    assert_eq!(ran.code, 0, "{what}: {ran:?}");
+    assert!(took >= seconds, "{what}: {took:.2} s, too soon for its limit");
+    println!("{what}: {took:.2} s, with {seconds} s at least");
+}
+
+#[test]
+fn a_limit_holds_for_all_connections_together() {
+    let world = World::new();
+    let server = world.serve();
+    let source = world.file("source", &content(8, 8 * MIB));
+    let (source, target) = (source.to_str().unwrap(), world.path("down"));
+    for index in 0..50 {
+        world.file(&format!("tree/f{index}"), &content(100 + index, 80 << 10));
+    }
+    let put = |args: &[&str]| server.run("put", args.iter().copied());
+    takes_at_least(1.8, "up", || put(&["--streams=4", "--bwlimit=4M", source, &server.at("x")]));
+    takes_at_least(1.8, "down", || {
+        server.run("get", ["--streams=4", "--bwlimit=4M", &server.at("x"), target.to_str().unwrap()])
+    });
+    assert!(fs::read(&target).unwrap() == content(8, 8 * MIB));
+    let tree = world.path("tree");
+    takes_at_least(1.7, "small files", || put(&["--bwlimit=2M", tree.to_str().unwrap(), &server.at("tree")]));
+}
+
+#[test]
+fn a_server_limits_each_client_and_all_of_them() {
+    let world = World::new();
+    let mut command = binary();
+    command.args(["serve", "--bwlimit=16M", "--bwlimit-client=4M"]);
+    let server = world.serve_as(command);
+    let source = world.file("source", &content(9, 8 * MIB));
+    let (source, target) = (source.to_str().unwrap(), world.path("down"));
+    takes_at_least(1.8, "up", || server.run("put", ["--streams=4", source, &server.at("x")]));
+    takes_at_least(1.8, "down", || server.run("get", ["--streams=4", &server.at("x"), target.to_str().unwrap()]));
+    assert!(fs::read(&target).unwrap() == content(9, 8 * MIB));
+}
+
+#[test]
+fn a_congestion_control_is_taken_or_refused_before_anything() {
+    let world = World::new();
+    let server = world.serve();
+    let source = world.file("source", b"abc");
+    let source = source.to_str().unwrap();
+    let ran = server.run("put", ["--cc=reno", source, &server.at("x")]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let ran = server.run("put", ["--cc=none-such", source, &server.at("y")]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.errors.contains("none-such") && ran.errors.contains("tcp_allowed_congestion_control"), "{ran:?}");
+    assert!(!world.root().join("y").exists());
 }

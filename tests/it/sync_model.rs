@@ -491,11 +491,13 @@ impl Bench {
         let folder = folder.unwrap();
         let root = folder.path().join("root");
         fs::create_dir(&root).unwrap();
-        let server = Server::bind(ServerOptions {
+        let server = Server::new(ServerOptions {
             store: Store::open_served(&root, StoreOptions::default()).unwrap(),
             tls: ServerTls::load(&sealift::tls::ServerOptions::in_folder(&server_certificates())).unwrap(),
             access: Access { certified: Rights::ALL, anonymous: None, names: NamePolicy::default() },
-            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            listeners: vec![sealift::server::listen("127.0.0.1:0".parse().unwrap()).unwrap()],
+            receipt_key: None,
+            audit: None,
             memory: 64 << 20,
             threads: 1,
             congestion: sealift::net::Congestion::default(),

@@ -60,6 +60,16 @@ pub(super) fn vectors() -> Vec<Vector> {
         no_base: false,
     };
     let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None };
+    let statement = Statement {
+        root,
+        size: 3,
+        path: path("in/a b"),
+        principal: "alice".into(),
+        principal_key: Some(Bytes32(numbered(0x20))),
+        time: mtime,
+        outcome: Outcome::Stored,
+        key: Bytes32(numbered(0x40)),
+    };
     let entry = Entry { name: b"a".to_vec(), kind: EntryKind::File, size: 3, mtime, mode: 0o644, target: None };
     let link = Entry {
         name: vec![0xff],
@@ -80,7 +90,13 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector(
             "ClientHello",
             0,
-            ClientHello { versions: List(vec![1]), agent: "sealift/0.1.0".into(), join: None, redeem: None },
+            ClientHello {
+                versions: List(vec![1]),
+                agent: "sealift/0.1.0".into(),
+                join: None,
+                redeem: None,
+                receipts: None,
+            },
         ),
         vector(
             "ClientHello reserved",
@@ -90,6 +106,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 agent: String::new(),
                 join: Some(id),
                 redeem: Some(b"secret".to_vec()),
+                receipts: Some(true),
             },
         ),
         vector(
@@ -107,6 +124,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 now: 1_700_000_000,
                 file_mode: None,
                 directory_mode: None,
+                receipt_key: Some(Bytes32(numbered(0x40))),
             },
         ),
         vector(
@@ -124,6 +142,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 now: -1,
                 file_mode: None,
                 directory_mode: None,
+                receipt_key: None,
             },
         ),
         vector(
@@ -141,6 +160,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 now: 0,
                 file_mode: Some((0o640, 0o660)),
                 directory_mode: Some((0, 0o775)),
+                receipt_key: None,
             },
         ),
         vector("Goodbye", 0, Goodbye { code: ErrorKind::Stopping.code(), text: "the server is stopping".into() }),
@@ -218,6 +238,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             },
         ),
         vector("Written", 8, Written { groups: List(vec![0, 1, 70_000]) }),
+        vector("Receipt", 7, Receipt { statement: statement.to_bytes(), signature: numbered::<64>(0x80).to_vec() }),
         vector("Get", 10, Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX }),
         vector(
             "GetAnswer",

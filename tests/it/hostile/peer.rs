@@ -16,7 +16,7 @@ use sealift::access::Access;
 use sealift::hash::Root;
 use sealift::path::{NamePolicy, RemotePath};
 use sealift::protocol::*;
-use sealift::server::{Server, ServerOptions};
+use sealift::server::{Server, ServerOptions, listen};
 use sealift::storage::{Store, StoreOptions};
 use sealift::tls::{self, ClientOptions, ClientTls, ServerTls, folder};
 use tempfile::TempDir;
@@ -253,7 +253,9 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         store,
         tls: ServerTls::load(&options).unwrap(),
         access,
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        listeners: vec![listen("127.0.0.1:0".parse().unwrap()).unwrap()],
+        receipt_key: None,
+        audit: None,
         memory: 64 << 20,
         // The clock of the test is that of the connections.
         threads: 0,
@@ -261,7 +263,7 @@ fn start(folder: &TempDir, store: Store, access: Access) -> Started {
         rate: None,
         rate_of_one: None,
     };
-    let server = Server::bind(options).unwrap();
+    let server = Server::new(options).unwrap();
     let address = server.addresses().unwrap()[0];
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
     let both = (drain.clone(), stop.clone());
@@ -528,7 +530,7 @@ impl Peer {
 }
 
 pub(super) fn hello() -> ClientHello {
-    ClientHello { versions: List(vec![1]), agent: "hostile".into(), join: None, redeem: None }
+    ClientHello { versions: List(vec![1]), agent: "hostile".into(), join: None, redeem: None, receipts: None }
 }
 
 pub(super) fn path(name: &str) -> RemotePath {

@@ -1,0 +1,299 @@
+//! The audit log of a running server: what was asked, by whom, and what became of it, before the answer goes out.
+//!
+//! A change is written down before it is tried (`asked`) and again when it has ended. While the log cannot be written,
+//! no change is taken: [`Audit::ask`] fails. What had begun before is written down as soon as that works again; of
+//! what was read meanwhile only the number is kept (`gap`). Lines reach the file with the answer, and the disk within a second
+//! ([`limits::AUDIT_SYNC_INTERVAL`]).
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::{error, info};
+
+use super::shared::Who;
+use crate::access::Principal;
+use crate::audit::{Chain, Entry, hash, hex};
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
+use crate::path::RemotePath;
+use crate::protocol::{Outcome, Stored};
+use crate::storage::Append;
+use crate::tls::SigningKey;
+
+/// An audit log that is open. Clones write to the same.
+#[derive(Clone)]
+pub struct Audit(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    key: Arc<SigningKey>,
+    state: Mutex<State>,
+}
+
+struct State {
+    file: Append,
+    chain: Chain,
+    /// What has happened and could not be written.
+    waiting: Vec<Entry>,
+    /// Lines that were given up.
+    lost: u64,
+    /// Since when it cannot be written.
+    failing: Option<Instant>,
+    /// Whether there are lines that are not known to be on the disk.
+    is_dirty: bool,
+    /// Where the last head was written.
+    signed: u64,
+}
+
+impl Audit {
+    /// Opens a log, goes on with its chain, and writes that the server starts.
+    ///
+    /// # Errors
+    /// `Usage` when the file is not an audit log, or another process writes it; what opening and writing can fail
+    /// with.
+    pub fn open(path: &Path, key: Arc<SigningKey>) -> Result<Audit> {
+        let (file, tail) = Append::open(path)?;
+        let chain = match &tail.line {
+            None => Chain::default(),
+            Some(line) => Chain::after(line).ok_or_else(|| {
+                let message = format!("the last line of {} is not one of an audit log", path.display());
+                Error::new(ErrorKind::Usage, message)
+            })?,
+        };
+        let state = State { file, chain, waiting: Vec::new(), lost: 0, failing: None, is_dirty: true, signed: 0 };
+        let audit = Audit(Arc::new(Inner { path: path.to_path_buf(), key, state: Mutex::new(state) }));
+        let mut start = Entry { key: Some(audit.0.key.public().to_string()), ..Entry::new("start") };
+        let mut state = audit.lock();
+        if !tail.torn.is_empty() {
+            start.torn = Some(hex(&hash(&tail.torn)));
+            state.file.add(b"\n").map_err(|error| audit.failed(error))?;
+        }
+        audit.write(&mut state, &[start])?;
+        state.file.sync().and_then(|()| state.file.sync_directory()).map_err(|error| audit.failed(error))?;
+        drop(state);
+        Ok(audit)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Chain and file change together, after the last thing that can fail.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        let message = format!(
+            "the audit log {} cannot be written, and no change is made without it",
+            crate::path::Escaped(self.0.path.as_os_str().as_encoded_bytes())
+        );
+        Error::new(ErrorKind::Audit, message).with_source(error)
+    }
+
+    /// Writes down changes that are about to be tried.
+    ///
+    /// # Errors
+    /// `Audit` when that is not possible: they must not be made.
+    pub(super) fn ask(&self, entries: Vec<Entry>) -> Result<()> {
+        let mut state = self.lock();
+        let written = self.write(&mut state, &entries);
+        drop(state);
+        written
+    }
+
+    /// Writes down what has happened. When that is not possible it is kept for later, as far as there is room.
+    pub(super) fn tell(&self, entries: Vec<Entry>) {
+        let mut state = self.lock();
+        if self.write(&mut state, &entries).is_err() {
+            let (changes, reads): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_change);
+            let room = limits::AUDIT_WAITING_MAX.saturating_sub(state.waiting.len());
+            state.lost += (reads.len() + changes.len().saturating_sub(room)) as u64;
+            state.waiting.extend(changes.into_iter().take(room));
+        }
+    }
+
+    /// Writes what waits and then these, all or nothing.
+    fn write(&self, state: &mut State, entries: &[Entry]) -> Result<()> {
+        if entries.is_empty() && state.waiting.is_empty() && state.lost == 0 {
+            return Ok(());
+        }
+        let now = now();
+        let (mut chain, mut bytes) = (state.chain, Vec::with_capacity(512 * entries.len()));
+        for entry in &state.waiting {
+            chain.append(&now, entry, &mut bytes);
+        }
+        if state.lost > 0 {
+            let gap = Entry { lines: Some(state.lost), ..Entry::new("gap") };
+            chain.append(&now, &gap, &mut bytes);
+        }
+        for entry in entries {
+            chain.append(&now, entry, &mut bytes);
+        }
+        if let Err(error) = state.file.add(&bytes) {
+            let error = self.failed(error);
+            if state.failing.is_none() {
+                state.failing = Some(Instant::now());
+                error!("{}", error.chain());
+            }
+            return Err(error);
+        }
+        if let Some(since) = state.failing.take() {
+            info!("the audit log can be written again, after {} s", since.elapsed().as_secs());
+        }
+        state.waiting.clear();
+        (state.lost, state.chain, state.is_dirty) = (0, chain, true);
+        if state.file.size() > limits::AUDIT_FILE_LEN_MAX {
+            self.turn_over(state, "size");
+        }
+        Ok(())
+    }
+
+    /// Signs what there is, and goes on in a new file. The old one is kept under its name, `.`, and the number of its
+    /// last line. When that is not possible, the old one goes on, and the log says so.
+    pub fn rotate(&self) {
+        let mut state = self.lock();
+        self.turn_over(&mut state, "asked");
+    }
+
+    fn turn_over(&self, state: &mut State, why: &str) {
+        let now = now();
+        let (mut chain, mut bytes) = (state.chain, Vec::new());
+        chain.append(&now, &Entry { why: Some(why.to_owned()), ..Entry::new("rotate") }, &mut bytes);
+        chain.append_head(&now, &self.0.key, &mut bytes);
+        if let Err(error) = state.file.add(&bytes) {
+            error!("{}", self.failed(error).chain());
+            return;
+        }
+        (state.chain, state.signed) = (chain, chain.seq);
+        if let Err(error) = state.file.turn_over(&format!(".{:012}", chain.seq)) {
+            error!("the audit log goes on in the same file: {}", error.chain());
+        }
+    }
+
+    /// Makes what is written durable. Called every [`limits::AUDIT_SYNC_INTERVAL`].
+    pub(super) fn sync(&self) {
+        let mut state = self.lock();
+        // What waits is tried again even when nobody asks for anything.
+        let _ = self.write(&mut state, &[]);
+        if !std::mem::take(&mut state.is_dirty) {
+            return;
+        }
+        let handle = state.file.handle();
+        drop(state);
+        // Without the lock: who writes meanwhile does not wait for the disk.
+        if let Err(error) = handle.and_then(|handle| handle.sync_data()) {
+            let error = self.failed(error);
+            error!("{}", error.chain());
+            self.lock().is_dirty = true;
+        }
+    }
+
+    /// Signs what was written since the last head, if anything was. Called every [`limits::AUDIT_HEAD_INTERVAL`].
+    pub(super) fn sign(&self) {
+        let mut state = self.lock();
+        if state.chain.seq == state.signed {
+            return;
+        }
+        let (mut chain, mut bytes) = (state.chain, Vec::new());
+        chain.append_head(&now(), &self.0.key, &mut bytes);
+        match state.file.add(&bytes) {
+            Ok(()) => (state.chain, state.signed, state.is_dirty) = (chain, chain.seq, true),
+            Err(error) => error!("{}", self.failed(error).chain()),
+        }
+    }
+
+    /// Writes that the server stops, signs, and makes all of it durable.
+    pub(super) fn stop(&self) {
+        self.tell(vec![Entry::new("stop")]);
+        self.sign();
+        self.sync();
+    }
+}
+
+/// Whether an entry tells of something that changed, or may have.
+fn is_change(entry: &Entry) -> bool {
+    !matches!(entry.event.as_str(), "get" | "hash" | "list" | "stat" | "connect")
+}
+
+fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    now.format(&Rfc3339).unwrap_or_else(|_| now.unix_timestamp().to_string())
+}
+
+/// An entry about a request of this client for this name.
+pub(super) fn entry(who: &Who, event: &str, path: &RemotePath) -> Entry {
+    let (principal, principal_key) = principal(&who.principal);
+    Entry {
+        connection: Some(who.connection),
+        principal: Some(principal),
+        principal_key,
+        path: Some(path.to_string()),
+        ..Entry::new(event)
+    }
+}
+
+/// Name and key of a principal.
+pub(super) fn principal(principal: &Principal) -> (String, Option<String>) {
+    let key = match principal {
+        Principal::Certified { key, .. } => Some(hex(key)),
+        Principal::Anonymous => None,
+    };
+    (crate::path::escape_text(&principal.to_string()), key)
+}
+
+/// The entry with how the request ended.
+pub(super) fn ended<T>(mut entry: Entry, result: &Result<T>) -> Entry {
+    entry.result = Some(
+        match result {
+            Ok(_) => "done",
+            Err(error) => match error.kind() {
+                ErrorKind::Rights | ErrorKind::Limit | ErrorKind::Name => "refused",
+                _ => "failed",
+            },
+        }
+        .to_owned(),
+    );
+    // It may quote a name: those are escaped where messages are made.
+    entry.why = result.as_ref().err().map(Error::chain);
+    entry
+}
+
+/// The entry with how something was stored.
+pub(super) fn stored(mut entry: Entry, result: &Result<Stored>) -> Entry {
+    if let Ok(stored) = result {
+        let outcome = match stored.outcome {
+            Outcome::Stored => "stored",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Skipped => "skipped",
+        };
+        entry.outcome = Some(outcome.to_owned());
+        entry.root = stored.root.map(|root| root.to_string());
+        entry.size = stored.root.map(|_| stored.size);
+        entry.to = stored.path.as_ref().map(RemotePath::to_string);
+    }
+    ended(entry, result)
+}
+
+/// The entry of something that is about to be tried.
+pub(super) fn asked(entry: &Entry) -> Entry {
+    Entry { result: Some("asked".to_owned()), ..entry.clone() }
+}
+
+/// Does what a client asked for, with its entries: one before, for a change, and one after.
+///
+/// # Errors
+/// What doing it fails with; `Audit` when it cannot be written down.
+pub(super) fn around<T>(
+    audit: Option<&Audit>,
+    entry: impl FnOnce() -> Entry,
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let Some(audit) = audit else { return act() };
+    let entry = entry();
+    if is_change(&entry) {
+        audit.ask(vec![asked(&entry)])?;
+    }
+    let result = act();
+    audit.tell(vec![ended(entry, &result)]);
+    result
+}

@@ -1,0 +1,132 @@
+//! What clients ask for, done with a word in the audit log before and after, where there is one. All of it blocks.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use tokio::task::spawn_blocking;
+use tracing::error;
+
+use super::audit::{self, Audit, around, asked, ended, entry, stored};
+use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
+use super::receipts::receipt;
+use super::shared::{Shared, Who};
+use crate::access::Principal;
+use crate::audit::Entry;
+use crate::error::{Error, Result};
+use crate::path::RemotePath;
+use crate::protocol::{Put, Receipt, Rename, Stored};
+use crate::transfer::Receiver;
+
+/// Writes down that a client said hello, or was refused when it did. Who did not get through the TLS handshake has no
+/// name yet and is not in the log: anybody could fill it.
+pub(super) async fn connected(
+    shared: &Shared,
+    principal: &Principal,
+    peer: SocketAddr,
+    id: u64,
+    refused: Option<&Error>,
+) {
+    let Some(audit) = shared.audit.clone() else { return };
+    let (name, principal_key) = audit::principal(principal);
+    let entry = Entry {
+        connection: Some(id),
+        peer: Some(peer.to_string()),
+        principal: Some(name),
+        principal_key,
+        ..Entry::new("connect")
+    };
+    let entry = ended(entry, &refused.map_or(Ok(()), |error| Err(error.duplicate())));
+    if let Err(error) = spawn_blocking(move || audit.tell(vec![entry])).await {
+        error!("the audit log lacks a connection: {error}");
+    }
+}
+
+/// Does a request for one name.
+pub(super) fn request<T>(
+    shared: &Shared,
+    who: &Who,
+    event: &str,
+    path: &RemotePath,
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    around(shared.audit.as_ref(), || entry(who, event, path), act)
+}
+
+/// Does a renaming.
+pub(super) fn rename<T>(shared: &Shared, who: &Who, request: &Rename, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let entry = || Entry { to: Some(request.to.to_string()), ..entry(who, "rename", &request.from) };
+    around(shared.audit.as_ref(), entry, act)
+}
+
+/// Opens an upload; with the receipt when it has ended with that.
+pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> (Result<Opened>, Option<Receipt>) {
+    let mut opened = commit::open(shared, who, put);
+    if let Some(audit) = &shared.audit {
+        let asked = Entry { size: put.size, ..entry(who, "put", &put.path) };
+        let told = match &opened {
+            Ok(Opened::Upload(_)) => Entry { result: Some("accepted".to_owned()), ..asked },
+            Ok(Opened::Ended(ended)) => stored(asked, &Ok(ended.clone())),
+            Err(_) => ended(asked, &opened),
+        };
+        // Nothing that anybody sees has changed yet: without this line it does not go on.
+        if let Err(error) = audit.ask(vec![told]) {
+            opened = opened.and(Err(error));
+        }
+    }
+    let receipt = match &opened {
+        Ok(Opened::Ended(stored)) => receipt(shared, who, &put.path, stored),
+        _ => None,
+    };
+    (opened, receipt)
+}
+
+/// Commits an upload whose content has come.
+pub(super) fn commit(
+    shared: &Shared,
+    who: &Who,
+    put: &Put,
+    incoming: Incoming,
+    receiver: Receiver,
+) -> (Result<Stored>, Option<Receipt>) {
+    let act = || commit::commit(shared, who, put, incoming, receiver);
+    let result = match &shared.audit {
+        None => act(),
+        Some(audit) => {
+            let entry = Entry { size: put.size, ..entry(who, "commit", &put.path) };
+            audit.ask(vec![asked(&entry)]).and_then(|()| {
+                let result = act();
+                audit.tell(vec![stored(entry, &result)]);
+                result
+            })
+        }
+    };
+    let receipt = result.as_ref().ok().and_then(|stored| receipt(shared, who, &put.path, stored));
+    (result, receipt)
+}
+
+/// Commits small uploads together, with one write before and one after.
+pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<SmallAnswer> {
+    match &shared.audit {
+        None => commit::commit_small(shared, who, batch),
+        Some(audit) => commit_small_with(audit, shared, who, batch),
+    }
+}
+
+fn commit_small_with(audit: &Audit, shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<SmallAnswer> {
+    let of = |upload: &SmallUpload| Entry { size: Some(upload.finish.size), ..entry(who, "put", &upload.put.path) };
+    let entries: Vec<(u32, Entry)> = batch.iter().map(|upload| (upload.transfer, of(upload))).collect();
+    if let Err(error) = audit.ask(entries.iter().map(|(_, entry)| asked(entry)).collect()) {
+        let refuse = |upload: SmallUpload| SmallAnswer {
+            transfer: upload.transfer,
+            size: upload.finish.size,
+            stored: Err(error.duplicate()),
+            receipt: None,
+        };
+        return batch.into_iter().map(refuse).collect();
+    }
+    let answers = commit::commit_small(shared, who, batch);
+    let mut entries: HashMap<u32, Entry> = entries.into_iter().collect();
+    let told = answers.iter().filter_map(|answer| Some(stored(entries.remove(&answer.transfer)?, &answer.stored)));
+    audit.tell(told.collect());
+    answers
+}
