@@ -11,6 +11,30 @@
 //! protocol  hash  path bytes <-> types: pure
 //! error  limits
 //! ```
+//!
+//! What the command line does, a program can do through [`Client`]; see `examples/` for whole ones.
+//!
+//! ```no_run
+//! use sealift::client::event::Events;
+//! use sealift::client::{ClientOptions, GetOptions, PutOptions};
+//! use sealift::tls::{self, ClientTls};
+//! use sealift::Client;
+//!
+//! # async fn run() -> sealift::Result<()> {
+//! // ca.pem, client.pem and client-key.pem, as `sealift certs --export` writes them.
+//! let tls = ClientTls::load(&tls::ClientOptions::in_folder("certs".as_ref()))?;
+//! let options = ClientOptions::new("nas.example.org".parse()?, tls);
+//! let client = Client::connect(options, Events::unwatched()).await?;
+//! client.upload("report.pdf", &"in/report.pdf".parse()?, PutOptions::default()).await?.whole()?;
+//! for entry in client.list(&"in".parse()?).await? {
+//!     println!("{} bytes: {}", entry.size, sealift::path::Escaped(&entry.name));
+//! }
+//! client.download(&"in".parse()?, "copies", GetOptions::default()).await?.whole()?;
+//! client.remove(&"in/report.pdf".parse()?, false).await?;
+//! client.close().await;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod access;
 pub mod audit;
@@ -29,4 +53,5 @@ pub mod storage;
 pub mod tls;
 pub mod transfer;
 
+pub use client::Client;
 pub use error::{Error, ErrorKind, Result};

@@ -87,8 +87,7 @@ pub const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Dur
 /// The least rate, in bytes per second, that a limit may have: with less, many connections that share it would run
 /// into deadlines.
 pub const RATE_MIN: u64 = 16 * KIB as u64;
-/// A round trip shorter than this is one to a near peer: one connection fills the path, and the system's congestion
-/// control is left alone.
+/// A round trip shorter than this is one to a near peer: one connection fills the path, and BBR is not needed.
 pub const NEAR_ROUND_TRIP: Duration = Duration::from_millis(2);
 
 // ---- resources of a server ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::error::{Error, ErrorKind};
 use crate::limits;
 
 /// Why a list of bytes is not a name.
@@ -223,6 +224,16 @@ impl RemotePath {
     pub fn to_bytes(&self) -> Vec<u8> {
         let parts: Vec<&[u8]> = self.0.iter().map(Component::as_bytes).collect();
         parts.join(&b'/')
+    }
+}
+
+impl std::str::FromStr for RemotePath {
+    type Err = Error;
+
+    /// As [`RemotePath::parse`].
+    fn from_str(text: &str) -> Result<RemotePath, Error> {
+        RemotePath::parse(text.as_bytes())
+            .map_err(|error| Error::new(ErrorKind::Name, format!("remote path `{}`: {error}", escape_text(text))))
     }
 }
 

@@ -54,6 +54,8 @@ pub fn recode(kind: Kind, transfer: u32, payload: &[u8]) -> Result<Vec<u8>, Brea
         Kind::Entry => message::<protocol::Entry>,
         Kind::Entries => message::<protocol::Entries>,
         Kind::Done => message::<protocol::Done>,
+        Kind::Space => message::<protocol::Space>,
+        Kind::Volume => message::<protocol::Volume>,
     };
     recode(transfer, payload)
 }

@@ -12,13 +12,18 @@ use clap::{ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, Valu
 use crate::cli::audit::AuditArgs;
 use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
+use crate::cli::doctor::DoctorArgs;
 use crate::cli::filters::{FilterArgs, UnlistedFilterArgs};
+use crate::cli::generate::GenerateArgs;
+use crate::cli::names::Named;
 use crate::cli::receipt::ReceiptArgs;
+use crate::cli::remotes::RemoteArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::values;
 use crate::client::compare::DeleteMax;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
+use crate::limits::CLIENT_PROGRESS_TIMEOUT;
 use crate::net::Congestion;
 use crate::protocol::{IfExists, Rights};
 use crate::storage::ModeRange;
@@ -34,7 +39,8 @@ use crate::storage::ModeRange;
     arg_required_else_help = true,
     max_term_width = 100,
     after_help = "\
-A REMOTE is sealift://HOST[:PORT]/PATH (port 7443 if none is given). PATH is literal.
+A REMOTE is sealift://HOST[:PORT]/PATH (port 7443 if none is given), or NAME:PATH for a NAME of
+`sealift remote add`. PATH is literal. A local file with such a name is written ./NAME:PATH.
 A destination that ends in / is a directory to put things into; without, it is the new name.
 
 Exit codes: 0 all done, 1 some item failed, 2 usage, 3 cannot connect or trust, 4 refused,
@@ -89,6 +95,13 @@ Examples:
     Receipt(Box<ReceiptArgs>),
     /// Verify an audit log
     Audit(Box<AuditArgs>),
+    /// Keep names for servers: add, list, show, remove
+    Remote(Box<RemoteArgs>),
+    /// Look for what keeps a server from being reached, or slow
+    Doctor(Box<DoctorArgs>),
+    /// Make completions and manual pages
+    #[command(hide = true)]
+    Generate(Box<GenerateArgs>),
     /// Measure what this machine can do
     #[command(hide = true)]
     Bench(Box<BenchArgs>),
@@ -121,9 +134,9 @@ impl From<IfExistsArg> for IfExists {
 /// The flags of every command that connects.
 #[derive(Args, Clone, Debug)]
 pub struct ConnectArgs {
-    /// Longest time without progress, reconnects included
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = values::duration)]
-    pub timeout: Duration,
+    /// Longest time without progress, reconnects included [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    pub timeout: Option<Duration>,
     /// Print JSON, one object a line
     #[arg(long)]
     pub json: bool,
@@ -136,13 +149,55 @@ pub struct ConnectArgs {
     /// Whom to trust.
     #[command(flatten)]
     pub trust: TrustArgs,
+    /// What the configuration says of the remote that is named, once [`crate::cli::names::resolve`] has looked.
+    #[arg(skip)]
+    pub named: Option<Named>,
+}
+
+impl ConnectArgs {
+    /// The longest time without progress: of the flag, the environment or the remote of the configuration.
+    ///
+    /// # Errors
+    /// What is wrong with the variable.
+    pub fn timeout(&self, environment: impl Fn(&str) -> Option<OsString>) -> Result<Duration> {
+        if let Some(timeout) = self.timeout {
+            return Ok(timeout);
+        }
+        let variable = variable("SEALIFT_TIMEOUT", environment, values::duration)?;
+        let profile = self.named.as_ref().and_then(|named| named.profile.timeout);
+        Ok(variable.or(profile).unwrap_or(CLIENT_PROGRESS_TIMEOUT))
+    }
+
+    /// Connections of one transfer, of the same three; none: as many as make it fast.
+    ///
+    /// # Errors
+    /// What is wrong with the variable.
+    pub fn streams(&self, flag: Option<u16>, environment: impl Fn(&str) -> Option<OsString>) -> Result<Option<u16>> {
+        if flag.is_some() {
+            return Ok(flag);
+        }
+        let parse = |text: &str| text.parse().map_err(|_| "it is a number".to_owned()).and_then(values::streams);
+        let variable = variable("SEALIFT_STREAMS", environment, parse)?;
+        Ok(variable.or(self.named.as_ref().and_then(|named| named.profile.streams)))
+    }
+}
+
+/// A variable that is set and not empty.
+fn variable<T>(
+    name: &str,
+    environment: impl Fn(&str) -> Option<OsString>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<T>> {
+    let Some(value) = environment(name).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let parsed = value.to_str().ok_or_else(|| "it is not text".to_owned()).and_then(parse);
+    parsed.map(Some).map_err(|why| Error::new(ErrorKind::Usage, format!("{name}: {why}")))
 }
 
 /// How the connections of a transfer are used.
 #[derive(Args, Clone, Debug, Default)]
 pub struct PaceArgs {
     /// Connections of one transfer [default: computed]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(values::STREAMS_MAX)))]
     pub streams: Option<u16>,
     /// Bytes of content per second, at most
     #[arg(long, value_name = "RATE", value_parser = values::rate)]
@@ -679,7 +734,8 @@ mod tests {
     fn defaults_are_those_of_the_limits() {
         let cli = Cli::try_parse_from(["sealift", "get", "sealift://nas/x"]).unwrap();
         let Command::Get(arguments) = cli.command else { panic!("not a get") };
-        assert_eq!(arguments.connect.timeout, crate::limits::CLIENT_PROGRESS_TIMEOUT);
+        assert_eq!(arguments.connect.timeout(|_| None).unwrap(), Duration::from_secs(300));
+        assert_eq!(crate::limits::CLIENT_PROGRESS_TIMEOUT, Duration::from_secs(300), "as --help says");
         assert_eq!(arguments.transfer.if_exists, IfExistsArg::Overwrite);
         let cli = Cli::try_parse_from(["sealift", "serve", "--show-limits"]).unwrap();
         let Command::Serve(arguments) = cli.command else { panic!("not a serve") };

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd as _;
 
-use crate::cli::args::GetArgs;
+use crate::cli::args::{ConnectArgs, GetArgs};
 use crate::cli::session::{Session, tell_failed};
 use crate::cli::sources;
 use crate::client::plan::{self, GetDestination};
@@ -17,7 +17,8 @@ use crate::error::{IoContext as _, Result};
 /// # Errors
 /// What is wrong with its arguments.
 pub(super) fn run(args: &GetArgs) -> Result<u8> {
-    let (named, kind) = sources::get_arguments(args)?;
+    let (named, kind, remote) = sources::get_arguments(args)?;
+    let connect = ConnectArgs { named: remote, ..args.connect.clone() };
     let (filter, links) = (args.filters.0.filter()?, args.filters.0.links_there()?);
     let to_stream = named.destination == GetDestination::Stream;
     // Without patterns, what cannot be meant is told before anything is tried.
@@ -28,7 +29,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
     };
     let session = Session {
         command: "get",
-        connect: &args.connect,
+        connect: &connect,
         pace: Some(&args.transfer.pace),
         endpoint: named.endpoint.clone(),
         data_on_stdout: to_stream,

@@ -8,14 +8,20 @@ pub mod args;
 pub mod audit;
 pub mod bench;
 pub mod certs;
+pub mod config;
+pub mod doctor;
 pub mod filters;
 pub mod format;
+pub mod generate;
 mod get;
+pub mod names;
 mod notify;
 mod ops;
 pub mod output;
 mod put;
 pub mod receipt;
+pub mod remotes;
+mod screen;
 pub mod serve;
 mod session;
 pub mod signals;
@@ -54,7 +60,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs one command; the answer is the exit code.
-fn run(command: Command) -> Result<u8> {
+fn run(mut command: Command) -> Result<u8> {
+    names::resolve(&mut command)?;
     match command {
         Command::Certs(args) => certs::run(*args, &mut io::stdout(), &mut io::stderr()).map(|()| 0),
         Command::Serve(args) => serve::run(&args, &mut io::stdout()).map(|()| 0),
@@ -69,6 +76,9 @@ fn run(command: Command) -> Result<u8> {
         Command::Mkdir(args) => ops::mkdir(&args),
         Command::Receipt(args) => receipt::run(&args, &mut io::stdout(), &mut io::stderr()),
         Command::Audit(args) => audit::run(&args, &mut io::stdout(), &mut io::stderr()),
+        Command::Remote(args) => remotes::run(&args).map(|()| 0),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Generate(args) => generate::run(&args).map(|()| 0),
         Command::Bench(args) => bench::run(&args, &mut io::stdout()).map(|()| 0),
     }
 }

@@ -4,7 +4,9 @@
 //! that comes from file names or peers is escaped. What is kept is bounded: counters, and the first few skipped names.
 
 use std::collections::VecDeque;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -12,14 +14,18 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use crate::cli::format;
+use crate::cli::screen::Screen;
 use crate::cli::signals::Signal;
 use crate::client::event::{EVENTS_MAX, Event, ItemKind, Outcome, Summary};
+use crate::client::stalls::{Limit, Waited};
 use crate::error::{Error, ErrorKind};
 use crate::path::Escaped;
 
 /// How often bars are drawn, a second.
 const DRAWS_PER_SECOND: u8 = 10;
 
+/// The time between two drawings.
+const DRAW_INTERVAL: Duration = Duration::from_millis(1000 / DRAWS_PER_SECOND as u64);
 /// Events that come at once when there are many, and how long the next are then left to gather.
 const BUSY_COUNT: usize = 32;
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
@@ -69,6 +75,15 @@ pub enum Ending {
     Interrupted(Signal),
 }
 
+/// Wakes the thread that shows.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 /// Shows events and adds them up.
 pub struct Reporter {
     command: &'static str,
@@ -78,6 +93,8 @@ pub struct Reporter {
     /// Whether what could not be written matters: programs rely on it, people have gone away.
     out_failed: Option<io::Error>,
     bar: Option<ProgressBar>,
+    with_bar: ProgressStyle,
+    without_bar: ProgressStyle,
     summary: Summary,
     skipped: VecDeque<String>,
     files_found: u64,
@@ -86,6 +103,8 @@ pub struct Reporter {
     found_all: bool,
     /// Whether something was only planned.
     is_dry_run: bool,
+    /// Streams of which nobody knows how long they are.
+    endless: u64,
     started: Instant,
     drawn: Instant,
 }
@@ -99,11 +118,9 @@ impl Reporter {
             Reader::Program => Box::new(io::stdout()),
         };
         let mut reporter = Reporter::to(out, command, detail, reader != Reader::Person);
-        if reader == Reader::Person && detail != Detail::Quiet && io::stderr().is_terminal() {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND));
-            bar.set_style(
-                ProgressStyle::with_template("[{bar:24}] {prefix}\n{msg}").expect("the template is well-formed"),
-            );
+        if reader == Reader::Person && detail != Detail::Quiet && Screen::is_there() {
+            let target = ProgressDrawTarget::term_like_with_hz(Box::new(Screen::default()), DRAWS_PER_SECOND);
+            let bar = ProgressBar::with_draw_target(None, target);
             reporter.bar = Some(bar);
         }
         reporter
@@ -118,6 +135,8 @@ impl Reporter {
             out,
             out_failed: None,
             bar: None,
+            with_bar: style("[{bar:24}] {prefix}\n{msg}"),
+            without_bar: style("{prefix}\n{msg}"),
             summary: Summary::default(),
             skipped: VecDeque::new(),
             files_found: 0,
@@ -125,6 +144,7 @@ impl Reporter {
             bytes_done: 0,
             found_all: false,
             is_dry_run: false,
+            endless: 0,
             started,
             drawn: started,
         }
@@ -133,23 +153,37 @@ impl Reporter {
     /// Shows events until their senders are gone. Blocks: it has a thread of its own.
     #[must_use]
     pub fn watch(mut self, mut events: mpsc::Receiver<Event>) -> Reporter {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
         let mut batch = Vec::new();
-        // None says that every sender is gone; an event cannot fail to come.
-        while events.blocking_recv_many(&mut batch, EVENTS_MAX) > 0 {
-            batch.iter().for_each(|event| self.add(event));
-            if batch.len() >= BUSY_COUNT {
-                // Each waking costs those who tell; what comes in the meantime waits in the queue.
-                std::thread::sleep(BUSY_PAUSE);
+        loop {
+            match events.poll_recv_many(&mut context, &mut batch, EVENTS_MAX) {
+                // Every sender is gone; an event cannot fail to come.
+                Poll::Ready(0) => return self,
+                Poll::Ready(count) => {
+                    batch.iter().for_each(|event| self.add(event));
+                    batch.clear();
+                    if count >= BUSY_COUNT {
+                        // Each waking costs those who tell; what comes in the meantime waits in the queue.
+                        std::thread::sleep(BUSY_PAUSE);
+                    }
+                }
+                // What came last is shown though nothing follows it for long.
+                Poll::Pending => {
+                    std::thread::park_timeout(DRAW_INTERVAL);
+                    self.show_progress();
+                }
             }
-            batch.clear();
         }
-        self
     }
 
     /// Shows one event.
     pub fn add(&mut self, event: &Event) {
         self.summary.add(event);
         self.is_dry_run |= matches!(event, Event::Done { outcome: Outcome::Planned | Outcome::PlannedRemoval, .. });
+        if let Event::Started { size: None, .. } = event {
+            self.endless += 1;
+        }
         match event {
             Event::Found { files, bytes } => {
                 self.files_found = self.files_found.saturating_add(*files);
@@ -229,7 +263,7 @@ impl Reporter {
             }
             Event::Warning(text) => self.line(&format!("sealift: warning: {text}")),
             Event::Note(text) if verbose => self.line(text),
-            Event::Started { .. } | Event::Retrying { .. } | Event::Note(_) => {}
+            Event::Started { .. } | Event::Retrying { .. } | Event::Note(_) | Event::Waited(_) => {}
             Event::Found { .. } | Event::FoundAll | Event::Progress { .. } => {}
             Event::LeftOut { .. } | Event::Unchanged { .. } => {}
         }
@@ -264,10 +298,16 @@ impl Reporter {
                 }));
             }
         } else if let Some(bar) = &self.bar
-            && now.duration_since(self.drawn) >= Duration::from_secs(1) / u32::from(DRAWS_PER_SECOND)
+            && now.duration_since(self.drawn) >= DRAW_INTERVAL
         {
             self.drawn = now;
             let (bytes, files) = self.progress_text(bar.per_sec());
+            // Without a total there is nothing that a bar could show.
+            bar.set_style(if self.endless > 0 || self.bytes_found == 0 {
+                self.without_bar.clone()
+            } else {
+                self.with_bar.clone()
+            });
             bar.update(|state| {
                 state.set_len(self.bytes_found.max(self.bytes_done));
                 state.set_pos(self.bytes_done);
@@ -283,13 +323,12 @@ impl Reporter {
         let done = self.summary.files_done() + self.summary.failed;
         // While the tree is still being walked, what is left is at least this.
         let more = if self.found_all { "" } else { "+" };
-        let mut bytes = format!(
-            "{} of {}{more}  {}/s",
-            format::size(self.bytes_done),
-            format::size(self.bytes_found.max(self.bytes_done)),
-            format::size(per_second.max(0.0) as u64)
-        );
-        if self.found_all && per_second >= 1.0 {
+        let mut bytes = format::size(self.bytes_done);
+        if self.endless == 0 {
+            bytes.push_str(&format!(" of {}{more}", format::size(self.bytes_found.max(self.bytes_done))));
+        }
+        bytes.push_str(&format!("  {}/s", format::size(per_second.max(0.0) as u64)));
+        if self.found_all && self.endless == 0 && per_second >= 1.0 {
             let eta = Duration::from_secs_f64((left as f64 / per_second).min(1e9));
             bytes.push_str(&format!("  {} left", format::duration(eta)));
         }
@@ -346,6 +385,9 @@ impl Reporter {
                 format::duration(time),
                 format::rate(moved, time)
             ));
+            if let Some(limit) = summary.limit(time) {
+                line.push_str(&format!("; limited by {limit}"));
+            }
         }
         // Without a single item the error that ended the command says all there is to say.
         if !matches!(ending, Ending::Failed(_)) || summary.files_done() + summary.failed > 0 {
@@ -435,7 +477,10 @@ impl Reporter {
         let left_out: Map<String, Value> =
             summary.left_out.iter().map(|(rule, count)| (rule.to_string(), json!(count))).collect();
         object.insert("left_out".to_owned(), Value::Object(left_out));
-        object.insert("seconds".to_owned(), json!(self.started.elapsed().as_secs_f64()));
+        let time = self.started.elapsed();
+        object.insert("seconds".to_owned(), json!(time.as_secs_f64()));
+        object.insert("limited_by".to_owned(), json!(summary.limit(time).map(Limit::word)));
+        object.insert("waited".to_owned(), waited_json(&summary.waited));
         if let Ending::Failed(error) = ending {
             let mut detail = Map::new();
             insert_error(&mut detail, error);
@@ -453,11 +498,33 @@ impl Reporter {
     }
 }
 
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is well-formed")
+}
+
 /// `sealift: NAME: …`, without the name when the message has it already.
 fn failure(name: &[u8], error: &Error) -> String {
     let chain = error.chain();
     let name = Escaped(name).to_string();
     if chain.contains(&name) { format!("sealift: {chain}") } else { format!("sealift: {name}: {chain}") }
+}
+
+/// What a transfer waited for and worked at, in seconds, each added up over all that ran at once.
+fn waited_json(waited: &Waited) -> Value {
+    let seconds = |time: Duration| json!((time.as_secs_f64() * 1e6).round() / 1e6);
+    json!({
+        "source": seconds(waited.source),
+        "room": seconds(waited.room),
+        "window": seconds(waited.window),
+        "answer": seconds(waited.answer),
+        "content": seconds(waited.content),
+        "saving": seconds(waited.saving),
+        "lost": seconds(waited.lost),
+        "reading": seconds(waited.reading),
+        "hashing": seconds(waited.hashing),
+        "writing": seconds(waited.writing),
+        "driving": seconds(waited.driving),
+    })
 }
 
 fn insert_error(object: &mut Map<String, Value>, error: &Error) {

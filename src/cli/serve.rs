@@ -32,6 +32,9 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         return show_limits(args, out);
     }
     logging(args);
+    if args.check {
+        return check(args, out).map_err(|error| error.with_kind(ErrorKind::Usage));
+    }
     let (prepared, plan) = prepare(args).map_err(|error| error.with_kind(ErrorKind::Usage))?;
     let notifier = Notifier::open();
     // Before any other thread: each inherits what holds for this one.
@@ -41,7 +44,7 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         .enable_all()
         .build()
         .while_doing(|| "start the runtime".into())?;
-    runtime.block_on(serve(args, prepared, &notifier, out))
+    runtime.block_on(serve(prepared, &notifier, out))
 }
 
 /// Confines the process, unless it was told not to, and says what holds.
@@ -57,22 +60,43 @@ fn restrict(args: &ServeArgs, plan: &confine::Plan) {
     }
 }
 
+/// Looks at everything that the arguments name and changes nothing, so that it can be done beside the server that
+/// it is about.
+fn check(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
+    let Named { root, tls, .. } = named(args)?;
+    if let Some(file) = &args.audit {
+        refuse_log_beneath(root, file)?;
+    }
+    let holder = Store::check_served(root, std::env::home_dir().as_deref())?;
+    for warning in tls.warnings(time::OffsetDateTime::now_utc()) {
+        warn!("{warning}");
+    }
+    for address in &args.listen {
+        match std::net::TcpListener::bind(address) {
+            Ok(_) => {}
+            // It is most likely the server that has the root.
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && holder.is_some() => {}
+            Err(error) => return Err(Error::io(format!("listen on {address}"), error)),
+        }
+    }
+    match holder {
+        Some(holder) => print(out, &format!("everything is in order; {} is served now by {holder}\n", root.display())),
+        None => print(out, "everything is in order\n"),
+    }
+}
+
+/// What the arguments name, but for the store.
+struct Named<'a> {
+    root: &'a Path,
+    tls: tls::ServerTls,
+    access: Access,
+    memory: usize,
+    plan: confine::Plan,
+}
+
 /// Reads and checks everything that the arguments name.
 fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
-    let root = args.root.as_deref().ok_or_else(|| usage("which directory to serve is not said: give --root DIR"))?;
-    let options = args.identity.resolve(args.access.allow_anonymous, |name| std::env::var_os(name))?;
-    let files = [Some(&options.certificate), Some(&options.key), options.client_ca.as_ref(), options.crl.as_ref()];
-    let mut plan = confine::Plan { write: vec![root.to_path_buf()], ..confine::Plan::default() };
-    for file in files.into_iter().flatten() {
-        refuse_beneath(root, file)?;
-        plan.read_beside(file);
-    }
-    let tls = tls::ServerTls::load(&options)?;
-    let access = rights(&args.access, options.client_ca.is_some());
-    let memory = usize::try_from(args.memory).map_err(|_| usage("--memory is more than this machine can address"))?;
-    if memory < 4 * GROUP_LEN {
-        return Err(usage("--memory is less than 4M, too little for one transfer"));
-    }
+    let Named { root, tls, access, memory, mut plan } = named(args)?;
     let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
@@ -86,8 +110,7 @@ fn prepare(args: &ServeArgs) -> Result<(ServerOptions, confine::Plan)> {
         Some(file) => {
             refuse_log_beneath(root, file)?;
             plan.log_beside(file);
-            // Nothing is written down by a mere look.
-            (!args.check).then(|| Audit::open(file, Arc::clone(&receipt_key))).transpose()?
+            Some(Audit::open(file, Arc::clone(&receipt_key))?)
         }
         None => None,
     };
@@ -121,6 +144,24 @@ fn receipt_key(store: &Store) -> Result<SigningKey> {
     let (key, text) = SigningKey::generate()?;
     store.make_state_file(RECEIPT_KEY, text.as_bytes())?;
     Ok(key)
+}
+
+fn named(args: &ServeArgs) -> Result<Named<'_>> {
+    let root = args.root.as_deref().ok_or_else(|| usage("which directory to serve is not said: give --root DIR"))?;
+    let options = args.identity.resolve(args.access.allow_anonymous, |name| std::env::var_os(name))?;
+    let files = [Some(&options.certificate), Some(&options.key), options.client_ca.as_ref(), options.crl.as_ref()];
+    let mut plan = confine::Plan { write: vec![root.to_path_buf()], ..confine::Plan::default() };
+    for file in files.into_iter().flatten() {
+        refuse_beneath(root, file)?;
+        plan.read_beside(file);
+    }
+    let tls = tls::ServerTls::load(&options)?;
+    let access = rights(&args.access, options.client_ca.is_some());
+    let memory = usize::try_from(args.memory).map_err(|_| usage("--memory is more than this machine can address"))?;
+    if memory < 4 * GROUP_LEN {
+        return Err(usage("--memory is less than 4M, too little for one transfer"));
+    }
+    Ok(Named { root, tls, access, memory, plan })
 }
 
 /// Refuses a key, certificate or list that a client could reach, or replace, as a stored file.
@@ -172,7 +213,7 @@ fn rights(args: &AccessArgs, has_authority: bool) -> Access {
     Access { certified, anonymous, names: NamePolicy::default() }
 }
 
-async fn serve(args: &ServeArgs, options: ServerOptions, notifier: &Notifier, out: &mut dyn Write) -> Result<()> {
+async fn serve(options: ServerOptions, notifier: &Notifier, out: &mut dyn Write) -> Result<()> {
     raise_descriptor_limit();
     for warning in options.tls.warnings(time::OffsetDateTime::now_utc()).iter().chain(options.store.warnings()) {
         warn!("{warning}");
@@ -182,9 +223,6 @@ async fn serve(args: &ServeArgs, options: ServerOptions, notifier: &Notifier, ou
     let receipt_key = options.receipt_key.as_ref().map(|key| key.public());
     let audit = options.audit.clone();
     let server = Server::new(options).map_err(|error| error.with_kind(ErrorKind::Usage))?;
-    if args.check {
-        return print(out, "everything is in order\n");
-    }
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
     // Handlers first: a signal that comes while the line below is read must already drain.
     let mut terminate = signal(SignalKind::terminate()).while_doing(|| "wait for SIGTERM".into())?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::args::{ConnectArgs, PaceArgs};
+use crate::cli::names::Named;
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
 use crate::cli::{print_error, sources, trust};
@@ -14,7 +15,7 @@ use crate::client::remote::Endpoint;
 use crate::client::{Client, ClientOptions};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::BLOCKING_THREADS_MAX;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, is_wrong_pin};
 
 /// How long what was interrupted may take to clean up behind itself.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,8 +41,9 @@ impl Session<'_> {
     /// # Errors
     /// What is wrong with flags and files before anything is tried.
     pub(super) fn run(self, work: impl AsyncFnOnce(Client) -> Result<()>) -> Result<u8> {
-        let tls = ClientTls::load(&self.connect.trust.resolve(trust::environment)?)
-            .map_err(|error| error.with_kind(ErrorKind::Usage))?;
+        let named = self.connect.named.as_ref();
+        let trusted = self.connect.trust.resolve(trust::environment, named.map(|named| &named.profile))?;
+        let tls = ClientTls::load(&trusted).map_err(|error| error.with_kind(ErrorKind::Usage))?;
         let (mut detail, reader) = sources::output_of(self.connect, self.data_on_stdout);
         if !self.has_summary && reader == Reader::Person && detail == Detail::Normal {
             detail = Detail::Quiet;
@@ -60,9 +62,9 @@ impl Session<'_> {
             .spawn(move || reporter.watch(receiver))
             .while_doing(|| "start a thread for the output".to_owned())?;
         let options = ClientOptions {
-            timeout: self.connect.timeout,
+            timeout: self.connect.timeout(trust::environment)?,
             receipts: self.receipts,
-            streams: self.pace.and_then(|pace| pace.streams),
+            streams: self.connect.streams(self.pace.and_then(|pace| pace.streams), trust::environment)?,
             congestion: self.pace.and_then(|pace| pace.cc.clone()).unwrap_or_default(),
             rate: self.pace.and_then(|pace| pace.bwlimit),
             ..ClientOptions::new(self.endpoint, tls)
@@ -73,8 +75,9 @@ impl Session<'_> {
                 Err(error) => return Ending::Failed(error),
             };
             let work = async {
-                let client = Client::connect(options, events).await?;
+                let client = Client::connect(options, events).await.map_err(|error| explain(error, named))?;
                 let result = work(client.clone()).await;
+                client.events().tell(Event::Waited(client.waited())).await;
                 client.close().await;
                 result
             };
@@ -96,6 +99,21 @@ impl Session<'_> {
         }
         Ok(code)
     }
+}
+
+/// Says of a key that is another one than is remembered what the person can do about it.
+pub(super) fn explain(error: Error, named: Option<&Named>) -> Error {
+    let Some(named) = named.filter(|_| is_wrong_pin(&error)) else { return error };
+    let text = format!(
+        "{}; its key is not the one that {} remembers for `{}`: if it was changed on purpose, `sealift remote add \
+         --replace {} {}` takes the new one",
+        error.chain(),
+        named.config.display(),
+        named.name,
+        named.name,
+        named.profile.address
+    );
+    Error::new(error.kind(), text)
 }
 
 /// Tells that something failed, and goes on.

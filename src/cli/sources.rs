@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::cli::args::ConnectArgs;
 use crate::cli::args::{GetArgs, PutArgs};
+use crate::cli::names::{self, Named};
 use crate::cli::output::{Detail, Reader};
 use crate::client::plan::{self, GetArguments, PutPlan, Sources};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -32,14 +33,16 @@ pub fn put_plan(args: &PutArgs) -> Result<PutPlan> {
 }
 
 /// What a `get` names. Without `--glob`, [`plan::plan_get`] makes a plan of it at once; with it, patterns are
-/// expanded first. The second value is what it is to be told about the sources.
+/// expanded first. The second value is what it is to be told about the sources, the third the remote of the
+/// configuration that they are on, if one is named.
 ///
 /// # Errors
 /// As [`put_plan`].
-pub fn get_arguments(args: &GetArgs) -> Result<(GetArguments, Sources)> {
-    let (listed, kind) = listed(args.transfer.files_from.as_deref(), args.transfer.null)?;
+pub fn get_arguments(args: &GetArgs) -> Result<(GetArguments, Sources, Option<Named>)> {
+    let (mut listed, kind) = listed(args.transfer.files_from.as_deref(), args.transfer.null)?;
+    let remote = names::expand_listed(&args.paths, &mut listed, args.connect.named.clone())?;
     let named = plan::get_arguments(&args.paths, &listed)?;
-    Ok((named, if args.glob { Sources::Listed } else { kind }))
+    Ok((named, if args.glob { Sources::Listed } else { kind }, remote))
 }
 
 fn listed(path: Option<&Path>, is_null: bool) -> Result<(Vec<OsString>, Sources)> {

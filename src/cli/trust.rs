@@ -1,10 +1,12 @@
-//! Whom a command trusts and what it proves itself with: flags first, then the environment, nothing implicitly.
+//! Whom a command trusts and what it proves itself with: flags first, then the environment, then what the
+//! configuration says of the remote that the command names; nothing implicitly.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::cli::config::Profile;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::tls::{self, ClientOptions, Pin, ServerOptions};
 
@@ -53,11 +55,16 @@ pub struct ServerIdentityArgs {
 }
 
 impl TrustArgs {
-    /// Decides between flags and environment; `environment` answers for a variable of that name.
+    /// Decides between flags, environment and the remote of the configuration; `environment` answers for a variable
+    /// of that name.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] when nobody would be trusted, or half a pair is given.
-    pub fn resolve(&self, environment: impl Fn(&str) -> Option<OsString>) -> Result<ClientOptions> {
+    pub fn resolve(
+        &self,
+        environment: impl Fn(&str) -> Option<OsString>,
+        profile: Option<&Profile>,
+    ) -> Result<ClientOptions> {
         let variables = Variables(environment);
         let near = Level {
             folder: self.certs.clone(),
@@ -69,10 +76,23 @@ impl TrustArgs {
             ca: variables.path("SEALIFT_CA"),
             identity: variables.identity()?,
         };
-        let ca = near.ca().or_else(|| far.ca());
-        let (certificate, key) = near.identity().or_else(|| far.identity()).unzip();
-        let pins =
-            if self.pin.is_empty() { pins_of(variables.get("SEALIFT_PIN").as_deref())? } else { self.pin.clone() };
+        let file = match profile {
+            Some(profile) => Level {
+                folder: profile.certs.clone(),
+                ca: profile.ca.clone(),
+                identity: pair(profile.cert.clone(), profile.key.clone(), "`cert` in the configuration", "`key`")?,
+            },
+            None => Level { folder: None, ca: None, identity: None },
+        };
+        let ca = near.ca().or_else(|| far.ca()).or_else(|| file.ca());
+        let (certificate, key) = near.identity().or_else(|| far.identity()).or_else(|| file.identity()).unzip();
+        let mut pins = self.pin.clone();
+        if pins.is_empty() {
+            pins = pins_of(variables.get("SEALIFT_PIN").as_deref())?;
+        }
+        if pins.is_empty() {
+            pins = profile.map(|profile| profile.pins.clone()).unwrap_or_default();
+        }
         if ca.is_none() && pins.is_empty() {
             return Err(usage(
                 "whom to trust is not said: give --certs DIR, --ca FILE or --pin sha256:… (nothing is looked up by \
@@ -207,7 +227,7 @@ mod tests {
     type Shown = (Option<PathBuf>, Option<(PathBuf, PathBuf)>, usize);
 
     fn client(flags: &TrustArgs, list: &[(&str, &str)]) -> Result<Shown, String> {
-        let options = flags.resolve(variables(list)).map_err(|error| error.chain())?;
+        let options = flags.resolve(variables(list), None).map_err(|error| error.chain())?;
         Ok((options.ca, options.certificate.zip(options.key), options.pins.len()))
     }
 

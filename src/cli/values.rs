@@ -8,6 +8,9 @@ use crate::net::Congestion;
 use crate::protocol::Rights;
 use crate::storage::ModeRange;
 
+/// Connections that one transfer may be told to use.
+pub const STREAMS_MAX: u16 = 32;
+
 /// A number of bytes: digits, and `K`, `M`, `G` or `T` for powers of 1024.
 ///
 /// # Errors
@@ -65,6 +68,18 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     match seconds.ok_or("longer than a hundred years")? {
         0 => Err("it must be longer than nothing".to_owned()),
         seconds => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+/// Connections of one transfer.
+///
+/// # Errors
+/// What is wrong with the number.
+pub fn streams(count: u16) -> Result<u16, String> {
+    if (1..=STREAMS_MAX).contains(&count) {
+        Ok(count)
+    } else {
+        Err(format!("connections of one transfer are 1 to {STREAMS_MAX}"))
     }
 }
 

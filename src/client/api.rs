@@ -14,13 +14,15 @@ use crate::client::event::{Event, Events, ItemId};
 use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
+use crate::client::stalls::{Cause, Stalls, Waited};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
 use crate::net::Congestion;
 use crate::path::RemotePath;
 use crate::protocol::{
-    Bytes16, Done, Entry, Hash, IfExists, MakeDirectory, Message, Mtime, Remove, Rename, Rights, SetDirectory, Stat,
+    Bytes16, Done, Entry, Hash, IfExists, MakeDirectory, Message, Mtime, Remove, Rename, Rights, SetDirectory, Space,
+    Stat, Volume,
 };
 use crate::tls::{ClientTls, VerifyingKey};
 use crate::transfer::Width;
@@ -72,6 +74,19 @@ impl ClientOptions {
     }
 }
 
+/// What a server says of itself and of its client, unchecked: escape it before it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// Its program and version.
+    pub agent: String,
+    /// The name by which it knows us.
+    pub principal: Option<String>,
+    /// What we may do there.
+    pub rights: Rights,
+    /// Seconds since 1970 by its clock, when the connection was made.
+    pub now: i64,
+}
+
 /// One server, as its client sees it. Clones share the connection. When the last is dropped, the connection is cut;
 /// [`Client::close`] ends it in order.
 ///
@@ -80,6 +95,8 @@ impl ClientOptions {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Where what this handle does is told.
+    events: Events,
 }
 
 struct Inner {
@@ -88,7 +105,6 @@ struct Inner {
     timeout: Duration,
     streams: Option<u16>,
     pool: Pool,
-    events: Events,
     link: tokio::sync::Mutex<Link>,
     /// The tasks that own connections; they end with the client.
     drivers: Mutex<JoinSet<()>>,
@@ -96,6 +112,7 @@ struct Inner {
     /// Why nothing more can be done at all.
     dead: Mutex<Option<Error>>,
     next_item: AtomicU64,
+    stalls: Arc<Stalls>,
 }
 
 /// The connection that there is, and how the last attempts went.
@@ -132,13 +149,14 @@ impl Client {
                 timeout: options.timeout,
                 streams: options.streams,
                 pool: Pool::new(CLIENT_BUFFERS),
-                events,
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
                 drivers: Mutex::new(JoinSet::new()),
                 progress: Mutex::new(now),
                 dead: Mutex::new(None),
                 next_item: AtomicU64::new(1),
+                stalls: Arc::default(),
             }),
+            events,
         };
         let greeted = client.inner.dialer.connect().await?;
         let session = client.take_up(greeted, true).await?;
@@ -149,6 +167,24 @@ impl Client {
     /// What the server says that we may do, in general.
     pub async fn rights(&self) -> Rights {
         self.inner.link.lock().await.session.as_ref().map_or(Rights::NONE, |session| Rights(session.hello().rights))
+    }
+
+    /// The same connection for whoever watches something else: what the returned handle does is told to `events`.
+    #[must_use]
+    pub fn told_to(&self, events: Events) -> Client {
+        Client { inner: Arc::clone(&self.inner), events }
+    }
+
+    /// What the server said of itself and of us when the connection was made; nothing without one.
+    pub async fn server(&self) -> Option<ServerFacts> {
+        let link = self.inner.link.lock().await;
+        let hello = link.session.as_ref()?.hello();
+        Some(ServerFacts {
+            agent: hello.agent.clone(),
+            principal: hello.principal.clone(),
+            rights: Rights(hello.rights),
+            now: hello.now,
+        })
     }
 
     /// Ends the connection in order.
@@ -169,6 +205,17 @@ impl Client {
     pub async fn stat(&self, path: &RemotePath) -> Result<Entry> {
         match self.request(&Stat { path: path.clone() }).await? {
             (Reply::Entry(entry), _) => Ok(entry),
+            (other, session) => Err(session.unexpected(&other)),
+        }
+    }
+
+    /// The space of the volume that a name is on, or would be.
+    ///
+    /// # Errors
+    /// `Rights`; `Io` when the server's file system does not tell.
+    pub async fn space(&self, path: &RemotePath) -> Result<Volume> {
+        match self.request(&Space { path: path.clone() }).await? {
+            (Reply::Volume(volume), _) => Ok(volume),
             (other, session) => Err(session.unexpected(&other)),
         }
     }
@@ -286,8 +333,8 @@ impl Client {
                 return Err(reason);
             }
             let wait = jittered(link.wait);
-            self.inner.events.tell(Event::Retrying { wait, reason }).await;
-            sleep(wait).await;
+            self.events.tell(Event::Retrying { wait, reason }).await;
+            self.stalls().during(Cause::Lost, sleep(wait)).await;
             link.wait = (link.wait * 2).min(RETRY_BACKOFF.1);
             link.since = Instant::now();
             match self.inner.dialer.connect().await {
@@ -313,11 +360,12 @@ impl Client {
         };
         if is_first {
             for warning in warnings {
-                self.inner.events.tell(Event::Warning(warning)).await;
+                self.events.tell(Event::Warning(warning)).await;
             }
         }
-        self.inner.events.tell(Event::Note(description)).await;
-        let (session, work) = Session::new(connection, hello, book, self.inner.pool.clone());
+        self.events.tell(Event::Note(description)).await;
+        let stalls = Arc::clone(&self.inner.stalls);
+        let (session, work) = Session::new(connection, hello, book, self.inner.pool.clone(), stalls);
         let mut drivers = self.drivers();
         drivers.spawn(work);
         // Those of broken connections are done; the set shall not grow with their number.
@@ -399,7 +447,17 @@ impl Client {
 
     /// Where events are told.
     pub(crate) fn events(&self) -> &Events {
-        &self.inner.events
+        &self.events
+    }
+
+    /// What all that this client has done so far waited for, whichever handle did it.
+    #[must_use]
+    pub fn waited(&self) -> Waited {
+        self.inner.stalls.waited()
+    }
+
+    pub(crate) fn stalls(&self) -> &Arc<Stalls> {
+        &self.inner.stalls
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -478,8 +536,8 @@ impl Retry {
         }
         let wait = jittered(self.wait);
         self.wait = (self.wait * 2).min(RETRY_BACKOFF.1);
-        self.client.inner.events.tell(Event::Retrying { wait, reason: error }).await;
-        sleep(wait).await;
+        self.client.events.tell(Event::Retrying { wait, reason: error }).await;
+        self.client.stalls().during(Cause::Lost, sleep(wait)).await;
         Ok(())
     }
 }
@@ -535,7 +593,7 @@ impl Item {
     }
 
     fn tell_now(&mut self) {
-        if self.client.inner.events.progress(self.id, self.untold.0, self.untold.1) {
+        if self.client.events.progress(self.id, self.untold.0, self.untold.1) {
             self.untold = (0, 0);
         }
     }
@@ -544,13 +602,13 @@ impl Item {
     pub(crate) async fn settle(&mut self) {
         let (bytes, moved) = std::mem::take(&mut self.untold);
         if (bytes, moved) != (0, 0) {
-            self.client.inner.events.tell(Event::Progress { item: self.id, bytes, moved }).await;
+            self.client.events.tell(Event::Progress { item: self.id, bytes, moved }).await;
         }
     }
 
     /// Tells that it is being moved.
     pub(crate) async fn started(&self, size: Option<u64>) {
-        self.client.inner.events.tell(Event::Started { item: self.id, name: self.name.clone(), size }).await;
+        self.client.events.tell(Event::Started { item: self.id, name: self.name.clone(), size }).await;
     }
 
     /// Tells that it failed, unless everything did.
@@ -558,7 +616,7 @@ impl Item {
         self.settle().await;
         if self.client.check_alive().is_ok() || !is_of_connection(error.kind()) {
             let name = self.name.clone();
-            self.client.inner.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
+            self.client.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
         }
     }
 }

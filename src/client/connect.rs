@@ -128,7 +128,7 @@ impl Dialer {
     }
 }
 
-async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>> {
+pub(super) async fn resolve(endpoint: &Endpoint) -> Result<Vec<SocketAddr>> {
     let name = (endpoint.host(), endpoint.port());
     let found = match tokio::net::lookup_host(name).await {
         Err(_) => {
@@ -160,7 +160,7 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 }
 
 /// Connects to whichever address answers first. Each gets a head start over the next.
-async fn reach(endpoint: &Endpoint, addresses: Vec<SocketAddr>) -> Result<TcpStream> {
+pub(super) async fn reach(endpoint: &Endpoint, addresses: Vec<SocketAddr>) -> Result<TcpStream> {
     let mut attempts = JoinSet::new();
     let mut rest = addresses.into_iter();
     let mut failure: Option<(SocketAddr, io::Error)> = None;

@@ -29,6 +29,7 @@ use crate::client::filter::{Filter, Subject};
 use crate::client::lanes::{Pace, Report};
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
 use crate::client::session::{Reply, Session};
+use crate::client::stalls::Cause;
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
@@ -621,7 +622,7 @@ impl Job {
         drop(replies);
         let mut fetched = Vec::new();
         let mut grown = Vec::new();
-        while let Some((transfer, reply)) = answers.recv().await {
+        while let Some((transfer, reply)) = self.client.stalls().during(Cause::Content, answers.recv()).await {
             let Some((mut file, mut answer, mut content)) = asked.remove(&transfer) else { continue };
             match reply {
                 Reply::GetAnswer(new) if new.unasked => answer = Some(new),
@@ -704,7 +705,7 @@ impl Job {
                 .map(|end| end.and_then(|()| published.next().unwrap_or_else(missing)))
                 .collect::<Vec<Result<storage::Published>>>()
         });
-        match saved.await {
+        match self.saving(saved).await {
             Ok(saved) => {
                 for ((mut file, size, root), saved) in files.into_iter().zip(saved) {
                     match saved {
@@ -819,7 +820,7 @@ impl Job {
             return Err(Error::new(ErrorKind::Internal, "a download without a file"));
         };
         let (store, upload_id) = (file.place.store.clone(), random_id()?);
-        let published = blocking(move || {
+        let published = self.saving(blocking(move || {
             let upload = Arc::into_inner(upload)
                 .ok_or_else(|| Error::new(ErrorKind::Internal, "a file is still written when it is whole"))?;
             let metadata = FileMetadata {
@@ -831,9 +832,17 @@ impl Job {
             let staged = upload.finish(answer.size, metadata)?;
             let missing = || Err(Error::new(ErrorKind::Internal, "a commit without an answer"));
             store.publish(vec![staged]).pop().unwrap_or_else(missing)
-        })
-        .await?;
+        }));
+        let published = published.await?;
         Ok(End::Saved(file.size, root, published))
+    }
+
+    /// Waits for work that writes and syncs.
+    async fn saving<F: Future>(&self, work: F) -> F::Output {
+        let begun = Instant::now();
+        let done = self.client.stalls().during(Cause::Saving, work).await;
+        self.client.stalls().since(Cause::Writing, begun.into_std());
+        done
     }
 
     /// Gets what is missing of an open download, and compares its hash with the server's.
@@ -891,9 +900,10 @@ impl Job {
         let (mut elsewhere, mut again) = (0, VecDeque::new());
         let mut pace = Pace::new();
         let write = |writes: &mut JoinSet<_>, sink: Sink, index: u64, buffer: Buffer| {
+            let stalls = Arc::clone(self.client.stalls());
             writes.spawn_blocking(move || {
-                let hash = GroupHash::of(index, &buffer);
-                sink.write(index, &buffer)?;
+                let hash = stalls.working(Cause::Hashing, || GroupHash::of(index, &buffer));
+                stalls.working(Cause::Writing, || sink.write(index, &buffer))?;
                 Ok((index, hash, buffer.len()))
             });
         };
@@ -926,6 +936,8 @@ impl Job {
             if asked.is_empty() && elsewhere == 0 && writes.is_empty() {
                 break Ok(());
             }
+            let begun = Instant::now();
+            let is_full = asked.is_empty() || writes.len() >= writes_max;
             tokio::select! {
                 reply = exchange.next(), if (!asked.is_empty() || elsewhere > 0) && writes.len() < writes_max => {
                     match reply {
@@ -962,6 +974,7 @@ impl Job {
                     }
                 }
             }
+            self.client.stalls().since(if is_full { Cause::Saving } else { Cause::Content }, begun.into_std());
         };
         // What came before a failure is kept: the next attempt goes on from there.
         while let Some(written) = writes.join_next().await {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::client::filter::LeftOutBy;
+use crate::client::stalls::{Limit, Waited};
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind};
 use crate::hash::Root;
@@ -126,6 +127,8 @@ pub enum Event {
     },
     /// Something that the person should know.
     Warning(String),
+    /// What all that was done waited for; told at the end.
+    Waited(Waited),
     /// Something that is shown with `--verbose`: negotiated parameters, numbers of connections.
     Note(String),
 }
@@ -153,6 +156,12 @@ pub fn channel() -> (Events, mpsc::Receiver<Event>) {
 }
 
 impl Events {
+    /// A way that leads nowhere: nobody watches.
+    #[must_use]
+    pub fn unwatched() -> Events {
+        channel().0
+    }
+
     /// Tells something that must not be lost; waits for room.
     ///
     /// # Cancel safety
@@ -222,6 +231,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Bytes of content that crossed the wire.
     pub bytes_moved: u64,
+    /// What it waited for.
+    pub waited: Waited,
     /// How often the connection was lost and made again.
     pub retries: u64,
     /// Whether a failure may go away when the same command runs again.
@@ -266,6 +277,7 @@ impl Summary {
             }
             Event::Retrying { .. } => self.retries += 1,
             Event::Progress { moved, .. } => self.bytes_moved = self.bytes_moved.saturating_add(*moved),
+            Event::Waited(waited) => self.waited = *waited,
             Event::Found { .. } | Event::FoundAll | Event::Started { .. } | Event::Warning(_) | Event::Note(_) => {}
         }
     }
@@ -274,6 +286,12 @@ impl Summary {
     pub fn add_failure(&mut self, kind: ErrorKind) {
         self.exit = worse(self.exit, kind.exit_code());
         self.retryable |= kind.is_retryable();
+    }
+
+    /// What limited the transfer, if it took `time`; nothing when that cannot be told.
+    #[must_use]
+    pub fn limit(&self, time: Duration) -> Option<Limit> {
+        self.waited.limit(time, self.stored, self.bytes_moved)
     }
 
     /// Files that are done, in whichever way.

@@ -12,7 +12,7 @@
 //! Invariants: a lane never opens or ends a transfer; the queue is bounded by permits, what is under way by what the
 //! network holds; when the session ends, so do its lanes.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -42,10 +42,8 @@ const WANTED_MAX: usize = 32;
 /// second, fewer.
 const PACE_MIN: Duration = Duration::from_millis(500);
 const PACE_MAX: Duration = Duration::from_millis(1500);
-/// Groups that a lane has taken and is not told to be written: fills 1 Gbit/s at 500 ms.
-const UNDER_WAY_MAX: usize = 64;
 /// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
-const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (UNDER_WAY_MAX + WANTED_MAX + 4);
+const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (2 * WANTED_MAX + 4);
 
 /// The lanes of one session.
 #[derive(Clone)]
@@ -78,8 +76,8 @@ struct State {
 
 struct Lane {
     waker: Option<Waker>,
-    /// Groups that it took and that are not known to be written.
-    under_way: HashSet<(u32, u64)>,
+    /// Groups that it took and that are not known to be written, and since when.
+    under_way: HashMap<(u32, u64), Instant>,
     /// Requests that it is to send.
     requests: Vec<Bytes>,
     /// What was asked for over it and has not come, by transfer.
@@ -97,7 +95,7 @@ struct Wanted {
     ranges: VecDeque<(u64, usize, Instant)>,
 }
 
-/// How many groups a connection may owe: enough that it never runs dry, and few, so that a slow one does not hold up
+/// How many groups a connection may owe, or have taken and not be told to be written: enough that it never runs dry, and few, so that a slow one does not hold up
 /// the end.
 #[derive(Clone, Copy)]
 pub(crate) struct Pace(usize);
@@ -273,7 +271,7 @@ impl Lanes {
         state.next += 1;
         let lane = Lane {
             waker: None,
-            under_way: HashSet::new(),
+            under_way: HashMap::new(),
             requests: Vec::new(),
             wanted: HashMap::new(),
             asked: 0,
@@ -287,7 +285,7 @@ impl Lanes {
     fn leave(&self, number: u64) {
         let mut state = self.lock();
         let Some(lane) = state.lanes.remove(&number) else { return };
-        for (transfer, group) in lane.under_way {
+        for (transfer, group) in lane.under_way.into_keys() {
             state.report(transfer, Report::Lost(group));
         }
         for (transfer, wanted) in lane.wanted {
@@ -410,7 +408,7 @@ impl Drop for Carrier {
         state.transfers.remove(&transfer);
         state.queue.retain(|group| group.transfer != transfer);
         state.lanes.values_mut().for_each(|lane| {
-            lane.under_way.retain(|&(other, _)| other != transfer);
+            lane.under_way.retain(|&(other, _), _| other != transfer);
             lane.wanted.remove(&transfer);
         });
     }
@@ -491,9 +489,9 @@ impl Handler for Front {
             let mut state = self.lanes.lock();
             let State { queue, lanes, .. } = &mut *state;
             let Some(lane) = lanes.get_mut(&self.number) else { return Poll::Pending };
-            let group = if lane.under_way.len() < UNDER_WAY_MAX { queue.pop_front() } else { None };
+            let group = if lane.under_way.len() < lane.pace.groups() { queue.pop_front() } else { None };
             match &group {
-                Some(group) => drop(lane.under_way.insert((group.transfer, group.index))),
+                Some(group) => drop(lane.under_way.insert((group.transfer, group.index), Instant::now())),
                 None => lane.waker = Some(cx.waker().clone()),
             }
             self.taken = group;
@@ -554,7 +552,8 @@ impl Front {
         let is_carried = state.transfers.contains_key(&transfer);
         for &group in &written.groups.0 {
             let Some(lane) = state.lanes.get_mut(&self.number) else { return Ok(()) };
-            if lane.under_way.remove(&(transfer, group)) {
+            if let Some(since) = lane.under_way.remove(&(transfer, group)) {
+                lane.pace.came_after(since.elapsed());
                 state.report(transfer, Report::Sent(group));
             } else if is_carried {
                 return Err(Breach::Data("a group that was not sent is written").into());

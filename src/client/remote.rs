@@ -4,7 +4,7 @@
 //! looks like a remote is one or an error, never a local file: `./a:b` is how such a file is written. PATH is
 //! literal: nothing is decoded. [`crate::client::plan`] says what the names mean together.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::ffi::OsStrExt as _;
@@ -84,6 +84,15 @@ impl Endpoint {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+}
+
+impl std::str::FromStr for Endpoint {
+    type Err = Error;
+
+    /// As [`Endpoint::parse`].
+    fn from_str(text: &str) -> Result<Endpoint> {
+        Endpoint::parse(text.as_bytes())
     }
 }
 
@@ -175,7 +184,8 @@ pub enum Location {
 }
 
 impl Location {
-    /// Says what `argument` names. Nothing is looked at on disk.
+    /// Says what `argument` names. Nothing is looked at on disk, the configuration neither: a `NAME:PATH` that was
+    /// not made whole by [`split_name`] and [`named`] before is unknown here.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for a malformed remote, an unknown NAME and an invite.
@@ -184,7 +194,7 @@ impl Location {
         if bytes == b"-" {
             return Ok(Location::Stream);
         }
-        if bytes.len() >= SCHEME.len() && bytes[..SCHEME.len()].eq_ignore_ascii_case(SCHEME) {
+        if is_url(argument) {
             return parse_url(&bytes[SCHEME.len()..]).map(Location::Remote);
         }
         match configured_name(bytes) {
@@ -194,14 +204,45 @@ impl Location {
     }
 }
 
-/// The NAME of an argument that is written `NAME:PATH`: `^[A-Za-z][A-Za-z0-9_-]+$`.
+/// Whether this can stand before the colon of `NAME:PATH`: `^[A-Za-z][A-Za-z0-9_-]+$`.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    text.len() >= 2
+        && text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+}
+
+/// The NAME of an argument that is written `NAME:PATH`.
 fn configured_name(bytes: &[u8]) -> Option<&str> {
     let colon = bytes.iter().position(|&byte| byte == b':')?;
-    let name = std::str::from_utf8(&bytes[..colon]).ok()?;
-    let is_name = name.len() >= 2
-        && name.starts_with(|c: char| c.is_ascii_alphabetic())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
-    is_name.then_some(name)
+    std::str::from_utf8(&bytes[..colon]).ok().filter(|name| is_name(name))
+}
+
+/// The two parts of an argument that is written `NAME:PATH`; nothing for every other one, `sealift://…` included.
+/// Whoever knows what NAME stands for makes a whole remote of them by [`named`].
+#[must_use]
+pub fn split_name(argument: &OsStr) -> Option<(&str, &OsStr)> {
+    let bytes = argument.as_bytes();
+    if is_url(argument) {
+        return None;
+    }
+    let name = configured_name(bytes)?;
+    Some((name, OsStr::from_bytes(&bytes[name.len() + 1..])))
+}
+
+/// Whether an argument is written `sealift://…`.
+#[must_use]
+pub fn is_url(argument: &OsStr) -> bool {
+    let bytes = argument.as_bytes();
+    bytes.len() >= SCHEME.len() && bytes[..SCHEME.len()].eq_ignore_ascii_case(SCHEME)
+}
+
+/// The argument `sealift://…` for a path on this server. `x` and `/x` are the same.
+#[must_use]
+pub fn named(endpoint: &Endpoint, path: &OsStr) -> OsString {
+    let mut whole = OsString::from(format!("sealift://{endpoint}/"));
+    whole.push(path);
+    whole
 }
 
 fn unknown_name(name: &str, argument: &[u8]) -> Error {
@@ -213,7 +254,7 @@ fn unknown_name(name: &str, argument: &[u8]) -> Error {
     } else {
         format!("write sealift://HOST[:PORT]/PATH, or ./{} for a local file", Escaped(argument))
     };
-    usage(format!("no remote is configured as `{name}` (this version has no configuration file); {hint}"))
+    usage(format!("no remote is configured as `{name}`; {hint}"))
 }
 
 fn parse_url(rest: &[u8]) -> Result<Remote> {

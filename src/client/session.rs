@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::buffer::{Buffer, Pool};
 use crate::client::lanes::{self, Carrier, Lanes};
 use crate::client::receipts::Receipts;
+use crate::client::stalls::{Cause, Stalls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{
@@ -31,7 +32,7 @@ use crate::net::{Connection, Event, Handler};
 use crate::path::RemotePath;
 use crate::protocol::{
     Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
-    Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, Values, Want, Working,
+    Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, Values, Volume, Want, Working,
 };
 use crate::tls::VerifyingKey;
 
@@ -66,6 +67,8 @@ pub(crate) enum Reply {
     Entry(Entry),
     /// Some entries.
     Entries(Vec<Entry>),
+    /// The space of a volume.
+    Volume(Volume),
     /// A request is done.
     Done(Done),
     /// The exchange failed.
@@ -76,7 +79,12 @@ impl Reply {
     /// Whether nothing more comes in this exchange.
     fn is_last(&self) -> bool {
         match self {
-            Reply::Stored(_) | Reply::Finish(_) | Reply::Entry(_) | Reply::Done(_) | Reply::Failed(_) => true,
+            Reply::Stored(_)
+            | Reply::Finish(_)
+            | Reply::Entry(_)
+            | Reply::Volume(_)
+            | Reply::Done(_)
+            | Reply::Failed(_) => true,
             Reply::PutAnswer(_) | Reply::Values(_) | Reply::GetAnswer(_) | Reply::Group(..) | Reply::Entries(_) => {
                 false
             }
@@ -107,6 +115,7 @@ struct Shared {
     unasked_kib: usize,
     room: Arc<Semaphore>,
     wanted: Arc<Semaphore>,
+    stalls: Arc<Stalls>,
     lanes: Lanes,
 }
 
@@ -150,6 +159,7 @@ impl Session {
         hello: ServerHello,
         book: Option<Book>,
         pool: Pool,
+        stalls: Arc<Stalls>,
     ) -> (Session, impl Future<Output = ()>) {
         let unasked_kib = usize::try_from(hello.unasked_max / KIB as u64).unwrap_or(usize::MAX).min(64 * KIB);
         let open_max = usize::try_from(hello.open_max).unwrap_or(usize::MAX).clamp(1, 4096);
@@ -173,6 +183,7 @@ impl Session {
             unasked_kib,
             room: Arc::new(Semaphore::new(ROOM)),
             wanted: Arc::new(Semaphore::new(WANTED_GROUPS_MAX)),
+            stalls,
             lanes: Lanes::new(),
         }));
         let work = drive(connection, session.clone(), pool);
@@ -360,7 +371,18 @@ impl Session {
 
     async fn permit(&self, semaphore: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        Arc::clone(semaphore).acquire_many_owned(count).await.map_err(|_| self.reason())
+        if let Ok(permit) = Arc::clone(semaphore).try_acquire_many_owned(count) {
+            return Ok(permit);
+        }
+        let cause = if Arc::ptr_eq(semaphore, &self.0.room) {
+            Cause::Room
+        } else if Arc::ptr_eq(semaphore, &self.0.wanted) {
+            Cause::Content
+        } else {
+            Cause::Window
+        };
+        let permit = Arc::clone(semaphore).acquire_many_owned(count);
+        self.0.stalls.during(cause, permit).await.map_err(|_| self.reason())
     }
 
     fn enter(
@@ -546,6 +568,7 @@ impl Session {
             Reply::Finish(_) => Kind::Finish,
             Reply::Entry(_) => Kind::Entry,
             Reply::Entries(_) => Kind::Entries,
+            Reply::Volume(_) => Kind::Volume,
             Reply::Done(_) => Kind::Done,
             Reply::Failed(_) => Kind::Failed,
         };
@@ -756,7 +779,12 @@ async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut life = Life::new();
     let ended = {
-        let step = std::future::poll_fn(|cx| poll_step(cx, &mut connection, &mut front, &mut ticks, &mut life));
+        let step = std::future::poll_fn(|cx| {
+            let begun = std::time::Instant::now();
+            let step = poll_step(cx, &mut connection, &mut front, &mut ticks, &mut life);
+            session.0.stalls.since(Cause::Driving, begun);
+            step
+        });
         pin!(step).await
     };
     match ended {
@@ -903,6 +931,7 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
         Kind::Finish => Reply::Finish(Finish::from_payload(payload)?),
         Kind::Entry => Reply::Entry(Entry::from_payload(payload)?),
         Kind::Entries => Reply::Entries(Entries::from_payload(payload)?.entries.0),
+        Kind::Volume => Reply::Volume(Volume::from_payload(payload)?),
         Kind::Done => Reply::Done(Done::from_payload(payload)?),
         Kind::Failed => {
             let failed = Failed::from_payload(payload)?;

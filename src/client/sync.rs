@@ -191,10 +191,11 @@ impl Client {
                 ..PutOptions::default()
             };
             let (steps, found) = mpsc::channel(STEPS_MAX);
+            let named = (target.clone(), path.to_path_buf());
             let convert = move |step| to_found(step, &tree, &target, false);
             let traversal = Traversal::new(Arc::new(sides), self.events().clone(), steps, convert);
             let (findings, moved) =
-                tokio::join!(Box::pin(traversal.run(top, there)), Box::pin(self.put_found(found, foreseen)));
+                tokio::join!(Box::pin(traversal.run(top, there)), Box::pin(self.put_found(found, foreseen, named)));
             moved?;
             return findings.map(drop);
         }
@@ -474,7 +475,8 @@ impl Pair {
                 let (tree, base, asks) = (tree.clone(), self.plan.remote.clone(), self.options.checksum);
                 let options = PutOptions { dry_run: self.options.dry_run, ..PutOptions::default() };
                 let traversal = self.traversal(steps, move |step| to_found(step, &tree, &base, asks));
-                let moving = Box::pin(self.client.put_found(found, options));
+                let top = (self.plan.remote.clone(), self.plan.local.clone());
+                let moving = Box::pin(self.client.put_found(found, options, top));
                 let (findings, moved) = tokio::join!(Box::pin(self.run(traversal, conflicts)), moving);
                 moved?;
                 findings

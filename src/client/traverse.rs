@@ -418,8 +418,7 @@ impl<T> Traversal<T> {
             && let Step::Directory { below, .. } | Step::File { below, .. } | Step::Link { below, .. } = &step
             && let Err(error) = NamePolicy::default().check(below)
         {
-            let is_file = matches!(step, Step::File { .. });
-            let name = if is_file { self.sides.source.name(below) } else { self.name_there(below) };
+            let name = self.sides.source.name(below);
             self.fail(name, name_error(error)).await;
             return;
         }

@@ -8,11 +8,14 @@
 //! no mixture is ever committed; a source is removed only after its durable answer; memory does not grow with the
 //! number of files, only with the directories that are being filled.
 
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -26,11 +29,12 @@ use crate::client::filter::Filter;
 use crate::client::lanes::Report;
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
+use crate::client::stalls::{Cause, Stalls};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_len, group_offset};
 use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
-use crate::path::{Escaped, RemotePath};
+use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{
     self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
@@ -167,6 +171,11 @@ impl Client {
         if options.dry_run {
             return self.foresee_put(walked, &options).await;
         }
+        let tops = walked.iter().filter_map(|item| match &item.source {
+            PutSource::Local(path) => Some((item.target.clone(), path.clone())),
+            PutSource::Stream => None,
+        });
+        let tops: HashMap<_, _> = tops.collect();
         let (found_sender, found) = mpsc::channel(FOUND_MAX);
         let mut walk = JoinSet::new();
         let (filter, links) = (Arc::clone(&options.filter), options.links);
@@ -177,27 +186,39 @@ impl Client {
                 }
             }
         });
-        self.put_all(job, found, options).await?;
+        self.put_all(job, found, options, tops).await?;
         while let Some(walked) = walk.join_next().await {
             walked.map_err(panicked)?;
         }
         self.check_alive()
     }
 
-    /// Uploads what comes, in the order of a walk, until no more does.
+    /// Uploads what comes, in the order of a walk of the tree `top`, until no more does.
     ///
     /// # Errors
     /// As [`Client::put`].
-    pub(crate) async fn put_found(&self, found: mpsc::Receiver<Found>, options: PutOptions) -> Result<()> {
+    pub(crate) async fn put_found(
+        &self,
+        found: mpsc::Receiver<Found>,
+        options: PutOptions,
+        top: (RemotePath, PathBuf),
+    ) -> Result<()> {
         let job = Arc::new(Job::new(self.clone(), &options));
-        self.put_all(job, found, options).await
+        self.put_all(job, found, options, HashMap::from([top])).await
     }
 
-    async fn put_all(&self, job: Arc<Job>, mut found: mpsc::Receiver<Found>, mut options: PutOptions) -> Result<()> {
+    async fn put_all(
+        &self,
+        job: Arc<Job>,
+        mut found: mpsc::Receiver<Found>,
+        mut options: PutOptions,
+        tops: HashMap<RemotePath, PathBuf>,
+    ) -> Result<()> {
         let mut run = Run {
             job,
             dry_run: options.dry_run,
             stream: options.stream.take(),
+            tops,
             tasks: JoinSet::new(),
             batches: Arc::new(Semaphore::new(BATCHES_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
@@ -235,6 +256,8 @@ struct Run {
     job: Arc<Job>,
     dry_run: bool,
     stream: Option<StreamSource>,
+    /// What was named, by where it goes.
+    tops: HashMap<RemotePath, PathBuf>,
     tasks: JoinSet<()>,
     batches: Arc<Semaphore>,
     large: Arc<Semaphore>,
@@ -252,7 +275,7 @@ impl Run {
             Found::Directory { target, attributes } => {
                 self.leave_until(&target);
                 let parent = self.parent();
-                let name = target.to_bytes();
+                let name = self.local_name(&target);
                 if !self.dry_run && attributes.mode & FILLABLE != FILLABLE {
                     self.job.make_fillable(&target, attributes.mode).await;
                 }
@@ -287,7 +310,7 @@ impl Run {
             Found::Link { target, points_to, attributes } => {
                 self.leave_until(&target);
                 let directory = self.parent();
-                let item = self.job.client.item(target.to_bytes());
+                let item = self.job.client.item(self.local_name(&target));
                 if self.dry_run {
                     events.tell(planned(&item, ItemKind::Link, 0)).await;
                     return Ok(());
@@ -321,6 +344,21 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// What the person calls what goes to `target`: everything is told under its name here.
+    fn local_name(&self, target: &RemotePath) -> Vec<u8> {
+        let (mut above, mut below) = (target.clone(), Vec::new());
+        loop {
+            if let Some(top) = self.tops.get(&above) {
+                let mut path = top.clone();
+                path.extend(below.iter().rev().map(|name: &Component| OsStr::from_bytes(name.as_bytes())));
+                return path.into_os_string().into_vec();
+            }
+            let Some((parent, name)) = above.split() else { return target.to_bytes() };
+            below.push(name.clone());
+            above = parent;
+        }
     }
 
     /// The directory that the walk is in, which now holds something.
@@ -428,7 +466,7 @@ enum ReadSmall {
     Failed(Error),
 }
 
-fn read_small(source: &Source) -> ReadSmall {
+fn read_small(source: &Source, stalls: &Stalls) -> ReadSmall {
     let read = || -> Result<Option<Small>> {
         let open = source.open()?;
         if open.version.size > UNASKED_FILE_MAX {
@@ -436,9 +474,9 @@ fn read_small(source: &Source) -> ReadSmall {
         }
         let size = usize::try_from(open.version.size).unwrap_or(0);
         let mut content = vec![0; size];
-        read_exact_at(&open, &mut content, 0)?;
+        stalls.working(Cause::Reading, || read_exact_at(&open, &mut content, 0))?;
         open.check_unchanged()?;
-        let root = Root::of(&content);
+        let root = stalls.working(Cause::Hashing, || Root::of(&content));
         let (version, attributes) = (open.version, open.attributes);
         Ok(Some(Small { content: content.into(), root, version, attributes }))
     };
@@ -550,14 +588,16 @@ impl Job {
             Err(error) => return (files, Some(error)),
         };
         let sources: Vec<Source> = files.iter().map(|file| file.source.clone()).collect();
-        let read = spawn_blocking(move || sources.iter().map(read_small).collect::<Vec<_>>()).await;
+        let stalls = Arc::clone(self.client.stalls());
+        let read = spawn_blocking(move || sources.iter().map(|source| read_small(source, &stalls)).collect::<Vec<_>>());
+        let read = self.client.stalls().during(Cause::Source, read).await;
         let read = match read {
             Ok(read) => read,
             Err(error) => return (files, Some(panicked(error))),
         };
         let mut again = Vec::new();
         let mut reason = None;
-        let mut waiting: std::collections::HashMap<u32, (FileJob, Small)> = std::collections::HashMap::new();
+        let mut waiting: HashMap<u32, (FileJob, Small)> = HashMap::new();
         // Each file has one answer, so there is always room for it.
         let (replies, mut answers) = mpsc::channel(files.len().max(1));
         for (mut file, read) in files.into_iter().zip(read) {
@@ -605,7 +645,7 @@ impl Job {
             }
         }
         drop(replies);
-        while let Some((transfer, reply)) = answers.recv().await {
+        while let Some((transfer, reply)) = self.client.stalls().during(Cause::Answer, answers.recv()).await {
             let Some((mut file, small)) = waiting.remove(&transfer) else { continue };
             let size = small.version.size;
             match reply {
@@ -746,7 +786,7 @@ impl Job {
         }
         exchange.finish(&finish);
         loop {
-            match exchange.next().await? {
+            match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
                 Reply::Stored(stored) => {
                     check_root(&stored, finish.root)?;
                     return Ok(Known::Stored(stored, finish.root));
@@ -778,23 +818,25 @@ impl Job {
                     None => break,
                 };
                 let Some(group) = sender.take() else { break };
-                let content = content.clone();
-                reads.spawn_blocking(move || content.read(group, buffer));
+                let (content, stalls) = (content.clone(), Arc::clone(self.client.stalls()));
+                reads.spawn_blocking(move || content.read(group, buffer, &stalls));
             }
             if reads.is_empty()
                 && let Some(finish) = sender.finish()
             {
                 return Ok(Sent::Finished(finish));
             }
+            let begun = Instant::now();
             tokio::select! {
                 Some(read) = reads.join_next() => {
+                    self.client.stalls().since(Cause::Source, begun);
                     let (group, bytes, hash) = read.map_err(panicked)??;
                     let len = bytes.len() as u64;
                     match sender.judge(group, hash) {
                         Decision::Keep => item.advance(len, 0),
                         Decision::Differs => return Ok(Sent::Differs),
                         Decision::Send => {
-                            carrier.send(group, group_offset(group), bytes).await.map_err(|_| exchange.reason())?;
+                            self.client.stalls().during(Cause::Room, carrier.send(group, group_offset(group), bytes)).await.map_err(|_| exchange.reason())?;
                         }
                     }
                 }
@@ -834,7 +876,7 @@ impl Job {
     ) -> Result<(Stored, Root, u64)> {
         let upload_id = random_id()?;
         let (mut blocks, check) = read_stream(stream)?;
-        let first = next_block(&mut blocks).await?;
+        let first = self.client.stalls().during(Cause::Source, next_block(&mut blocks)).await?;
         let put = self.put_message(target, upload_id);
         if first.is_last {
             self.check_stream_end(check).await?;
@@ -884,7 +926,7 @@ impl Job {
                 break;
             }
             tokio::select! {
-                next = next_block(&mut blocks) => block = next?,
+                next = self.client.stalls().during(Cause::Source, next_block(&mut blocks)) => block = next?,
                 reply = exchange.next() => {
                     let reply = reply?;
                     return Err(exchange.unexpected(&reply));
@@ -899,7 +941,7 @@ impl Job {
             return Err(error);
         }
         exchange.finish(&Finish { size, root });
-        match exchange.next().await? {
+        match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
             Reply::Stored(stored) => {
                 check_root(&stored, root)?;
                 Ok((stored, root, size))
@@ -1127,17 +1169,17 @@ enum Content {
 
 impl Content {
     /// Reads and hashes a group while it is hot.
-    fn read(&self, group: u64, mut buffer: Buffer) -> Result<(u64, Bytes, GroupHash)> {
+    fn read(&self, group: u64, mut buffer: Buffer, stalls: &Stalls) -> Result<(u64, Bytes, GroupHash)> {
         let bytes = match self {
             Content::File(open) => {
                 let len = group_len(open.version.size, group);
                 let space = buffer.get_mut(..len).ok_or_else(|| Error::new(ErrorKind::Internal, "a group too long"))?;
-                read_exact_at(open, space, group_offset(group))?;
+                stalls.working(Cause::Reading, || read_exact_at(open, space, group_offset(group)))?;
                 Bytes::from_owner(buffer).slice(..len)
             }
             Content::Memory(bytes) => bytes.clone(),
         };
-        let hash = GroupHash::of(group, &bytes);
+        let hash = stalls.working(Cause::Hashing, || GroupHash::of(group, &bytes));
         Ok((group, bytes, hash))
     }
 

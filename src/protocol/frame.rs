@@ -96,6 +96,10 @@ kinds! {
     Entries = 0x39;
     /// A request is done, durably if it changed anything.
     Done = 0x3a;
+    /// Asks for the space of the volume that a name is, or would be, on.
+    Space = 0x3b;
+    /// The space of a volume.
+    Volume = 0x3c;
 }
 
 impl Kind {
@@ -112,7 +116,8 @@ impl Kind {
             | Kind::MakeLink
             | Kind::SetDirectory
             | Kind::Remove
-            | Kind::Rename => true,
+            | Kind::Rename
+            | Kind::Space => true,
             Kind::ClientHello
             | Kind::ServerHello
             | Kind::Goodbye
@@ -132,7 +137,8 @@ impl Kind {
             | Kind::Close
             | Kind::Entry
             | Kind::Entries
-            | Kind::Done => false,
+            | Kind::Done
+            | Kind::Volume => false,
         }
     }
 

@@ -52,7 +52,7 @@ macro_rules! messages {
 messages! {
     ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Get,
     GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
-    Entry, Entries, Done,
+    Entry, Entries, Done, Space, Volume,
 }
 
 impl Message for ListDirectory {
@@ -599,6 +599,11 @@ path_request! {
     Hash
 }
 
+path_request! {
+    /// Asks for the space of the volume that a name is on, or would be.
+    Space
+}
+
 /// Asks for the entries of a directory, all or so many from a place on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -738,4 +743,16 @@ pub struct Done {
     /// For [`ListDirectory`]: the place from behind which to go on, when `count_max` entries were sent.
     #[n(4)]
     pub next: Option<u64>,
+}
+
+/// The space of a volume, as far as its file system tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Volume {
+    /// Bytes that the server could still store.
+    #[n(0)]
+    pub free: u64,
+    /// Bytes that it has in all.
+    #[n(1)]
+    pub total: u64,
 }

@@ -465,6 +465,7 @@ impl Driver {
             Kind::Stat => self.request(transfer, payload, |shared, who, transfer, request: &Stat| {
                 audited::request(shared, who, "stat", &request.path, || requests::stat(shared, who, transfer, request))
             })?,
+            Kind::Space => self.request(transfer, payload, requests::space)?,
             Kind::MakeLink => self.request(transfer, payload, |shared, who, transfer, request: &MakeLink| {
                 let act = || requests::make_link(shared, who, transfer, request);
                 audited::request(shared, who, "link", &request.path, act)
@@ -525,7 +526,8 @@ impl Driver {
             | Kind::GetAnswer
             | Kind::Entry
             | Kind::Entries
-            | Kind::Done => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
+            | Kind::Done
+            | Kind::Volume => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
         }
         Ok(())
     }
@@ -875,6 +877,8 @@ impl Driver {
             ErrorKind::Io | ErrorKind::NoSpace | ErrorKind::ReadOnly | ErrorKind::Internal => {
                 warn!("transfer {transfer} failed: {}", error.chain());
             }
+            // Clients look whether something is there before they store it.
+            ErrorKind::NotFound => debug!("transfer {transfer}: {}", error.chain()),
             _ => info!("transfer {transfer} refused: {}", error.chain()),
         }
         let mut failed = Failed::from_error(error);

@@ -13,7 +13,7 @@ use crate::limits::{self, UNASKED_FILE_MAX};
 use crate::path::RemotePath;
 use crate::protocol::{
     Done, Entries, FRAME_HEADER_LEN, Finish, Get, GetAnswer, Header, IfExists, Kind, List, ListDirectory,
-    MakeDirectory, MakeLink, Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Stat, Stored,
+    MakeDirectory, MakeLink, Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Space, Stat, Stored, Volume,
 };
 use crate::storage::{self, Cursor, Listing, StoredFile};
 
@@ -100,6 +100,13 @@ pub(super) fn stat(shared: &Shared, who: &Who, transfer: u32, request: &Stat) ->
     shared.access.decide(&who.principal, Verb::List, &request.path)?;
     let entry = convert::entry(shared.store.stat(&request.path)?);
     Ok(vec![frame(transfer, &entry)])
+}
+
+/// What space there is.
+pub(super) fn space(shared: &Shared, who: &Who, transfer: u32, request: &Space) -> Result<Vec<Bytes>> {
+    shared.access.decide(&who.principal, Verb::List, &request.path)?;
+    let space = shared.store.space(&request.path)?;
+    Ok(vec![frame(transfer, &Volume { free: space.free, total: space.total })])
 }
 
 /// Begins a listing.

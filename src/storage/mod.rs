@@ -26,6 +26,7 @@ use crate::path::RemotePath;
 
 mod append;
 mod change;
+mod check;
 mod durable;
 mod open;
 mod publish;
@@ -40,6 +41,7 @@ mod walk;
 mod tests;
 
 pub use append::{Append, Tail};
+pub use check::Space;
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;

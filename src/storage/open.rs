@@ -22,11 +22,11 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::path::Escaped;
 
 /// The name of the lock in the state directory.
-const LOCK_NAME: &str = "lock";
+pub(super) const LOCK_NAME: &str = "lock";
 /// The name of the directory for staging files in the state directory.
 const STAGING_NAME: &str = "staging";
 /// Bytes of the lock file that are shown to who finds it taken.
-const LOCK_LEN_MAX: u64 = 256;
+pub(super) const LOCK_LEN_MAX: u64 = 256;
 
 impl Store {
     /// Opens a root to be served: makes its last component (0700) if it is missing, takes its lock, removes what a
@@ -103,7 +103,7 @@ fn build(
     Ok(Store { inner: Arc::new(inner) })
 }
 
-fn open_root(path: &Path, label: &str) -> Result<OwnedFd> {
+pub(super) fn open_root(path: &Path, label: &str) -> Result<OwnedFd> {
     // The person who runs this may name the root through links; below it none is followed.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| {
@@ -152,7 +152,7 @@ fn sync_parent(path: &Path, label: &str) -> Result<()> {
 }
 
 /// Refuses a root whose other content nobody would want to serve.
-fn refuse_precious(path: &Path, root: &OwnedFd, label: &str, home: Option<&Path>) -> Result<()> {
+pub(super) fn refuse_precious(path: &Path, root: &OwnedFd, label: &str, home: Option<&Path>) -> Result<()> {
     let identity = sys::status(root).while_doing(|| format!("look at {label}"))?.identity;
     let refuse = |why: &str| {
         Err(Error::new(ErrorKind::Usage, format!("the root {label} is {why}: name a directory made for this")))

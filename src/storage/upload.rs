@@ -15,6 +15,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
 
 use super::change::sweep;
+use super::check::Space;
 use super::read::{modified_at, read_full};
 use super::recorded::Recorded;
 use super::sys;
@@ -301,9 +302,15 @@ impl Inner {
 
 /// Bytes that may be written on the file system of this directory; none when it does not tell.
 pub(super) fn free_space(directory: impl AsFd) -> Option<u64> {
+    space_of(directory).map(|space| space.free)
+}
+
+/// What the file system of a directory has, as far as it tells.
+pub(super) fn space_of(directory: impl AsFd) -> Option<Space> {
     let stat = rustix::fs::fstatvfs(directory).ok()?;
     let blocks = if rustix::process::geteuid().is_root() { stat.f_bfree } else { stat.f_bavail };
-    (stat.f_blocks > 0).then(|| blocks.saturating_mul(stat.f_frsize))
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    (stat.f_blocks > 0).then(|| Space { free: bytes(blocks), total: bytes(stat.f_blocks) })
 }
 
 /// Renames an empty file from one directory into another, and removes it.

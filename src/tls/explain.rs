@@ -29,6 +29,13 @@ impl fmt::Display for WrongPin {
 
 impl std::error::Error for WrongPin {}
 
+/// Whether a client refused a server because its key is another one than was pinned.
+#[must_use]
+pub fn is_wrong_pin(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    source.is_some_and(|source| source.is::<WrongPin>())
+}
+
 /// What a client says when the handshake with `host`, or its first read after it, failed.
 #[must_use]
 pub fn explain_client_error(error: io::Error, host: &str) -> Error {
@@ -165,13 +172,15 @@ fn no_protocol(host: &str) -> Error {
 
 fn refused_server(reason: &CertificateError, host: &str) -> Error {
     use CertificateError as C;
+    if let C::Other(other) = reason
+        && let Some(wrong) = other.0.downcast_ref::<WrongPin>()
+    {
+        let text = format!(
+            "{host} does not have the pinned key; unless whoever runs the server confirms the one it has, something else answers in its place"
+        );
+        return Error::new(ErrorKind::Trust, text).with_source(*wrong);
+    }
     let text = match reason {
-        C::Other(other) if other.0.downcast_ref::<WrongPin>().is_some() => {
-            let found = other.0.downcast_ref::<WrongPin>().map(|wrong| wrong.found.to_string()).unwrap_or_default();
-            format!(
-                "{host} does not have the pinned key: its key has the pin {found}; unless whoever runs the server confirms that one, something else answers in its place"
-            )
-        }
         C::NotValidForNameContext { presented, .. } => format!(
             "the certificate of {host} is for {}: use one of these names, have it made for this one too (`sealift certs --host {host}` there), or give `--pin` alone",
             names(presented)

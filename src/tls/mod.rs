@@ -24,6 +24,7 @@ pub mod client;
 pub mod explain;
 pub mod folder;
 mod issued;
+pub mod look;
 pub mod names;
 pub mod pem;
 pub mod pin;
@@ -33,7 +34,7 @@ pub mod signing;
 pub mod x509;
 
 pub use client::{ClientOptions, ClientTls};
-pub use explain::{explain_client_error, explain_server_error};
+pub use explain::{explain_client_error, explain_server_error, is_wrong_pin};
 pub use pin::Pin;
 pub use principal::Principal;
 pub use server::{ServerOptions, ServerTls};

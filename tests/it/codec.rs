@@ -161,6 +161,8 @@ round_trips! {
         .prop_map(|(path, target, mtime, if_exists)| MakeLink { path, target, mtime, if_exists });
     set_directory_goes_round: (path(), maybe(small()), maybe(mtime()))
         .prop_map(|(path, mode, mtime)| SetDirectory { path, mode, mtime });
+    space_goes_round: path().prop_map(|path| Space { path });
+    volume_goes_round: (number(), number()).prop_map(|(free, total)| Volume { free, total });
     remove_goes_round: (path(), any::<bool>()).prop_map(|(path, recursive)| Remove { path, recursive });
     rename_goes_round: (path(), path(), if_exists(), id())
         .prop_map(|(from, to, if_exists, id)| Rename { from, to, if_exists, id });

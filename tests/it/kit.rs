@@ -18,9 +18,11 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_sealift");
 /// A command without anything of the environment that would change what it does.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(PROGRAM);
-    for name in ["SEALIFT_CERTS", "SEALIFT_CA", "SEALIFT_CERT", "SEALIFT_KEY", "SEALIFT_PIN"] {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"SEALIFT_")) {
         command.env_remove(name);
     }
+    // Nobody's own configuration.
+    command.env("XDG_CONFIG_HOME", "/nonexistent").env_remove("NO_COLOR");
     command
 }
 

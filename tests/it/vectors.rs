@@ -267,6 +267,8 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("SetDirectory nothing", 16, SetDirectory { path: path("in"), mode: None, mtime: None }),
         vector("Remove", 17, Remove { path: path("in"), recursive: true }),
         vector("Rename", 18, Rename { from: path("a"), to: path("b/c"), if_exists: IfExists::Skip, id }),
+        vector("Space", 19, Space { path: path("in") }),
+        vector("Volume", 19, Volume { free: 5 << 30, total: 1 << 40 }),
         vector("Entry", 11, entry.clone()),
         vector("Entry link", 11, link.clone()),
         vector("Entries", 12, Entries { entries: List(vec![entry, link]) }),

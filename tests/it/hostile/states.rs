@@ -52,7 +52,8 @@ fn may_come(state: State, kind: Kind) -> bool {
         | Kind::MakeLink
         | Kind::SetDirectory
         | Kind::Remove
-        | Kind::Rename => state == Open,
+        | Kind::Rename
+        | Kind::Space => state == Open,
         Kind::Data => matches!(state, Receiving | Unasked | ThrownAway),
         Kind::Finish => matches!(state, Receiving | Comparing | Unasked | ThrownAway),
         Kind::Want | Kind::Close | Kind::WantValues => matches!(state, Download | ThrownAway),
