@@ -846,7 +846,7 @@ fn a_full_disk_is_told_and_harms_nothing_else() {
         let error = (0..8).find_map(|index| upload.write_at(index << 20, &block).err()).unwrap();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
         assert!(error.chain().contains("needed"), "{}", error.chain());
-        check_kind(upload.write_at(0, b"x"), ErrorKind::Io, "poisoned");
+        check_kind(upload.write_at(0, b"x"), ErrorKind::NoSpace, "poisoned");
         assert_eq!(content(&store, "kept").unwrap(), bytes(100_000, 1));
         drop(upload);
         put(&store, "after", &bytes(2 << 20, 1), IfExists::Overwrite).unwrap();

@@ -410,7 +410,7 @@ fn a_dry_run_foresees_policies_and_refused_names() {
         assert_eq!(count(&real, "failed"), 0);
     }
     let (_, told) = server.run(&["put", "-n", "tree", "@fresh"], 1);
-    assert!(told.contains("would be moved: fresh/\n"), "directories are listed: {told}");
+    assert!(told.contains("would be moved: tree/\n"), "directories are listed: {told}");
     server.run(&["get", "@copy", "down"], 0);
     fs::write(server.local("down/other"), "changed").unwrap();
     let summary = server.summary(&["get", "-n", "--if-exists", "skip", "@copy", "down"], 0);
