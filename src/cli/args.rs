@@ -7,18 +7,20 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::cli::audit::AuditArgs;
 use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
 use crate::cli::doctor::DoctorArgs;
+use crate::cli::filters::{FilterArgs, UnlistedFilterArgs};
 use crate::cli::generate::GenerateArgs;
 use crate::cli::names::Named;
 use crate::cli::receipt::ReceiptArgs;
 use crate::cli::remotes::RemoteArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::values;
+use crate::client::compare::DeleteMax;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::CLIENT_PROGRESS_TIMEOUT;
@@ -75,6 +77,8 @@ Examples:
     Put(Box<PutArgs>),
     /// Download files and directories
     Get(Box<GetArgs>),
+    /// Make the contents of one directory those of another, either way
+    Sync(Box<SyncArgs>),
     /// List directories
     Ls(Box<LsArgs>),
     /// Show what the server knows about names
@@ -197,12 +201,9 @@ fn variable<T>(
     parsed.map(Some).map_err(|why| Error::new(ErrorKind::Usage, format!("{name}: {why}")))
 }
 
-/// The flags of every command that moves content.
-#[derive(Args, Clone, Debug)]
-pub struct TransferArgs {
-    /// For a taken name: overwrite, skip, fail, rename
-    #[arg(long, value_name = "WHAT", value_enum, default_value = "overwrite", hide_possible_values = true)]
-    pub if_exists: IfExistsArg,
+/// How the connections of a transfer are used.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PaceArgs {
     /// Connections of one transfer [default: computed]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(values::STREAMS_MAX)))]
     pub streams: Option<u16>,
@@ -212,6 +213,43 @@ pub struct TransferArgs {
     /// TCP congestion control [default: bbr when far, cubic when near]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
+}
+
+/// The same flags for a command whose help has no room for them.
+#[derive(Clone, Debug, Default)]
+pub struct UnlistedPaceArgs(pub PaceArgs);
+
+impl FromArgMatches for UnlistedPaceArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<UnlistedPaceArgs, clap::Error> {
+        PaceArgs::from_arg_matches(matches).map(UnlistedPaceArgs)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl Args for UnlistedPaceArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        ["streams", "bwlimit", "cc"]
+            .iter()
+            .fold(PaceArgs::augment_args(command), |command, name| command.mut_arg(name, |arg| arg.hide(true)))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        UnlistedPaceArgs::augment_args(command)
+    }
+}
+
+/// The flags of every command that moves content.
+#[derive(Args, Clone, Debug)]
+pub struct TransferArgs {
+    /// For a taken name: overwrite, skip, fail, rename
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "overwrite", hide_possible_values = true)]
+    pub if_exists: IfExistsArg,
+    /// How connections are used.
+    #[command(flatten)]
+    pub pace: PaceArgs,
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -234,8 +272,8 @@ pub struct TransferArgs {
     after_help = "\
 Examples:
   sealift put --certs certs photos sealift://nas/in/       stored as in/photos/...
-  sealift put --certs certs dump.sql sealift://nas/today   stored as today
-  sealift put --certs certs --stdin-from-command sealift://nas/db.sql -- pg_dump shop"
+  sealift put --certs certs --stdin-from-command sealift://nas/db.sql -- pg_dump shop
+Also --links, --exclude and whatever else leaves things out: see `sealift sync --help`."
 )]
 pub struct PutArgs {
     /// Local files and directories (`-` is standard input), then the remote destination
@@ -266,6 +304,9 @@ pub struct PutArgs {
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: UnlistedFilterArgs,
 }
 
 /// Download files and directories.
@@ -276,7 +317,8 @@ pub struct PutArgs {
 Examples:
   sealift get --certs certs sealift://nas/in/photos        stored as ./photos/...
   sealift get --certs certs sealift://nas/in/photos old/   stored as old/photos/...
-  sealift get --certs certs sealift://nas/db.sql.zst - | zstd -d | psql shop"
+  sealift get --certs certs sealift://nas/db.sql.zst - | zstd -d | psql shop
+Also --links, --exclude and whatever else leaves things out: see `sealift sync --help`."
 )]
 pub struct GetArgs {
     /// Remotes, then where to store them (`-` is standard output) [default: ./]
@@ -291,6 +333,50 @@ pub struct GetArgs {
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: UnlistedFilterArgs,
+}
+
+/// Make the contents of one directory those of another.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sealift sync [OPTIONS] SOURCE DEST",
+    after_help = "\
+Example:
+  sealift sync --certs certs --delete -n photos sealift://nas/photos     -n: look before it runs"
+)]
+pub struct SyncArgs {
+    /// A directory, here or remote
+    #[arg(value_name = "SOURCE")]
+    pub source: OsString,
+    /// The directory that becomes the same; one of the two is remote
+    #[arg(value_name = "DEST")]
+    pub destination: OsString,
+    /// Compare files of the same size by BLAKE3 hash, not by time
+    #[arg(short, long)]
+    pub checksum: bool,
+    /// At the end, remove what SOURCE does not have
+    #[arg(long)]
+    pub delete: bool,
+    /// Also what is left out
+    #[arg(long)]
+    pub delete_excluded: bool,
+    /// Remove nothing if more files than this would go
+    #[arg(long, value_name = "N|N%", default_value = "25%")]
+    pub max_delete: DeleteMax,
+    /// Say what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// How connections are used, as in `put`.
+    #[command(flatten)]
+    pub pace: UnlistedPaceArgs,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: FilterArgs,
 }
 
 /// List directories.
@@ -658,6 +744,18 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_sync() {
+        check("sealift sync a sealift://nas/x", true);
+        check("sealift sync sealift://nas/x a --delete --max-delete 50% -n -c --exclude *.o --include keep.o", true);
+        check("sealift sync a sealift://nas/x --max-delete 50", true);
+        check("sealift sync a sealift://nas/x --max-delete many", false);
+        check("sealift sync a b sealift://nas/x", false);
+        check("sealift sync a sealift://nas/x --newer-than 3d --older-than 2s --min-size 1 --max-size 2G", true);
+        check("sealift sync a sealift://nas/x --newer-than 3", false);
+        check("sealift put a sealift://nas/x --exclude .git --links follow --ignore-files", true);
+    }
+
+    #[test]
     fn flags_of_serve() {
         check("sealift serve --root r --certs c", true);
         check("sealift serve --certs c", false);
@@ -677,7 +775,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused() {
-        check("sealift sync a sealift://nas/x", false);
+        check("sealift sync a", false);
         check("sealift", false);
         check("sealift get", false);
         check("sealift get --files-from list", true);

@@ -1,8 +1,9 @@
 //! The command line: reads flags and the environment, runs a command, prints, exits.
 //!
 //! Only this module and `main` print, exit or look at the environment. [`args`] types the flags, [`sources`] turns
-//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get` and `ops` run over one `session`, [`output`] shows what happens, [`mod@format`] writes
-//! entries and hashes, [`signals`] listens, `uploads` looks at what a server keeps.
+//! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, `put`, `get`, `sync` and `ops` run over one `session`, [`filters`] types what
+//! is left out, [`output`] shows what happens, [`mod@format`] writes entries and hashes, [`signals`] listens, `uploads`
+//! looks at what a server keeps.
 
 pub mod args;
 pub mod audit;
@@ -10,6 +11,7 @@ pub mod bench;
 pub mod certs;
 pub mod config;
 pub mod doctor;
+pub mod filters;
 pub mod format;
 pub mod generate;
 mod get;
@@ -26,6 +28,7 @@ pub mod serve;
 mod session;
 pub mod signals;
 pub mod sources;
+mod sync;
 pub mod trust;
 mod uploads;
 pub mod values;
@@ -67,6 +70,7 @@ fn run(mut command: Command) -> Result<u8> {
         Command::Serve(args) => serve::run(&args, &mut io::stdout()).map(|()| 0),
         Command::Put(args) => put::run(&args),
         Command::Get(args) => get::run(&args),
+        Command::Sync(args) => sync::run(&args),
         Command::Ls(args) => ops::ls(&args),
         Command::Stat(args) => ops::stat(&args),
         Command::Hash(args) => ops::hash(&args),

@@ -24,6 +24,7 @@ use crate::path::Escaped;
 /// What is wrong with its arguments.
 pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let plan = sources::put_plan(args)?;
+    let (filter, links) = (args.filters.0.filter()?, args.filters.0.links());
     let receipts = match &args.receipts {
         Some(folder) if !args.transfer.dry_run => Some(Arc::new(Receipts::open(folder, plan.endpoint.to_string())?)),
         _ => None,
@@ -32,7 +33,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let session = Session {
         command: "put",
         connect: &args.connect,
-        transfer: Some(&args.transfer),
+        pace: Some(&args.transfer.pace),
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,
@@ -57,6 +58,8 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             expect_size: args.expect_size,
             expect_root: args.expect_b3,
             stream,
+            filter,
+            links,
         };
         let result = client.put(plan.items, options).await;
         let kept = book.map_or(Ok(()), |book| book.sync());

@@ -19,18 +19,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
 use crate::net::Congestion;
-use crate::path::{Component, RemotePath};
+use crate::path::RemotePath;
 use crate::protocol::{
-    Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
-    SetDirectory, Space, Stat, Volume,
+    Bytes16, Done, Entry, Hash, IfExists, MakeDirectory, Message, Mtime, Remove, Rename, Rights, SetDirectory, Space,
+    Stat, Volume,
 };
 use crate::tls::{ClientTls, VerifyingKey};
 use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
-/// Entries of one directory that are kept in memory, about 150 bytes each. More: that directory is refused.
-const ENTRIES_MAX: usize = 1 << 20;
 /// A smaller transfer is over before further connections would help.
 const LANES_FROM: u64 = 4 * MIB as u64;
 /// Attempts at a file that changes every time it is read, or arrives as another one.
@@ -231,44 +229,6 @@ impl Client {
             (Reply::Volume(volume), _) => Ok(volume),
             (other, session) => Err(session.unexpected(&other)),
         }
-    }
-
-    /// The entries of a directory, in the server's order. Every name is one that a path can have, and unique.
-    ///
-    /// # Errors
-    /// `NotFound`, `NotDirectory`, `Rights`; `Limit` for a directory with more than a million entries; `Protocol`
-    /// for names that cannot be.
-    pub async fn list(&self, path: &RemotePath) -> Result<Vec<Entry>> {
-        let mut retry = self.retry();
-        loop {
-            match self.list_once(path).await {
-                Ok(entries) => return Ok(entries),
-                Err(error) => retry.after(error).await?,
-            }
-        }
-    }
-
-    async fn list_once(&self, path: &RemotePath) -> Result<Vec<Entry>> {
-        let session = self.session().await?;
-        let mut exchange = session.open(&ListDirectory { path: path.clone() }).await?;
-        let mut entries: Vec<Entry> = Vec::new();
-        loop {
-            match exchange.next().await? {
-                Reply::Entries(page) => {
-                    if entries.len() + page.len() > ENTRIES_MAX {
-                        let message = format!("{path} has more than {ENTRIES_MAX} entries");
-                        return Err(Error::new(ErrorKind::Limit, message));
-                    }
-                    entries.extend(page);
-                }
-                Reply::Done(_) => break,
-                other => return Err(exchange.unexpected(&other)),
-            }
-        }
-        check_names(path, &entries)?;
-        // Not page by page: a listing that breaks and begins anew gets nowhere.
-        self.progressed();
-        Ok(entries)
     }
 
     /// The hash and size of a file's content.
@@ -540,21 +500,6 @@ impl Client {
 /// Whether a failure is one of the connection rather than of what was asked.
 fn is_of_connection(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Connection | ErrorKind::Timeout | ErrorKind::Stopping | ErrorKind::Session)
-}
-
-/// Refuses a listing with names that no path can have, or one of them twice.
-fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
-    let bad = |what: String| Err(Error::new(ErrorKind::Protocol, format!("the server lists in {path} {what}")));
-    let mut names = std::collections::HashSet::with_capacity(entries.len());
-    for entry in entries {
-        if let Err(error) = Component::new(&entry.name) {
-            return bad(error.to_string());
-        }
-        if !names.insert(&entry.name) {
-            return bad(format!("{} twice", crate::path::Escaped(&entry.name)));
-        }
-    }
-    Ok(())
 }
 
 /// What one server is shown of a secret: it is of no use at another.

@@ -8,6 +8,8 @@
 //! Invariants: a name here changes only when the whole content is on disk and has the server's hash; content that
 //! was not asked for ends the connection (`session`); modes and times of directories are set last.
 
+mod tree;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -20,10 +22,12 @@ use tokio::time::Instant;
 
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
+use crate::client::compare::Links;
+use crate::client::download::tree::{Filled, Settling};
 use crate::client::event::{Event, ItemKind, Outcome};
+use crate::client::filter::{Filter, Subject};
 use crate::client::keep::{self, Found, Keeper};
 use crate::client::lanes::{Pace, Report};
-use crate::client::link::check_link;
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
 use crate::client::session::{Exchange, Reply, Session};
 use crate::client::stalls::Cause;
@@ -43,8 +47,6 @@ const BATCH_LEN: u64 = 2 * MIB as u64;
 const BATCHES_MAX: usize = 6;
 /// Larger files at once.
 const LARGE_MAX: usize = 6;
-/// Listings at once: the tree is walked ahead of its files.
-const LISTINGS_MAX: usize = 4;
 /// Groups of one file that are asked for and have not come.
 const WINDOW: usize = 32;
 /// Groups of one file that are hashed and written at once.
@@ -62,11 +64,25 @@ pub struct GetOptions {
     pub dry_run: bool,
     /// Where content goes that goes to a stream.
     pub output: Option<Box<dyn Write + Send>>,
+    /// What is left out.
+    pub filter: Arc<Filter>,
+    /// What becomes of links; [`Links::Follow`] is as [`Links::Copy`], because a server follows none.
+    pub links: Links,
+    /// A link that is itself named is skipped rather than a failure: a pattern met it.
+    pub skips_links: bool,
 }
 
 impl Default for GetOptions {
     fn default() -> GetOptions {
-        GetOptions { if_exists: IfExists::Overwrite, into_directory: false, dry_run: false, output: None }
+        GetOptions {
+            if_exists: IfExists::Overwrite,
+            into_directory: false,
+            dry_run: false,
+            output: None,
+            filter: Arc::default(),
+            links: Links::Copy,
+            skips_links: false,
+        }
     }
 }
 
@@ -81,6 +97,8 @@ struct Job {
     client: Client,
     if_exists: IfExists,
     dry_run: bool,
+    filter: Arc<Filter>,
+    links: Links,
 }
 
 /// Where a file is saved.
@@ -101,13 +119,8 @@ struct FileJob {
     /// The mode and time that were listed.
     metadata: (u32, Mtime),
     place: Place,
-}
-
-/// A directory of a tree: its name on the server, and below the tree's top.
-#[derive(Clone)]
-struct Directory {
-    remote: RemotePath,
-    below: RemotePath,
+    /// The directory that it goes into, which is done when nobody holds it any more.
+    _directory: Option<Arc<Filled>>,
 }
 
 impl Client {
@@ -120,18 +133,7 @@ impl Client {
     /// # Cancel safety
     /// What was told as done is here, durably. What was on its way leaves nothing under its final name.
     pub async fn get(&self, items: Vec<GetItem>, mut options: GetOptions) -> Result<()> {
-        let job = Arc::new(Job { client: self.clone(), if_exists: options.if_exists, dry_run: options.dry_run });
-        let mut run = Run {
-            job,
-            into_directory: options.into_directory,
-            tasks: JoinSet::new(),
-            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
-            large: Arc::new(Semaphore::new(LARGE_MAX)),
-            batch: Vec::new(),
-            batch_len: 0,
-            stores: HashMap::new(),
-            directories: Vec::new(),
-        };
+        let mut run = Run::new(self, &options);
         for item in items {
             self.check_alive()?;
             match item.target {
@@ -143,18 +145,14 @@ impl Client {
                 }
                 GetTarget::Local(target) => {
                     let name = item.source.to_bytes();
-                    if let Err(error) = run.get_named(item.source, &target).await {
+                    if let Err(error) = run.get_named(item.source, &target, &options).await {
                         self.check_alive()?;
                         self.events().tell(Event::Failed { item: None, name, error }).await;
                     }
                 }
             }
         }
-        run.send_batch().await?;
-        self.events().tell(Event::FoundAll).await;
-        run.drain().await?;
-        run.settle_directories().await;
-        self.check_alive()
+        run.finish().await
     }
 }
 
@@ -169,13 +167,32 @@ struct Run {
     batch_len: u64,
     /// Directories that single files are saved into.
     stores: HashMap<PathBuf, Store>,
-    /// Directories that were made or met, in the order of the walk; they get mode and time at the end.
-    directories: Vec<(Place, u32, Mtime)>,
+    settling: Settling,
 }
 
 impl Run {
+    fn new(client: &Client, options: &GetOptions) -> Run {
+        Run {
+            job: Arc::new(Job {
+                client: client.clone(),
+                if_exists: options.if_exists,
+                dry_run: options.dry_run,
+                filter: Arc::clone(&options.filter),
+                links: options.links,
+            }),
+            into_directory: options.into_directory,
+            tasks: JoinSet::new(),
+            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
+            large: Arc::new(Semaphore::new(LARGE_MAX)),
+            batch: Vec::new(),
+            batch_len: 0,
+            stores: HashMap::new(),
+            settling: Settling::start(client.clone()),
+        }
+    }
+
     /// Fetches what stands under a name: a file or a tree.
-    async fn get_named(&mut self, source: RemotePath, target: &Path) -> Result<()> {
+    async fn get_named(&mut self, source: RemotePath, target: &Path, options: &GetOptions) -> Result<()> {
         let entry = self.job.client.stat(&source).await?;
         let looked_at = target.to_path_buf();
         let existing = blocking(move || Ok(looked_at.metadata().ok().map(|metadata| metadata.is_dir()))).await?;
@@ -186,12 +203,29 @@ impl Run {
                 if self.job.if_exists != IfExists::Rename {
                     check_target(plan::Kind::File, existing, &shown, self.into_directory)?;
                 }
+                let subject = Subject { path: &entry.name, kind: entry.kind, size: entry.size, mtime: entry.mtime };
+                if let Some(rule) = self.job.filter.judge(subject, None) {
+                    self.job.client.events().tell(Event::LeftOut { rule, count: 1 }).await;
+                    return Ok(());
+                }
+                if self.job.dry_run {
+                    return self.job.client.foresee_get(source, entry, target, options).await;
+                }
                 let place = self.place_of(target).await?;
-                self.take_file(source, &entry, place).await
+                self.take_file(source, &entry, place, None).await
             }
             EntryKind::Directory => {
                 check_target(plan::Kind::Directory, existing, &shown, self.into_directory)?;
+                if self.job.dry_run {
+                    return Box::pin(self.job.client.foresee_get(source, entry, target, options)).await;
+                }
                 self.get_tree(source, &entry, target).await
+            }
+            // A pattern met it, and in a tree it would be skipped as well.
+            EntryKind::Link if options.skips_links => {
+                let name = source.to_bytes();
+                self.job.client.events().tell(Event::Skipped { name, why: Skip::NamedLink }).await;
+                Ok(())
             }
             EntryKind::Link => Err(Error::new(
                 ErrorKind::Link,
@@ -223,109 +257,18 @@ impl Run {
         Ok(Place { store, path, shown: target.to_path_buf() })
     }
 
-    /// Fetches a tree: lists ahead of the files that it finds.
-    async fn get_tree(&mut self, source: RemotePath, top: &Entry, target: &Path) -> Result<()> {
-        let job = Arc::clone(&self.job);
-        let store = if job.dry_run { None } else { Some(open_store(target).await?) };
-        let place = |below: &RemotePath| -> Option<Place> {
-            let shown = plan::local_path(target, below);
-            store.clone().map(|store| Place { store, path: below.clone(), shown })
-        };
-        if let Some(place) = place(&RemotePath::root()) {
-            self.directories.push((place, top.mode, top.mtime));
-        }
-        let mut waiting = vec![Directory { remote: source, below: RemotePath::root() }];
-        let mut listings: JoinSet<(Directory, Result<Vec<Entry>>)> = JoinSet::new();
-        loop {
-            while listings.len() < LISTINGS_MAX
-                && let Some(directory) = waiting.pop()
-            {
-                let client = job.client.clone();
-                listings.spawn(async move {
-                    let entries = client.list(&directory.remote).await;
-                    (directory, entries)
-                });
-            }
-            let Some(listed) = listings.join_next().await else { return Ok(()) };
-            let (directory, entries) = listed.map_err(panicked)?;
-            let entries = match entries {
-                Ok(entries) => entries,
-                Err(error) => {
-                    job.client.check_alive()?;
-                    job.tell_failed(directory.remote.to_bytes(), error).await;
-                    continue;
-                }
-            };
-            for entry in entries {
-                let names = Component::new(&entry.name)
-                    .and_then(|name| Ok((directory.remote.join(name.clone())?, directory.below.join(name)?)));
-                let (remote, below) = match names {
-                    Ok(names) => names,
-                    Err(error) => {
-                        let mut name = directory.remote.to_bytes();
-                        name.push(b'/');
-                        name.extend_from_slice(&entry.name);
-                        job.tell_failed(name, Error::new(ErrorKind::Name, error.to_string())).await;
-                        continue;
-                    }
-                };
-                match entry.kind {
-                    EntryKind::File => match place(&below) {
-                        Some(place) => self.take_file(remote, &entry, place).await?,
-                        None => job.tell_planned(remote, ItemKind::File, entry.size).await,
-                    },
-                    EntryKind::Directory => {
-                        if let Some(place) = place(&below) {
-                            let (store, path, mode) = (place.store.clone(), below.clone(), entry.mode);
-                            let made = blocking(move || {
-                                store.make_directory(&path, None, true)?;
-                                // An earlier run may have given it its final mode already; it is filled first.
-                                let fillable = mode & 0o300 == 0o300;
-                                if fillable {
-                                    Ok(())
-                                } else {
-                                    store.set_directory_metadata(&path, Some(mode | 0o700), None)
-                                }
-                            });
-                            if let Err(error) = made.await {
-                                job.tell_failed(remote.to_bytes(), error).await;
-                                continue;
-                            }
-                            self.directories.push((place, entry.mode, entry.mtime));
-                        }
-                        waiting.push(Directory { remote, below });
-                    }
-                    EntryKind::Link => {
-                        let points_to = entry.target.unwrap_or_default();
-                        let depth = directory.below.components().len();
-                        match (check_link(depth, &points_to), place(&below)) {
-                            (Err(refusal), _) => {
-                                let (name, why) = (remote.to_bytes(), Skip::Link(refusal));
-                                job.client.events().tell(Event::Skipped { name, why }).await;
-                            }
-                            (Ok(()), Some(place)) => job.save_link(&remote, place, points_to, entry.mtime).await,
-                            (Ok(()), None) => job.tell_planned(remote, ItemKind::Link, 0).await,
-                        }
-                    }
-                    EntryKind::Special => {
-                        let name = remote.to_bytes();
-                        job.client.events().tell(Event::Skipped { name, why: Skip::Unknown }).await;
-                    }
-                }
-            }
-            self.reap()?;
-        }
-    }
-
-    async fn take_file(&mut self, remote: RemotePath, entry: &Entry, place: Place) -> Result<()> {
+    async fn take_file(
+        &mut self,
+        remote: RemotePath,
+        entry: &Entry,
+        place: Place,
+        directory: Option<Arc<Filled>>,
+    ) -> Result<()> {
         let size = entry.size;
-        if self.job.dry_run {
-            self.job.tell_planned(remote, ItemKind::File, size).await;
-            return Ok(());
-        }
         let item = self.job.client.item(remote.to_bytes());
         self.job.client.events().tell(Event::Found { files: 1, bytes: size }).await;
-        let file = FileJob { item, remote, size, metadata: (entry.mode, entry.mtime), place };
+        let metadata = (entry.mode, entry.mtime);
+        let file = FileJob { item, remote, size, metadata, place, _directory: directory };
         if size <= UNASKED_FILE_MAX {
             self.batch_len += size;
             let is_other_store =
@@ -378,20 +321,14 @@ impl Run {
         Ok(())
     }
 
-    /// Gives directories their modes and times, innermost first: what is done in one changes the time of another.
-    async fn settle_directories(&mut self) {
+    /// Waits for all that is on its way.
+    async fn finish(mut self) -> Result<()> {
+        self.send_batch().await?;
+        self.job.client.events().tell(Event::FoundAll).await;
+        self.drain().await?;
         let client = self.job.client.clone();
-        while let Some((place, mode, mtime)) = self.directories.pop() {
-            let name = place.shown.as_os_str().as_bytes().to_vec();
-            let set = blocking(move || {
-                place.store.set_directory_metadata(&place.path, Some(mode & 0o777), mtime_to_storage(mtime))
-            });
-            let event = match set.await {
-                Ok(()) => done_event(0, name, ItemKind::Directory, 0, None, Outcome::Stored, None),
-                Err(error) => Event::Failed { item: None, name, error },
-            };
-            client.events().tell(event).await;
-        }
+        self.settling.finish().await?;
+        client.check_alive()
     }
 }
 

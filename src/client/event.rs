@@ -3,10 +3,14 @@
 //! Events of a file's life are few (two a file) and never lost: who tells them waits for room. Progress is told as
 //! it comes and dropped when there is no room, so that a slow terminal never holds up data.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::client::filter::LeftOutBy;
 use crate::client::stalls::{Limit, Waited};
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind};
@@ -31,6 +35,10 @@ pub enum Outcome {
     Renamed,
     /// It would be moved; this is a dry run.
     Planned,
+    /// It is gone from the destination, where the source does not have it.
+    Removed,
+    /// It would be removed; this is a dry run.
+    PlannedRemoval,
 }
 
 /// One thing that happened.
@@ -100,6 +108,20 @@ pub enum Event {
         /// Why.
         why: Skip,
     },
+    /// A rule of the person left something out.
+    LeftOut {
+        /// Which rule.
+        rule: LeftOutBy,
+        /// How many names.
+        count: u64,
+    },
+    /// Files and links were found to be the same already, without being looked into.
+    Unchanged {
+        /// How many.
+        files: u64,
+        /// Bytes in them.
+        bytes: u64,
+    },
     /// The connection is lost, and another attempt follows.
     Retrying {
         /// How long until then.
@@ -128,13 +150,13 @@ pub enum ItemKind {
 
 /// The end that tells.
 #[derive(Clone, Debug)]
-pub struct Events(mpsc::Sender<Event>);
+pub struct Events(mpsc::Sender<Event>, Arc<AtomicU64>);
 
 /// A way for events, and its other end.
 #[must_use]
 pub fn channel() -> (Events, mpsc::Receiver<Event>) {
     let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-    (Events(sender), receiver)
+    (Events(sender, Arc::default()), receiver)
 }
 
 impl Events {
@@ -149,14 +171,28 @@ impl Events {
     /// # Cancel safety
     /// The event is lost when this is dropped; nothing else is.
     pub async fn tell(&self, event: Event) {
+        self.count(&event);
         // Nobody watches any more: there is no one to miss it.
         let _ = self.0.send(event).await;
     }
 
     /// As [`Events::tell`], from a thread that may block.
     pub fn tell_blocking(&self, event: Event) {
+        self.count(&event);
         // Nobody watches any more: there is no one to miss it.
         let _ = self.0.blocking_send(event);
+    }
+
+    fn count(&self, event: &Event) {
+        if matches!(event, Event::Failed { .. }) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// How many failures were told so far.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.1.load(Ordering::SeqCst)
     }
 
     /// Tells of progress, if there is room. The caller adds what was dropped to the next: the answer is whether it
@@ -166,6 +202,11 @@ impl Events {
         self.0.try_send(progress).is_ok()
     }
 }
+
+/// Rules that are counted one by one: a person gives few, but a tree may hold many files of rules.
+const RULES_MAX: usize = 200;
+/// What stands for the others.
+const OTHER_RULES: &str = "other rules";
 
 /// What the events of one command add up to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,6 +225,10 @@ pub struct Summary {
     pub failed: u64,
     /// Files that would be moved (`--dry-run`).
     pub planned: u64,
+    /// Files, links and directories that were removed, or would be (`--dry-run`).
+    pub removed: u64,
+    /// Names that rules left out: how many by which, the first 200 rules by name.
+    pub left_out: BTreeMap<LeftOutBy, u64>,
     /// Directories that are there.
     pub directories: u64,
     /// Bytes of the files that are done.
@@ -208,13 +253,14 @@ impl Summary {
     /// Adds one event.
     pub fn add(&mut self, event: &Event) {
         match event {
+            Event::Done { outcome: Outcome::Removed | Outcome::PlannedRemoval, .. } => self.removed += 1,
             Event::Done { kind: ItemKind::Directory, .. } => self.directories += 1,
             Event::Done { size, outcome, .. } => {
                 let count = match outcome {
                     Outcome::Stored => &mut self.stored,
                     Outcome::Unchanged => &mut self.unchanged,
                     Outcome::Kept => &mut self.kept,
-                    Outcome::Planned => &mut self.planned,
+                    Outcome::Planned | Outcome::Removed | Outcome::PlannedRemoval => &mut self.planned,
                     Outcome::Renamed => {
                         self.renamed += 1;
                         &mut self.stored
@@ -228,6 +274,15 @@ impl Summary {
                 self.add_failure(error.kind());
             }
             Event::Skipped { .. } => self.skipped += 1,
+            Event::LeftOut { rule, count } => {
+                let is_known = self.left_out.contains_key(rule) || self.left_out.len() < RULES_MAX;
+                let rule = if is_known { Arc::clone(rule) } else { OTHER_RULES.into() };
+                *self.left_out.entry(rule).or_default() += count;
+            }
+            Event::Unchanged { files, bytes } => {
+                self.unchanged += files;
+                self.bytes = self.bytes.saturating_add(*bytes);
+            }
             Event::Retrying { .. } => self.retries += 1,
             Event::Progress { moved, resent, held, .. } => {
                 self.bytes_moved = self.bytes_moved.saturating_add(*moved);

@@ -24,7 +24,9 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
+use crate::client::compare::Links;
 use crate::client::event::{Event, ItemKind, Outcome};
+use crate::client::filter::Filter;
 use crate::client::lanes::Report;
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
@@ -71,6 +73,10 @@ pub struct PutOptions {
     pub expect_root: Option<Root>,
     /// Where the content of a stream comes from.
     pub stream: Option<StreamSource>,
+    /// What is left out.
+    pub filter: Arc<Filter>,
+    /// What becomes of links.
+    pub links: Links,
 }
 
 impl Default for PutOptions {
@@ -83,6 +89,8 @@ impl Default for PutOptions {
             expect_size: None,
             expect_root: None,
             stream: None,
+            filter: Arc::default(),
+            links: Links::Copy,
         }
     }
 }
@@ -155,35 +163,60 @@ impl Client {
     ///
     /// # Cancel safety
     /// What was answered is stored; what was on its way is not, and leaves nothing on the server that anybody sees.
-    pub async fn put(&self, items: Vec<PutItem>, mut options: PutOptions) -> Result<()> {
-        let job = Arc::new(Job {
-            client: self.clone(),
-            if_exists: options.if_exists,
-            into_directory: options.into_directory,
-            remove_source: options.remove_source,
-            expect_size: options.expect_size,
-            expect_root: options.expect_root,
-        });
+    pub async fn put(&self, items: Vec<PutItem>, options: PutOptions) -> Result<()> {
+        let job = Arc::new(Job::new(self.clone(), &options));
         let mut walked = Vec::with_capacity(items.len());
         for item in items {
             if job.check_directory(&item).await? {
                 walked.push(item);
             }
         }
+        if options.dry_run {
+            return self.foresee_put(walked, &options).await;
+        }
         let tops = walked.iter().filter_map(|item| match &item.source {
             PutSource::Local(path) => Some((item.target.clone(), path.clone())),
             PutSource::Stream => None,
         });
-        let tops = tops.collect();
-        let (found_sender, mut found) = mpsc::channel(FOUND_MAX);
+        let tops: HashMap<_, _> = tops.collect();
+        let (found_sender, found) = mpsc::channel(FOUND_MAX);
         let mut walk = JoinSet::new();
+        let (filter, links) = (Arc::clone(&options.filter), options.links);
         walk.spawn_blocking(move || {
-            for found in Walk::new(walked) {
+            for found in Walk::with(walked, filter, links) {
                 if found_sender.blocking_send(found).is_err() {
                     break;
                 }
             }
         });
+        self.put_all(job, found, options, tops).await?;
+        while let Some(walked) = walk.join_next().await {
+            walked.map_err(panicked)?;
+        }
+        self.check_alive()
+    }
+
+    /// Uploads what comes, in the order of a walk of the tree `top`, until no more does.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub(crate) async fn put_found(
+        &self,
+        found: mpsc::Receiver<Found>,
+        options: PutOptions,
+        top: (RemotePath, PathBuf),
+    ) -> Result<()> {
+        let job = Arc::new(Job::new(self.clone(), &options));
+        self.put_all(job, found, options, HashMap::from([top])).await
+    }
+
+    async fn put_all(
+        &self,
+        job: Arc<Job>,
+        mut found: mpsc::Receiver<Found>,
+        mut options: PutOptions,
+        tops: HashMap<RemotePath, PathBuf>,
+    ) -> Result<()> {
         let mut run = Run {
             job,
             dry_run: options.dry_run,
@@ -213,9 +246,6 @@ impl Client {
         run.directories.clear();
         self.events().tell(Event::FoundAll).await;
         run.drain().await?;
-        while let Some(walked) = walk.join_next().await {
-            walked.map_err(panicked)?;
-        }
         self.check_alive()
     }
 }
@@ -258,7 +288,7 @@ impl Run {
                 self.leave_until(&target);
                 self.end_directory(&target).await?;
             }
-            Found::File { target, source, version, .. } => {
+            Found::File { target, source, version, ask, .. } => {
                 self.leave_until(&target);
                 let directory = self.parent();
                 let item = self.job.client.item(source.path().into_os_string().as_bytes().to_vec());
@@ -268,7 +298,7 @@ impl Run {
                     return Ok(());
                 }
                 let file = FileJob { item, target, source, upload_id: UploadId::default(), directory };
-                if version.size <= UNASKED_FILE_MAX && self.job.may_be_small() {
+                if version.size <= UNASKED_FILE_MAX && !ask && self.job.may_be_small() {
                     self.batch_len += version.size;
                     self.batch.push(file);
                     if self.batch.len() >= BATCH_FILES || self.batch_len >= BATCH_LEN {
@@ -306,6 +336,7 @@ impl Run {
                 let job = Arc::clone(&self.job);
                 self.tasks.spawn(async move { job.put_stream(item, target, stream).await });
             }
+            Found::LeftOut { rule } => events.tell(Event::LeftOut { rule, count: 1 }).await,
             Found::Skipped { path, why } => {
                 events.tell(Event::Skipped { name: path.into_os_string().as_bytes().to_vec(), why }).await;
             }
@@ -358,6 +389,8 @@ impl Run {
         }
         let Some((directory, is_filled)) = self.directories.pop() else { return Ok(()) };
         if self.dry_run {
+            let event = directory_event(&directory, Outcome::Planned);
+            self.job.client.events().tell(event).await;
             return Ok(());
         }
         if is_filled && Arc::strong_count(&directory) > 1 {
@@ -408,6 +441,11 @@ impl Run {
 fn planned(item: &Item, kind: ItemKind, size: u64) -> Event {
     let (name, outcome) = (item.name.clone(), Outcome::Planned);
     Event::Done { item: item.id, name, kind, size, root: None, outcome, renamed_to: None }
+}
+
+fn directory_event(directory: &Directory, outcome: Outcome) -> Event {
+    let (name, kind) = (directory.name.clone(), ItemKind::Directory);
+    Event::Done { item: 0, name, kind, size: 0, root: None, outcome, renamed_to: None }
 }
 
 async fn permit(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
@@ -471,6 +509,17 @@ fn read_exact_at(open: &OpenSource, buffer: &mut [u8], offset: u64) -> Result<()
 }
 
 impl Job {
+    fn new(client: Client, options: &PutOptions) -> Job {
+        Job {
+            client,
+            if_exists: options.if_exists,
+            into_directory: options.into_directory,
+            remove_source: options.remove_source,
+            expect_size: options.expect_size,
+            expect_root: options.expect_root,
+        }
+    }
+
     /// Files whose content is checked beforehand take the way of the larger ones, where the check is.
     fn may_be_small(&self) -> bool {
         self.expect_size.is_none() && self.expect_root.is_none()
@@ -988,15 +1037,7 @@ impl Job {
         let mut next = Some((directory, is_empty));
         while let Some((directory, is_empty)) = next.take() {
             let event = match self.set_directory(&directory, is_empty).await {
-                Ok(()) => Event::Done {
-                    item: 0,
-                    name: directory.name.clone(),
-                    kind: ItemKind::Directory,
-                    size: 0,
-                    root: None,
-                    outcome: Outcome::Stored,
-                    renamed_to: None,
-                },
+                Ok(()) => directory_event(&directory, Outcome::Stored),
                 Err(error) => Event::Failed { item: None, name: directory.name.clone(), error },
             };
             if self.client.check_alive().is_ok() {

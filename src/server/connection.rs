@@ -192,6 +192,8 @@ async fn hello(shared: &Shared, connection: &mut Connection, principal: Principa
             open_max: u32::try_from(limits::OPEN_TRANSFERS_MAX).unwrap_or(u32::MAX),
             idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
             now: i64::try_from(now).unwrap_or(i64::MAX),
+            file_mode: Some(shared.store.file_mode().into()),
+            directory_mode: Some(shared.store.directory_mode().into()),
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
         },
     );
@@ -260,9 +262,9 @@ fn has_room(connection: &Connection) -> bool {
 
 /// How far a listing is.
 enum ListStage {
-    Asked(RemotePath),
-    /// What is still to come, and how many entries have.
-    Begun(requests::Rest, u64),
+    Asked(ListDirectory),
+    /// What is still to come.
+    Begun(requests::Rest),
 }
 
 async fn run(
@@ -505,7 +507,7 @@ impl Driver {
             Kind::List => {
                 let request = ListDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
-                self.listings.push_back((transfer, ListStage::Asked(request.path)));
+                self.listings.push_back((transfer, ListStage::Asked(request)));
             }
             Kind::Hash => {
                 let request = Hash::from_payload(payload)?;
@@ -746,7 +748,7 @@ impl Driver {
             Ok(ListStep { frames, rest }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match rest {
-                    Some((rest, count)) => self.listings.push_front((transfer, ListStage::Begun(rest, count))),
+                    Some(rest) => self.listings.push_front((transfer, ListStage::Begun(rest))),
                     None => drop(self.requests.remove(&transfer)),
                 }
             }
@@ -786,10 +788,10 @@ impl Driver {
             self.listing += 1;
             self.flow.spawn(move |shared, who| {
                 let step = match stage {
-                    ListStage::Asked(path) => {
-                        audited::request(shared, who, "list", &path, || requests::list(shared, who, transfer, &path))
-                    }
-                    ListStage::Begun(rest, count) => requests::list_step(transfer, rest, count),
+                    ListStage::Asked(request) => audited::request(shared, who, "list", &request.path, || {
+                        requests::list(shared, who, transfer, &request)
+                    }),
+                    ListStage::Begun(rest) => requests::list_step(transfer, rest),
                 };
                 Job::Listed(transfer, step)
             });
@@ -814,8 +816,8 @@ impl Driver {
                 self.requests.remove(&transfer);
                 match run.file.check_unchanged() {
                     Ok(()) => {
-                        self.connection
-                            .send(transfer, &Done { count: 1, root: Some(root), size: Some(size), path: None });
+                        let done = Done { root: Some(root), size: Some(size), ..requests::done(1) };
+                        self.connection.send(transfer, &done);
                     }
                     Err(error) => self.fail(transfer, &error),
                 }

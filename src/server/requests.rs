@@ -1,6 +1,5 @@
 //! Requests that are answered from the disk: what is there, and small changes of names. Every function blocks.
 
-use std::iter::Peekable;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,10 +12,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{self, UNASKED_FILE_MAX};
 use crate::path::RemotePath;
 use crate::protocol::{
-    Done, Entries, FRAME_HEADER_LEN, Finish, Get, GetAnswer, Header, IfExists, Kind, List, MakeDirectory, MakeLink,
-    Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Space, Stat, Stored, Volume,
+    Done, Entries, FRAME_HEADER_LEN, Finish, Get, GetAnswer, Header, IfExists, Kind, List, ListDirectory,
+    MakeDirectory, MakeLink, Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Space, Stat, Stored, Volume,
 };
-use crate::storage::{self, Listing, StoredFile};
+use crate::storage::{self, Cursor, Listing, StoredFile};
 
 /// A download that was opened: the frames of its answer, and the file if content is still to be asked for.
 pub(super) struct Got {
@@ -27,15 +26,24 @@ pub(super) struct Got {
 /// A page of a listing: its frames, and the rest.
 pub(super) struct ListStep {
     pub(super) frames: Vec<Bytes>,
-    pub(super) rest: Option<(Rest, u64)>,
+    pub(super) rest: Option<Rest>,
 }
 
 /// What of a listing is still to come.
-pub(super) type Rest = Box<Peekable<Listing>>;
+pub(super) type Rest = Box<Ongoing>;
+
+/// A listing on its way.
+pub(super) struct Ongoing {
+    listing: Listing,
+    /// An entry that did not fit the last page.
+    held: Option<storage::Entry>,
+    count: u64,
+    count_max: u64,
+}
 
 /// Answers that tell of nothing but success.
 pub(super) fn done(count: u64) -> Done {
-    Done { count, root: None, size: None, path: None }
+    Done { count, root: None, size: None, path: None, next: None }
 }
 
 fn frame(transfer: u32, message: &impl Message) -> Bytes {
@@ -102,35 +110,44 @@ pub(super) fn space(shared: &Shared, who: &Who, transfer: u32, request: &Space) 
 }
 
 /// Begins a listing.
-pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, path: &RemotePath) -> Result<ListStep> {
-    shared.access.decide(&who.principal, Verb::List, path)?;
-    let listing = Box::new(shared.store.list(path, None)?.peekable());
-    list_step(transfer, listing, 0)
+pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, request: &ListDirectory) -> Result<ListStep> {
+    shared.access.decide(&who.principal, Verb::List, &request.path)?;
+    let listing = shared.store.list(&request.path, request.after.map(Cursor))?;
+    let count_max = request.count_max.unwrap_or(u64::MAX);
+    list_step(transfer, Box::new(Ongoing { listing, held: None, count: 0, count_max }))
 }
 
 /// The next page of a listing.
-pub(super) fn list_step(transfer: u32, mut listing: Rest, mut count: u64) -> Result<ListStep> {
+pub(super) fn list_step(transfer: u32, mut rest: Rest) -> Result<ListStep> {
     // What an entry costs beside its name and target, at most.
     const ENTRY_OVERHEAD: usize = 64;
     let mut page = Vec::new();
     let mut len = ENTRY_OVERHEAD;
-    while let Some(next) = listing.peek() {
-        if let Ok(entry) = next {
-            len += ENTRY_OVERHEAD + entry.name.len() + entry.link_target.as_ref().map_or(0, Vec::len);
-            if page.len() == limits::LIST_PAGE_MAX || len > limits::CONTROL_LEN_MAX {
-                return Ok(ListStep {
-                    frames: vec![frame(transfer, &Entries { entries: List(page) })],
-                    rest: Some((listing, count)),
-                });
-            }
+    let mut next = None;
+    loop {
+        if rest.count == rest.count_max {
+            // Nothing is held here, so this is the place behind the entry that was sent last.
+            next = Some(rest.listing.cursor().0);
+            break;
         }
-        if let Some(entry) = listing.next() {
-            page.push(convert::entry(entry?));
-            count += 1;
+        let entry = match rest.held.take() {
+            Some(entry) => entry,
+            None => match rest.listing.next() {
+                Some(entry) => entry?,
+                None => break,
+            },
+        };
+        len += ENTRY_OVERHEAD + entry.name.len() + entry.link_target.as_ref().map_or(0, Vec::len);
+        if page.len() == limits::LIST_PAGE_MAX || len > limits::CONTROL_LEN_MAX {
+            rest.held = Some(entry);
+            return Ok(ListStep { frames: vec![frame(transfer, &Entries { entries: List(page) })], rest: Some(rest) });
         }
+        page.push(convert::entry(entry));
+        rest.count += 1;
     }
     let page = frame(transfer, &Entries { entries: List(page) });
-    Ok(ListStep { frames: vec![page, frame(transfer, &done(count))], rest: None })
+    let done = Done { next, ..done(rest.count) };
+    Ok(ListStep { frames: vec![page, frame(transfer, &done)], rest: None })
 }
 
 /// A directory and its parents; tells whether it was made.
@@ -235,7 +252,7 @@ pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename
 
 fn renamed(stored: Stored) -> Done {
     let count = u64::from(stored.outcome != Outcome::Skipped);
-    Done { count, root: None, size: None, path: stored.path }
+    Done { path: stored.path, ..done(count) }
 }
 
 /// Opens a file whose root is asked for.

@@ -112,6 +112,12 @@ impl ModeRange {
     }
 }
 
+impl From<ModeRange> for (u32, u32) {
+    fn from(range: ModeRange) -> (u32, u32) {
+        (range.min, range.max)
+    }
+}
+
 /// A file or directory as long as it exists, under whatever name: its device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
@@ -250,6 +256,18 @@ impl Store {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
+    }
+
+    /// The permission bits that files get here.
+    #[must_use]
+    pub fn file_mode(&self) -> ModeRange {
+        self.inner.options.file_mode
+    }
+
+    /// The permission bits that directories get here.
+    #[must_use]
+    pub fn directory_mode(&self) -> ModeRange {
+        self.inner.options.directory_mode
     }
 
     /// Which directory this is.

@@ -662,8 +662,8 @@ fn uploads_refuse_what_cannot_be() {
     check_kind(upload.finish(4, metadata(b"")), ErrorKind::Internal, "fewer bytes than said");
     let upload = store.begin(&path("x"), NewFile::default()).unwrap();
     check_kind(upload.write_at(u64::MAX, b"abc"), ErrorKind::Limit, "past the end of everything");
-    check_kind(upload.write_at(0, b"abc"), ErrorKind::Io, "poisoned");
-    check_kind(upload.finish(0, metadata(b"")), ErrorKind::Io, "poisoned");
+    check_kind(upload.write_at(0, b"abc"), ErrorKind::Limit, "poisoned");
+    check_kind(upload.finish(0, metadata(b"")), ErrorKind::Limit, "poisoned");
     assert_eq!(names(&store, ""), ["f"]);
     assert_eq!(std::fs::read_dir(root.join(".sealift/staging")).unwrap().count(), 0);
 }
@@ -846,7 +846,7 @@ fn a_full_disk_is_told_and_harms_nothing_else() {
         let error = (0..8).find_map(|index| upload.write_at(index << 20, &block).err()).unwrap();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
         assert!(error.chain().contains("needed"), "{}", error.chain());
-        check_kind(upload.write_at(0, b"x"), ErrorKind::Io, "poisoned");
+        check_kind(upload.write_at(0, b"x"), ErrorKind::NoSpace, "poisoned");
         assert_eq!(content(&store, "kept").unwrap(), bytes(100_000, 1));
         drop(upload);
         put(&store, "after", &bytes(2 << 20, 1), IfExists::Overwrite).unwrap();

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
@@ -25,7 +25,7 @@ use super::{Identity, IfExists, Inner, Kind, Mtime, Store, StoredFile, lock};
 use crate::buffer::BUFFER_ALIGN;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
-use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, MIB};
+use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, KIB, MIB};
 use crate::path::{Component, RemotePath};
 
 /// Bytes of a file that is staged without a name. A larger one is worth finding again.
@@ -40,6 +40,8 @@ pub(super) const DIRECT_LEN_MIN: usize = 256 * 1024;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Target directories whose staging place is remembered. Full, the memory is emptied.
 const STAGING_PLACES_MAX: usize = 4096;
+/// Bytes of zeros in one write that are left out on disk instead, so that sparse files stay sparse.
+const HOLE_LEN_MIN: usize = 64 * KIB;
 /// The mode of a file for which none was asked.
 const MODE_DEFAULT: u32 = 0o644;
 
@@ -451,7 +453,8 @@ pub struct Upload {
     written: AtomicU64,
     /// Where the file ends, if nothing but [`Upload::write_at`] made it longer.
     end: AtomicU64,
-    poisoned: AtomicBool,
+    /// What kind of failure made it unfit: the writes that follow fail for the same reason.
+    poisoned: OnceLock<ErrorKind>,
 }
 
 impl Upload {
@@ -466,7 +469,7 @@ impl Upload {
             written: AtomicU64::new(written),
             // Of content that was here before, only its own status tells the end.
             end: AtomicU64::new(if written > 0 { u64::MAX } else { 0 }),
-            poisoned: AtomicBool::new(false),
+            poisoned: OnceLock::new(),
         }
     }
 
@@ -653,6 +656,17 @@ impl Upload {
         Recorded { root: metadata.root, upload_id: metadata.upload_id }.set(file, &status)
     }
 
+    /// Makes a range one that reads as zeros and takes no space, whatever was there. False where that cannot be.
+    fn leave_out(&self, offset: u64, len: u64) -> IoResult<bool> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), flags, offset, len)) {
+            Ok(()) => Ok(true),
+            Err(errno @ (Errno::IO | Errno::ROFS)) => Err(errno),
+            // Not offered here: zeros are written like everything else.
+            Err(_) => Ok(false),
+        }
+    }
+
     pub(super) fn preallocate(&self) -> Result<()> {
         let Some(size) = self.announced.filter(|&size| size >= PREALLOCATE_SIZE_MIN) else { return Ok(()) };
         match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), FallocateFlags::empty(), 0, size)) {
@@ -665,6 +679,9 @@ impl Upload {
     }
 
     fn write_all(&self, mut offset: u64, mut bytes: &[u8]) -> IoResult<()> {
+        if bytes.len() >= HOLE_LEN_MIN && is_zero(bytes) && self.leave_out(offset, bytes.len() as u64)? {
+            return Ok(());
+        }
         if let Some(direct) = &self.direct {
             let count = direct.write(offset, bytes)?;
             offset += count as u64;
@@ -696,15 +713,16 @@ impl Upload {
     }
 
     fn check_sound(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::SeqCst) {
+        if let Some(&kind) = self.poisoned.get() {
             let message = format!("store {}: an earlier write failed, so it starts anew", self.path);
-            return Err(Error::new(ErrorKind::Io, message));
+            return Err(Error::new(kind, message));
         }
         Ok(())
     }
 
     fn poison(&self, error: Error) -> Error {
-        self.poisoned.store(true, Ordering::SeqCst);
+        // The first stays: others follow from it.
+        let _ = self.poisoned.set(error.kind());
         self.staging.set_kept(false);
         error
     }
@@ -749,6 +767,11 @@ impl Direct {
         }
         Ok(done)
     }
+}
+
+/// Whether there is nothing but zeros. Ends with the first page that has something else.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(4 * KIB).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// A file with all its content and metadata that only lacks its name: [`Store::publish`] gives it.

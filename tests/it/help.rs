@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 22] = [
     "certs",
     "serve",
     "put",
     "get",
+    "sync",
     "ls",
     "stat",
     "hash",

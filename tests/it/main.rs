@@ -26,6 +26,8 @@ mod resume;
 mod rig;
 mod secrets;
 mod streams;
+mod sync;
+mod sync_model;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
