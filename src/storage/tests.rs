@@ -71,6 +71,24 @@ fn every_size_comes_back() {
     }
 }
 
+/// What is left out on disk counts: a file that is nothing but zeros, or ends in them, is as long as it should be.
+#[test]
+fn zeros_of_every_size_come_back() {
+    let dir = disk();
+    for (kind, store) in [
+        ("served", Store::open_served(&dir.path().join("served"), StoreOptions::default()).unwrap()),
+        ("local", Store::open_local(&dir.path().join("local")).unwrap()),
+    ] {
+        for size in SIZES {
+            for begun in [0, size.min(70_000), size.min(1 << 20)] {
+                let expected = [bytes(begun, 3), vec![0; size - begun]].concat();
+                put(&store, "zeros", &expected, IfExists::Overwrite).unwrap();
+                assert!(content(&store, "zeros").unwrap() == expected, "{kind}: {size}, zeros from {begun} on");
+            }
+        }
+    }
+}
+
 #[track_caller]
 fn check_kind<T: fmt::Debug>(result: Result<T>, expected: ErrorKind, what: impl fmt::Debug) {
     match result {

@@ -451,7 +451,7 @@ pub struct Upload {
     announced: Option<u64>,
     /// Bytes that were written, in any order.
     written: AtomicU64,
-    /// Where the file ends, if nothing but [`Upload::write_at`] made it longer.
+    /// Where the file ends, if nothing but [`Upload::write_at`] made it longer. Holes don't.
     end: AtomicU64,
     /// What kind of failure made it unfit: the writes that follow fail for the same reason.
     poisoned: OnceLock<ErrorKind>,
@@ -550,9 +550,12 @@ impl Upload {
             let message = format!("write {} at offset {offset}: more than a file can have", self.path);
             return Err(self.poison(Error::new(ErrorKind::Limit, message)));
         }
-        self.write_all(offset, bytes).map_err(|errno| self.write_error(offset, bytes.len() as u64, errno))?;
+        let is_long =
+            self.write_all(offset, bytes).map_err(|errno| self.write_error(offset, bytes.len() as u64, errno))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.end.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
+        if is_long {
+            self.end.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -678,9 +681,10 @@ impl Upload {
         }
     }
 
-    fn write_all(&self, mut offset: u64, mut bytes: &[u8]) -> IoResult<()> {
+    /// Whether the file reaches to the end of them now: what is left out does not make it longer.
+    fn write_all(&self, mut offset: u64, mut bytes: &[u8]) -> IoResult<bool> {
         if bytes.len() >= HOLE_LEN_MIN && is_zero(bytes) && self.leave_out(offset, bytes.len() as u64)? {
-            return Ok(());
+            return Ok(false);
         }
         if let Some(direct) = &self.direct {
             let count = direct.write(offset, bytes)?;
@@ -696,7 +700,7 @@ impl Upload {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn copy_by_hand(&self, base: &StoredFile, range: Range<u64>) -> Result<()> {
