@@ -42,7 +42,8 @@ pub(super) struct Incoming {
     pub(super) generation: u64,
     /// The version that is there, whose groups need not come.
     pub(super) base: Option<Arc<StoredFile>>,
-    /// The root of that version, once it has been hashed to its end.
+    /// The root of that version, once it has been hashed to its end. None when groups of an earlier attempt stand in
+    /// for its own: the root of those says nothing of what has the name.
     pub(super) base_root: Option<Root>,
     /// Content may not come: the question is only whether it is the same.
     pub(super) compare_only: bool,

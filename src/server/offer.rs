@@ -136,9 +136,11 @@ impl Offer {
         self.next_claimed().is_none()
     }
 
-    /// The root of the version that is there, when all of it was read and it is all there is.
+    /// The root of the version that is there, when all of it was read and it is all there is: what an earlier attempt
+    /// has left is not of that version, though it may be all of another of the same size.
     pub(super) fn base_root(&self) -> Option<Root> {
-        self.base.as_ref().filter(|_| self.is_over()).and_then(|base| self.tree.root(base.size()))
+        let is_all_of_base = self.is_over() && self.held.bytes() == 0;
+        self.base.as_ref().filter(|_| is_all_of_base).and_then(|base| self.tree.root(base.size()))
     }
 
     fn next_claimed(&self) -> Option<u64> {

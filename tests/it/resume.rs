@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
+use sealift::hash::GroupHash;
+use sealift::transfer::{Ledger, Record};
 use serde_json::Value;
 
 use crate::rig::{Cut, Mount, Plan, Proxy, Ran, Server, World, binary, content, hash_of, leftovers, remote, until};
@@ -299,6 +301,39 @@ fn records_and_content_of_different_moments_never_make_a_wrong_file() {
             server.stop();
             fs::remove_file(world.root().join("x")).unwrap();
         }
+    }
+}
+
+/// An attempt that was killed between its last group and its finish has left all that the next one needs, so nothing
+/// is sent; still it is another version that has the name, and what is acknowledged must be there.
+#[test]
+fn what_is_held_whole_is_stored_over_another_version() {
+    let world = World::new();
+    let len = 8 * MIB + 77;
+    let new = content(17, len);
+    // Another version all through, and one of which the client finds every group but the first.
+    let alike = [&content(18, MIB), &new[MIB..]].concat();
+    let source = world.file("x", &new);
+    for (what, old, held) in [("all is held", content(18, len), 0..9), ("the rest is there", alike, 0..1)] {
+        let server = world.serve();
+        interrupt(&server, &source, "x", 2_500_000);
+        resting(&world);
+        server.stop();
+        let (contents, records) = kept_files(&world.root());
+        let mut record = Record::decode(&fs::read(&records[0]).unwrap()).unwrap();
+        record.held = Ledger::new(len as u64);
+        for (group, bytes) in (0..).zip(new.chunks(MIB)).filter(|(group, _)| held.contains(group)) {
+            record.held.insert(group, GroupHash::of(group, bytes).value);
+        }
+        fs::write(&contents[0], &new).unwrap();
+        fs::write(&records[0], record.encode()).unwrap();
+        fs::write(world.root().join("x"), &old).unwrap();
+        let server = world.serve();
+        let ran = server.put(&source, "x");
+        assert_eq!((number(&ran, "bytes_moved"), &ran.summary()["unchanged"]), (0, &0.into()), "{what}: {ran:?}");
+        assert_eq!(ran.done_files()[0].1, hash_of(&new), "{what}");
+        check_stored(&world, "x", &new);
+        fs::remove_file(world.root().join("x")).unwrap();
     }
 }
 
