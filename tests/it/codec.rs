@@ -208,21 +208,21 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             let mut shorter = vec![0xa0 + fields.len() as u8 - 1];
             let others = fields.iter().enumerate().filter(|(index, _)| *index != left_out);
             others.for_each(|(_, field)| shorter.extend_from_slice(field));
-            let optional = match (vector.kind, fields[left_out][0]) {
+            let optional = matches!(
+                (vector.kind, fields[left_out][0]),
                 (Kind::ClientHello, 2 | 3 | 8)
-                | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16)
-                | (Kind::Failed, 2)
-                | (Kind::Put | Kind::Done, 1..=3)
-                | (Kind::Put, 8)
-                | (Kind::Done, 4)
-                | (Kind::List, 1 | 2)
-                | (Kind::Stored, 1 | 3)
-                | (Kind::GetAnswer, 4)
-                | (Kind::MakeLink, 2)
-                | (Kind::SetDirectory, 1 | 2)
-                | (Kind::Entry, 5) => true,
-                _ => false,
-            };
+                    | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16)
+                    | (Kind::Failed, 2)
+                    | (Kind::Put | Kind::Done, 1..=3)
+                    | (Kind::Put, 8)
+                    | (Kind::Done, 4)
+                    | (Kind::List, 1 | 2)
+                    | (Kind::Stored, 1 | 3)
+                    | (Kind::GetAnswer, 4)
+                    | (Kind::MakeLink, 2)
+                    | (Kind::SetDirectory, 1 | 2)
+                    | (Kind::Entry, 5)
+            );
             let decoded = recode(vector.kind, 0, &shorter);
             assert_eq!(decoded.is_ok(), optional, "{} without field {}", vector.name, fields[left_out][0]);
         }
