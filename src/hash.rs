@@ -45,6 +45,11 @@ impl fmt::Debug for Root {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct GroupValue(pub [u8; 32]);
 
+impl GroupValue {
+    /// Stands for a group that is not there, or cannot be read: no group has this value.
+    pub const NONE: GroupValue = GroupValue([0; 32]);
+}
+
 /// How many groups a file of `size` bytes has. An empty file has none, an exact multiple has no empty last one.
 #[must_use]
 pub fn group_count(size: u64) -> u64 {
@@ -164,6 +169,22 @@ impl Tree {
             self.values.resize(index + 1, None);
         }
         self.values[index] = Some(value);
+    }
+
+    /// Forgets the hash of a group.
+    pub fn remove(&mut self, index: u64) {
+        if let Some(value) = usize::try_from(index).ok().and_then(|index| self.values.get_mut(index)) {
+            *value = None;
+        }
+        if index == 0 {
+            self.alone = None;
+        }
+    }
+
+    /// The hash of a group, when it is known.
+    #[must_use]
+    pub fn hash(&self, index: u64) -> Option<GroupHash> {
+        self.value(index).map(|value| GroupHash { value, alone: self.alone.filter(|_| index == 0) })
     }
 
     /// The value of a group, when it is known.

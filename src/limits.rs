@@ -50,6 +50,8 @@ pub const DATA_QUEUE_MAX: usize = 256 * KIB;
 pub const WANTED_MAX: u64 = 64 * MIB as u64;
 /// Ranges that a download may have asked for and not yet received, per connection. More: protocol error.
 pub const WANTED_RANGES_MAX: usize = 4096;
+/// Ranges that a server claims to hold of an unfinished upload; more are not claimed, and are sent again.
+pub const HELD_RANGES_MAX: usize = 2048;
 /// Entries of a listing in one frame; a page also ends when the frame is full.
 pub const LIST_PAGE_MAX: usize = 512;
 /// Bytes of symbolic link target: what Linux takes.
@@ -152,6 +154,32 @@ pub const QUOTA_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 pub const QUOTA_COUNT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of a policy file: some ten thousand principals. Longer: the file is not used.
 pub const POLICY_LEN_MAX: usize = 4 * MIB;
+
+// ---- unfinished uploads ------------------------------------------------------------------------------------
+
+/// How long an unfinished upload is kept after something of it last came (`--keep-partial`).
+pub const KEEP_PARTIAL: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of an upload from which on it is kept when it is cut: a smaller one is sent again as quickly.
+pub const KEPT_SIZE_MIN: u64 = GROUP_LEN as u64 + 1;
+/// Unfinished uploads that rest at once, of all principals. Beyond it, those go that rested longest.
+pub const KEPT_COUNT_MAX: usize = 16_384;
+/// Bytes on disk in unfinished uploads that rest (`--keep-partial-max`), of all principals. Beyond it, those go that
+/// rested longest; the newest stays.
+pub const KEPT_BYTES_MAX: u64 = 1 << 40;
+/// The part of [`KEPT_COUNT_MAX`] and [`KEPT_BYTES_MAX`] that one principal can have: a quarter.
+pub const KEPT_SHARE: usize = 4;
+/// How often a server looks for those that have rested too long.
+pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
+/// How often what is held is recorded while it grows, for the death of the process: without a sync.
+pub const RECORD_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes after which what is held is made durable and recorded durably: what a power cut costs at most, with
+/// [`CHECKPOINT_INTERVAL`].
+pub const CHECKPOINT_LEN: u64 = 256 * MIB as u64;
+/// Time after which the same is done.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// Recording may cost so much of what came since the last record: one byte in this many. A record of a file of
+/// 1 TiB has 32 MiB.
+pub const RECORD_COST: u64 = 16;
 
 /// 1024 bytes.
 pub const KIB: usize = 1 << 10;

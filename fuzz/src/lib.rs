@@ -235,7 +235,7 @@ pub fn receiver(input: &[u8]) {
 fn machines(size: u64, seed: &[u8; 4]) {
     let (mut sender, mut fetcher, mut tree) = (Sender::new(size), Fetcher::new(size), Tree::new());
     let mut steps = 0;
-    while let Some(group) = sender.take() {
+    while let Some(sealift::transfer::Taken { group, .. }) = sender.take() {
         steps += 1;
         if steps % 3 == 0 && steps < 16 {
             sender.give_back(group);
@@ -243,7 +243,7 @@ fn machines(size: u64, seed: &[u8; 4]) {
         }
         let hash = GroupHash::of(group, &[seed[0]]);
         tree.insert(group, hash);
-        sender.judge(group, hash);
+        sender.judge(group, hash, None);
         sender.sent(group);
     }
     assert!(size == 0 || group_count(size) == 1 || sender.finish().map(|finish| finish.root) == tree.root(size));

@@ -7,12 +7,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::cli::audit::AuditArgs;
 use crate::cli::bench::BenchArgs;
 use crate::cli::certs::CertsArgs;
 use crate::cli::doctor::DoctorArgs;
+use crate::cli::filters::{FilterArgs, UnlistedFilterArgs};
 use crate::cli::generate::GenerateArgs;
 use crate::cli::names::Named;
 use crate::cli::receipt::ReceiptArgs;
@@ -20,6 +21,7 @@ use crate::cli::remotes::RemoteArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::user::{GrantArgs, UserArgs};
 use crate::cli::values;
+use crate::client::compare::DeleteMax;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{self, CLIENT_PROGRESS_TIMEOUT};
@@ -82,6 +84,8 @@ Examples:
     Get(Box<GetArgs>),
     /// Compare files and directories here with what the server has
     Verify(Box<VerifyArgs>),
+    /// Make the contents of one directory those of another, either way
+    Sync(Box<SyncArgs>),
     /// List directories
     Ls(Box<LsArgs>),
     /// Show what the server knows about names
@@ -94,6 +98,14 @@ Examples:
     Mv(Box<MvArgs>),
     /// Make directories
     Mkdir(Box<MkdirArgs>),
+    /// List and remove uploads that were cut, where they are kept
+    #[command(after_help = "\
+An upload that was cut is kept for its owner to go on with (serve --keep-partial).
+
+Examples:
+  sealift uploads ls --root /srv/files
+  sealift uploads rm --root /srv/files 0123456789abcdef")]
+    Uploads(Box<UploadsArgs>),
     /// Check receipts for stored files
     Receipt(Box<ReceiptArgs>),
     /// Verify an audit log
@@ -198,12 +210,9 @@ fn variable<T>(
     parsed.map(Some).map_err(|why| Error::new(ErrorKind::Usage, format!("{name}: {why}")))
 }
 
-/// The flags of every command that moves content.
-#[derive(Args, Clone, Debug)]
-pub struct TransferArgs {
-    /// For a taken name: overwrite, skip, fail, rename
-    #[arg(long, value_name = "WHAT", value_enum, default_value = "overwrite", hide_possible_values = true)]
-    pub if_exists: IfExistsArg,
+/// How the connections of a transfer are used.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PaceArgs {
     /// Connections of one transfer [default: computed]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(values::STREAMS_MAX)))]
     pub streams: Option<u16>,
@@ -213,6 +222,43 @@ pub struct TransferArgs {
     /// TCP congestion control [default: bbr when far, cubic when near]
     #[arg(long, value_name = "NAME", value_parser = values::congestion)]
     pub cc: Option<Congestion>,
+}
+
+/// The same flags for a command whose help has no room for them.
+#[derive(Clone, Debug, Default)]
+pub struct UnlistedPaceArgs(pub PaceArgs);
+
+impl FromArgMatches for UnlistedPaceArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<UnlistedPaceArgs, clap::Error> {
+        PaceArgs::from_arg_matches(matches).map(UnlistedPaceArgs)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl Args for UnlistedPaceArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        ["streams", "bwlimit", "cc"]
+            .iter()
+            .fold(PaceArgs::augment_args(command), |command, name| command.mut_arg(name, |arg| arg.hide(true)))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        UnlistedPaceArgs::augment_args(command)
+    }
+}
+
+/// The flags of every command that moves content.
+#[derive(Args, Clone, Debug)]
+pub struct TransferArgs {
+    /// For a taken name: overwrite, skip, fail, rename
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "overwrite", hide_possible_values = true)]
+    pub if_exists: IfExistsArg,
+    /// How connections are used.
+    #[command(flatten)]
+    pub pace: PaceArgs,
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
@@ -235,8 +281,8 @@ pub struct TransferArgs {
     after_help = "\
 Examples:
   sealift put --certs certs photos sealift://nas/in/       stored as in/photos/...
-  sealift put --certs certs dump.sql sealift://nas/today   stored as today
-  sealift put --certs certs --stdin-from-command sealift://nas/db.sql -- pg_dump shop"
+  sealift put --certs certs --stdin-from-command sealift://nas/db.sql -- pg_dump shop
+Also --links, --exclude and whatever else leaves things out: see `sealift sync --help`."
 )]
 pub struct PutArgs {
     /// Local files and directories (`-` is standard input), then the remote destination
@@ -249,6 +295,9 @@ pub struct PutArgs {
     /// Upload what CMD prints, if it exits 0; no shell is involved
     #[arg(long, conflicts_with_all = ["files_from", "remove_source"])]
     pub stdin_from_command: bool,
+    /// Write a stream to a temporary file first, so that it can be sent again
+    #[arg(long, conflicts_with = "remove_source")]
+    pub spool: bool,
     /// Store nothing unless the source has this size
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub expect_size: Option<u64>,
@@ -264,6 +313,9 @@ pub struct PutArgs {
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: UnlistedFilterArgs,
 }
 
 /// Download files and directories.
@@ -274,7 +326,8 @@ pub struct PutArgs {
 Examples:
   sealift get --certs certs sealift://nas/in/photos        stored as ./photos/...
   sealift get --certs certs sealift://nas/in/photos old/   stored as old/photos/...
-  sealift get --certs certs sealift://nas/db.sql.zst - | zstd -d | psql shop"
+  sealift get --certs certs sealift://nas/db.sql.zst - | zstd -d | psql shop
+Also --links, --exclude and whatever else leaves things out: see `sealift sync --help`."
 )]
 pub struct GetArgs {
     /// Remotes, then where to store them (`-` is standard output) [default: ./]
@@ -289,6 +342,50 @@ pub struct GetArgs {
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: UnlistedFilterArgs,
+}
+
+/// Make the contents of one directory those of another.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "sealift sync [OPTIONS] SOURCE DEST",
+    after_help = "\
+Example:
+  sealift sync --certs certs --delete -n photos sealift://nas/photos     -n: look before it runs"
+)]
+pub struct SyncArgs {
+    /// A directory, here or remote
+    #[arg(value_name = "SOURCE")]
+    pub source: OsString,
+    /// The directory that becomes the same; one of the two is remote
+    #[arg(value_name = "DEST")]
+    pub destination: OsString,
+    /// Compare files of the same size by BLAKE3 hash, not by time
+    #[arg(short, long)]
+    pub checksum: bool,
+    /// At the end, remove what SOURCE does not have
+    #[arg(long)]
+    pub delete: bool,
+    /// Also what is left out
+    #[arg(long)]
+    pub delete_excluded: bool,
+    /// Remove nothing if more files than this would go
+    #[arg(long, value_name = "N|N%", default_value = "25%")]
+    pub max_delete: DeleteMax,
+    /// Say what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// How connections are used, as in `put`.
+    #[command(flatten)]
+    pub pace: UnlistedPaceArgs,
+    /// How to connect.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// What is left out.
+    #[command(flatten)]
+    pub filters: FilterArgs,
 }
 
 /// Compare files and directories here with what the server has.
@@ -454,6 +551,42 @@ pub struct MkdirArgs {
     pub connect: ConnectArgs,
 }
 
+/// List and remove unfinished uploads.
+#[derive(Args, Debug)]
+pub struct UploadsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: UploadsCommand,
+}
+
+/// What to do with unfinished uploads.
+#[derive(Subcommand, Debug)]
+pub enum UploadsCommand {
+    /// List them: id, bytes held and in all, when something last came, whose, and the name
+    #[command(after_help = "Example:\n  sealift uploads ls --root /srv/files")]
+    Ls {
+        /// The directory that is served
+        #[arg(long, value_name = "DIR")]
+        root: PathBuf,
+        /// Print JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove those with these ids; one that is being received is left
+    #[command(after_help = "Example:\n  sealift uploads rm --root /srv/files 0123456789abcdef")]
+    Rm {
+        /// The directory that is served
+        #[arg(long, value_name = "DIR")]
+        root: PathBuf,
+        /// As `ls` prints them
+        #[arg(value_name = "ID", required_unless_present = "all")]
+        ids: Vec<String>,
+        /// All of them
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+    },
+}
+
 /// Serve a directory.
 #[derive(Args, Debug)]
 #[command(
@@ -469,7 +602,7 @@ pub struct ServeArgs {
     /// Directory to serve; its last component is made if missing
     #[arg(long, value_name = "DIR", required_unless_present = "show_limits")]
     pub root: Option<PathBuf>,
-    /// Where to accept; port 0 is a free one (repeatable)
+    /// Where to accept (repeatable; port 0: any)
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7443")]
     pub listen: Vec<SocketAddr>,
     /// Bytes of memory for content in flight
@@ -502,6 +635,13 @@ pub struct ServeArgs {
     /// Permissions of made directories, at least and at most
     #[arg(long, value_name = "MIN[:MAX]", value_parser = values::mode_range)]
     pub dir_mode: Option<ModeRange>,
+    /// How long what was cut is kept; 0: not at all
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = values::duration_or_none)]
+    pub keep_partial: Duration,
+    /// Bytes on disk that those take at most
+    // In the manual and in --show-limits: the help fits a screen.
+    #[arg(long, value_name = "SIZE", default_value = "1024G", value_parser = values::size, hide = true)]
+    pub keep_partial_max: u64,
     /// Write down all that is asked and done; no change is made without
     #[arg(long, value_name = "FILE")]
     pub audit: Option<PathBuf>,
@@ -689,6 +829,18 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_sync() {
+        check("sealift sync a sealift://nas/x", true);
+        check("sealift sync sealift://nas/x a --delete --max-delete 50% -n -c --exclude *.o --include keep.o", true);
+        check("sealift sync a sealift://nas/x --max-delete 50", true);
+        check("sealift sync a sealift://nas/x --max-delete many", false);
+        check("sealift sync a b sealift://nas/x", false);
+        check("sealift sync a sealift://nas/x --newer-than 3d --older-than 2s --min-size 1 --max-size 2G", true);
+        check("sealift sync a sealift://nas/x --newer-than 3", false);
+        check("sealift put a sealift://nas/x --exclude .git --links follow --ignore-files", true);
+    }
+
+    #[test]
     fn flags_of_serve() {
         check("sealift serve --root r --certs c", true);
         check("sealift serve --certs c", false);
@@ -708,7 +860,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused() {
-        check("sealift sync a sealift://nas/x", false);
+        check("sealift sync a", false);
         check("sealift", false);
         check("sealift get", false);
         check("sealift get --files-from list", true);

@@ -54,7 +54,7 @@ is stored, fetched and removed again, if the rights allow all three; --no-rate l
 Example:
   sealift doctor nas")]
 pub struct DoctorArgs {
-    // Not a comment for the documentation, which would take the brackets for a link.
+    /// The server, or a directory on it. (Its help has brackets, which the documentation would take for a link.)
     #[arg(
         value_name = "REMOTE",
         help = "The server, or a directory on it: sealift://HOST[:PORT]/PATH, NAME or NAME:PATH"
@@ -461,6 +461,7 @@ async fn rate(
             name: "the probe".to_owned(),
             reader: Box::new(Cursor::new(content)),
             check: Box::new(|| Ok(())),
+            spool: None,
         };
         let items = vec![PutItem { source: PutSource::Stream, target: path.clone() }];
         client.put(items, PutOptions { stream: Some(stream), ..PutOptions::default() }).await?;

@@ -19,6 +19,7 @@ use crate::error::{IoContext as _, Result};
 pub(super) fn run(args: &GetArgs) -> Result<u8> {
     let (named, kind, remote) = sources::get_arguments(args)?;
     let connect = ConnectArgs { named: remote, ..args.connect.clone() };
+    let (filter, links) = (args.filters.0.filter()?, args.filters.0.links_there()?);
     let to_stream = named.destination == GetDestination::Stream;
     // Without patterns, what cannot be meant is told before anything is tried.
     let plan = if args.glob {
@@ -29,7 +30,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
     let session = Session {
         command: "get",
         connect: &connect,
-        transfer: Some(&args.transfer),
+        pace: Some(&args.transfer.pace),
         endpoint: named.endpoint.clone(),
         data_on_stdout: to_stream,
         has_summary: true,
@@ -71,6 +72,9 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
             into_directory: plan.into_directory,
             dry_run: args.transfer.dry_run,
             output,
+            filter,
+            links,
+            skips_links: args.glob,
         };
         client.get(plan.items, options).await
     })

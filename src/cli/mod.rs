@@ -2,8 +2,9 @@
 //!
 //! Only this module and `main` print, exit or look at the environment. [`args`] types the flags, [`sources`] turns
 //! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, [`user`] edits policies,
-//! `rules` follows them, `put`, `get`, `verify` and `ops` run over one `session`, `scrub` looks at a disk here, [`output`] shows what happens, [`mod@format`] writes
-//! entries and hashes, [`signals`] listens.
+//! `rules` follows them, `put`, `get`, `sync`, `verify` and `ops` run over one `session`, [`filters`] types what is left
+//! out, `scrub` and `uploads` look at a disk here, [`output`] shows what happens, [`mod@format`] writes entries and
+//! hashes, [`signals`] listens.
 
 pub mod args;
 pub mod audit;
@@ -11,6 +12,7 @@ pub mod bench;
 pub mod certs;
 pub mod config;
 pub mod doctor;
+pub mod filters;
 pub mod format;
 pub mod generate;
 mod get;
@@ -24,11 +26,14 @@ pub mod remotes;
 mod rules;
 mod screen;
 mod scrub;
+mod secret;
 pub mod serve;
 mod session;
 pub mod signals;
 pub mod sources;
+mod sync;
 pub mod trust;
+mod uploads;
 pub mod user;
 pub mod values;
 mod verify;
@@ -71,12 +76,14 @@ fn run(mut command: Command) -> Result<u8> {
         Command::Put(args) => put::run(&args),
         Command::Get(args) => get::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Sync(args) => sync::run(&args),
         Command::Ls(args) => ops::ls(&args),
         Command::Stat(args) => ops::stat(&args),
         Command::Hash(args) => ops::hash(&args),
         Command::Rm(args) => ops::rm(&args),
         Command::Mv(args) => ops::mv(&args),
         Command::Mkdir(args) => ops::mkdir(&args),
+        Command::Uploads(args) => uploads::run(&args, &mut io::stdout()).map(|()| 0),
         Command::Receipt(args) => receipt::run(&args, &mut io::stdout(), &mut io::stderr()),
         Command::Audit(args) => audit::run(&args, &mut io::stdout(), &mut io::stderr()),
         Command::Remote(args) => remotes::run(&args).map(|()| 0),

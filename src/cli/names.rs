@@ -35,6 +35,8 @@ pub fn resolve(command: &mut Command) -> Result<()> {
         }
         Command::Put(args) => (args.paths.iter_mut().collect::<Vec<_>>(), &mut args.connect),
         Command::Get(args) => (args.paths.iter_mut().collect(), &mut args.connect),
+        Command::Verify(args) => (args.paths.iter_mut().collect(), &mut args.connect),
+        Command::Sync(args) => (vec![&mut args.source, &mut args.destination], &mut args.connect),
         Command::Ls(args) => (args.paths.iter_mut().collect(), &mut args.connect),
         Command::Stat(args) => (args.paths.iter_mut().collect(), &mut args.connect),
         Command::Hash(args) => (args.paths.iter_mut().collect(), &mut args.connect),

@@ -36,6 +36,9 @@ const JSON_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Skipped names that the summary lists; a slot is at most 4 KiB. The others are counted.
 const SKIPPED_LISTED_MAX: usize = 100;
 
+/// Rules that the summary lists with what they left out. JSON has them all.
+const RULES_LISTED_MAX: usize = 20;
+
 /// The version of what `--json` prints. New keys and types may come at any time; a changed meaning changes it.
 pub(super) const JSON_SCHEMA: u32 = 1;
 
@@ -98,6 +101,8 @@ pub struct Reporter {
     bytes_found: u64,
     bytes_done: u64,
     found_all: bool,
+    /// Whether something was only planned.
+    is_dry_run: bool,
     /// Streams of which nobody knows how long they are.
     endless: u64,
     started: Instant,
@@ -138,6 +143,7 @@ impl Reporter {
             bytes_found: 0,
             bytes_done: 0,
             found_all: false,
+            is_dry_run: false,
             endless: 0,
             started,
             drawn: started,
@@ -174,6 +180,7 @@ impl Reporter {
     /// Shows one event.
     pub fn add(&mut self, event: &Event) {
         self.summary.add(event);
+        self.is_dry_run |= matches!(event, Event::Done { outcome: Outcome::Planned | Outcome::PlannedRemoval, .. });
         if let Event::Started { size: None, .. } = event {
             self.endless += 1;
         }
@@ -225,9 +232,15 @@ impl Reporter {
                     // A name that was not asked for must be told, or nobody finds the file.
                     let line = format!("{}: stored as {}", Escaped(name), Escaped(new));
                     self.line(&line);
-                } else if verbose || *outcome == Outcome::Planned && !quiet {
-                    let what = if *outcome == Outcome::Planned { "would be moved" } else { outcome_name(*outcome) };
+                } else if verbose || matches!(outcome, Outcome::Planned | Outcome::PlannedRemoval) && !quiet {
+                    let what = match outcome {
+                        Outcome::Planned => "would be moved",
+                        Outcome::PlannedRemoval => "would be removed",
+                        outcome => outcome_name(*outcome),
+                    };
+                    let is_removal = matches!(outcome, Outcome::Removed | Outcome::PlannedRemoval);
                     let line = match kind {
+                        ItemKind::File if is_removal => format!("{what}: {}", Escaped(name)),
                         ItemKind::File => format!("{what}: {} ({})", Escaped(name), format::size(*size)),
                         ItemKind::Directory => format!("{what}: {}/", Escaped(name)),
                         ItemKind::Link => format!("{what}: {} (link)", Escaped(name)),
@@ -253,6 +266,7 @@ impl Reporter {
             Event::Note(text) if verbose => self.line(text),
             Event::Started { .. } | Event::Retrying { .. } | Event::Note(_) | Event::Waited(_) => {}
             Event::Found { .. } | Event::FoundAll | Event::Progress { .. } => {}
+            Event::LeftOut { .. } | Event::Unchanged { .. } => {}
         }
     }
 
@@ -343,6 +357,9 @@ impl Reporter {
             let rest = summary.skipped - listed;
             self.line(&format!("skipped: {rest} more (--verbose names each)"));
         }
+        for (rule, count) in summary.left_out.iter().take(RULES_LISTED_MAX) {
+            self.line(&format!("left out by {}: {count}", Escaped(rule.as_bytes())));
+        }
         let time = self.started.elapsed();
         let mut parts = Vec::new();
         let mut part = |count: u64, what: &str| {
@@ -356,7 +373,9 @@ impl Reporter {
         part(summary.equal, "equal");
         part(summary.differing, if summary.differing == 1 { "difference" } else { "differences" });
         part(summary.kept, if summary.kept == 1 { "left as it was" } else { "left as they were" });
+        part(summary.removed, if self.is_dry_run { "would be removed" } else { "removed" });
         part(summary.directories, if summary.directories == 1 { "directory" } else { "directories" });
+        part(summary.left_out.values().sum(), "left out");
         part(summary.skipped, "skipped");
         part(summary.failed, "failed");
         if parts.is_empty() {
@@ -461,13 +480,19 @@ impl Reporter {
             ("differing", summary.differing),
             ("skipped", summary.skipped),
             ("failed", summary.failed),
+            ("removed", summary.removed),
             ("directories", summary.directories),
             ("bytes", summary.bytes),
             ("bytes_moved", summary.bytes_moved),
+            ("bytes_resent", summary.bytes_resent),
+            ("bytes_held", summary.bytes_held),
             ("retries", summary.retries),
         ] {
             object.insert(key.to_owned(), json!(count));
         }
+        let left_out: Map<String, Value> =
+            summary.left_out.iter().map(|(rule, count)| (rule.to_string(), json!(count))).collect();
+        object.insert("left_out".to_owned(), Value::Object(left_out));
         let time = self.started.elapsed();
         object.insert("seconds".to_owned(), json!(time.as_secs_f64()));
         object.insert("limited_by".to_owned(), json!(summary.limit(time).map(Limit::word)));
@@ -545,6 +570,8 @@ fn outcome_name(outcome: Outcome) -> &'static str {
         Outcome::Renamed => "renamed",
         Outcome::Planned => "planned",
         Outcome::Equal => "equal",
+        Outcome::Removed => "removed",
+        Outcome::PlannedRemoval => "planned_removal",
     }
 }
 

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::cli::args::PutArgs;
 use crate::cli::session::Session;
 use crate::cli::sources;
@@ -22,6 +24,7 @@ use crate::path::Escaped;
 /// What is wrong with its arguments.
 pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let plan = sources::put_plan(args)?;
+    let (filter, links) = (args.filters.0.filter()?, args.filters.0.links());
     let receipts = match &args.receipts {
         Some(folder) if !args.transfer.dry_run => Some(Arc::new(Receipts::open(folder, plan.endpoint.to_string())?)),
         _ => None,
@@ -30,7 +33,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let session = Session {
         command: "put",
         connect: &args.connect,
-        transfer: Some(&args.transfer),
+        pace: Some(&args.transfer.pace),
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,
@@ -43,6 +46,10 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             _ if plan.items.iter().any(|item| item.source == PutSource::Stream) => Some(standard_input()?),
             _ => None,
         };
+        let stream = match stream {
+            Some(stream) if args.spool => Some(StreamSource { spool: Some(spool_file()?), ..stream }),
+            stream => stream,
+        };
         let options = PutOptions {
             if_exists: args.transfer.if_exists.into(),
             into_directory: plan.into_directory,
@@ -51,6 +58,8 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             expect_size: args.expect_size,
             expect_root: args.expect_b3,
             stream,
+            filter,
+            links,
         };
         let result = client.put(plan.items, options).await;
         let kept = book.map_or(Ok(()), |book| book.sync());
@@ -62,7 +71,15 @@ fn standard_input() -> Result<StreamSource> {
     // A handle of its own is read in large blocks; the shared one has a buffer in between.
     let input = std::io::stdin().as_fd().try_clone_to_owned().while_doing(|| "open standard input".to_owned())?;
     let (name, reader) = ("standard input".to_owned(), Box::new(File::from(input)));
-    Ok(StreamSource { name, reader, check: Box::new(|| Ok(())) })
+    Ok(StreamSource { name, reader, check: Box::new(|| Ok(())), spool: None })
+}
+
+/// A file without a name in the directory for temporary files: it is gone with this process.
+fn spool_file() -> Result<File> {
+    let directory = std::env::temp_dir();
+    let what = || format!("make a temporary file in `{}`", Escaped(directory.as_os_str().as_bytes()));
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(&directory, flags, Mode::RUSR | Mode::WUSR).while_doing(what)?))
 }
 
 /// A command that is ended when nobody takes its output any more.
@@ -105,5 +122,6 @@ fn command_stream(command: &[OsString]) -> Result<StreamSource> {
     let Some(output) = output else {
         return Err(Error::new(ErrorKind::Internal, "a command without its output"));
     };
-    Ok(StreamSource { name: shown, reader: Box::new(output), check: Box::new(move || running.succeed()) })
+    let check = Box::new(move || running.succeed());
+    Ok(StreamSource { name: shown, reader: Box::new(output), check, spool: None })
 }

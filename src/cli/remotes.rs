@@ -57,7 +57,7 @@ Examples:
 pub struct AddArgs {
     /// A letter, then letters, digits, - and _; two characters or more
     pub name: String,
-    // Not a comment for the documentation, which would take the brackets for a link.
+    /// Where the server is. (Its help has brackets, which the documentation would take for a link.)
     #[arg(help = "HOST[:PORT] of the server")]
     pub address: String,
     /// Longest time without progress, for its commands

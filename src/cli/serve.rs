@@ -105,6 +105,8 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
     let loaded = sources.load()?;
     let memory = memory(args)?;
     let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
+    store.keep_partial.age = args.keep_partial;
+    store.keep_partial.bytes = args.keep_partial_max;
     if let Some(mode) = args.file_mode {
         store.file_mode = mode;
     }
@@ -313,7 +315,7 @@ fn logging(args: &ServeArgs) {
 
 fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs());
-    let rows: [(&str, String); 24] = [
+    let rows: [(&str, String); 27] = [
         ("connections at once", limits::CONNECTIONS_MAX.to_string()),
         ("connections of one address (--per-address)", args.per_address.to_string()),
         ("connections of one certificate (--per-principal)", args.per_principal.to_string()),
@@ -336,6 +338,19 @@ fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         ("disk threads (--disk-threads)", args.disk_threads.to_string()),
         ("… that hash for one certificate", limits::HASHES_PER_PRINCIPAL_MAX.to_string()),
         ("the disk is looked at every", seconds(limits::STORE_TRIAL_INTERVAL)),
+        ("unfinished uploads are kept (--keep-partial)", crate::cli::format::duration(args.keep_partial)),
+        (
+            "unfinished uploads, all and one principal",
+            format!("{} and {}", limits::KEPT_COUNT_MAX, limits::KEPT_COUNT_MAX / limits::KEPT_SHARE),
+        ),
+        (
+            "their bytes (--keep-partial-max)",
+            format!(
+                "{} and {}",
+                crate::cli::format::size(args.keep_partial_max),
+                crate::cli::format::size(args.keep_partial_max / limits::KEPT_SHARE as u64)
+            ),
+        ),
         ("largest file", format!("{} TiB", limits::FILE_SIZE_MAX >> 40)),
         (
             "longest path",

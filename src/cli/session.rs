@@ -4,11 +4,11 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cli::args::{ConnectArgs, TransferArgs};
+use crate::cli::args::{ConnectArgs, PaceArgs};
 use crate::cli::names::Named;
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::signals::Signals;
-use crate::cli::{print_error, sources, trust};
+use crate::cli::{print_error, secret, sources, trust};
 use crate::client::event::{self, Event};
 use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
@@ -24,8 +24,8 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Session<'a> {
     pub(super) command: &'static str,
     pub(super) connect: &'a ConnectArgs,
-    /// How content is moved, if any is.
-    pub(super) transfer: Option<&'a TransferArgs>,
+    /// How connections are used, if content is moved.
+    pub(super) pace: Option<&'a PaceArgs>,
     pub(super) endpoint: Endpoint,
     /// Whether standard output carries data.
     pub(super) data_on_stdout: bool,
@@ -64,9 +64,12 @@ impl Session<'_> {
         let options = ClientOptions {
             timeout: self.connect.timeout(trust::environment)?,
             receipts: self.receipts,
-            streams: self.connect.streams(self.transfer.and_then(|transfer| transfer.streams), trust::environment)?,
-            congestion: self.transfer.and_then(|transfer| transfer.cc.clone()).unwrap_or_default(),
-            rate: self.transfer.and_then(|transfer| transfer.bwlimit),
+            streams: self.connect.streams(self.pace.and_then(|pace| pace.streams), trust::environment)?,
+            congestion: self.pace.and_then(|pace| pace.cc.clone()).unwrap_or_default(),
+            rate: self.pace.and_then(|pace| pace.bwlimit),
+            resume_secret: (matches!(self.command, "put" | "sync") && trusted.certificate.is_none())
+                .then(secret::load)
+                .flatten(),
             ..ClientOptions::new(self.endpoint, tls)
         };
         let ending = runtime.block_on(async {

@@ -63,6 +63,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// As [`duration`], or `0`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { duration(text) }
+}
+
 /// Connections of one transfer.
 ///
 /// # Errors

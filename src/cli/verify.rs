@@ -15,7 +15,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
         receipts: None,
         command: "verify",
         connect: &args.connect,
-        transfer: None,
+        pace: None,
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,

@@ -19,21 +19,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
 use crate::net::Congestion;
-use crate::path::{Component, RemotePath};
+use crate::path::RemotePath;
 use crate::protocol::{
-    Bytes16, Done, Entry, Hash, IfExists, ListDirectory, MakeDirectory, Message, Mtime, Remove, Rename, Rights,
-    SetDirectory, Space, Stat, Volume,
+    Bytes16, Done, Entry, Hash, IfExists, MakeDirectory, Message, Mtime, Remove, Rename, Rights, SetDirectory, Space,
+    Stat, Volume,
 };
 use crate::tls::{ClientTls, VerifyingKey};
 use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
-/// Entries of one directory that are kept in memory, about 150 bytes each. More: that directory is refused.
-const ENTRIES_MAX: usize = 1 << 20;
 /// A smaller transfer is over before further connections would help.
 const LANES_FROM: u64 = 4 * MIB as u64;
-/// Attempts at a file that changes every time it is read.
+/// Attempts at a file that changes every time it is read, or arrives as another one.
 const CHANGED_MAX: u32 = 5;
 /// How often the progress of an item is told at most.
 const TELL_INTERVAL: Duration = Duration::from_millis(50);
@@ -58,6 +56,9 @@ pub struct ClientOptions {
     pub congestion: Congestion,
     /// Bytes of content per second at most, over all connections; none: as many as there can be.
     pub rate: Option<u64>,
+    /// Of a client without a certificate: what it keeps to itself, so that the server knows unfinished uploads again
+    /// as its own. Each server is shown another number that is made of it.
+    pub resume_secret: Option<[u8; 16]>,
 }
 
 impl ClientOptions {
@@ -71,6 +72,7 @@ impl ClientOptions {
             streams: None,
             congestion: Congestion::default(),
             rate: None,
+            resume_secret: None,
             receipts: None,
         }
     }
@@ -106,6 +108,9 @@ struct Inner {
     receipts: Option<Arc<Receipts>>,
     timeout: Duration,
     streams: Option<u16>,
+    resume_key: Option<Bytes16>,
+    /// The server, as it was named.
+    server: String,
     pool: Pool,
     link: tokio::sync::Mutex<Link>,
     /// The tasks that own connections; they end with the client.
@@ -138,6 +143,8 @@ impl Client {
             events.tell(Event::Warning(warning.clone())).await;
         }
         let now = Instant::now();
+        let server = options.endpoint.to_string();
+        let resume_key = options.resume_secret.map(|secret| resume_key(&secret, &options.endpoint));
         let client = Client {
             inner: Arc::new(Inner {
                 dialer: Dialer::new(
@@ -150,6 +157,8 @@ impl Client {
                 receipts: options.receipts,
                 timeout: options.timeout,
                 streams: options.streams,
+                resume_key,
+                server,
                 pool: Pool::new(CLIENT_BUFFERS),
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
                 drivers: Mutex::new(JoinSet::new()),
@@ -220,44 +229,6 @@ impl Client {
             (Reply::Volume(volume), _) => Ok(volume),
             (other, session) => Err(session.unexpected(&other)),
         }
-    }
-
-    /// The entries of a directory, in the server's order. Every name is one that a path can have, and unique.
-    ///
-    /// # Errors
-    /// `NotFound`, `NotDirectory`, `Rights`; `Limit` for a directory with more than a million entries; `Protocol`
-    /// for names that cannot be.
-    pub async fn list(&self, path: &RemotePath) -> Result<Vec<Entry>> {
-        let mut retry = self.retry();
-        loop {
-            match self.list_once(path).await {
-                Ok(entries) => return Ok(entries),
-                Err(error) => retry.after(error).await?,
-            }
-        }
-    }
-
-    async fn list_once(&self, path: &RemotePath) -> Result<Vec<Entry>> {
-        let session = self.session().await?;
-        let mut exchange = session.open(&ListDirectory { path: path.clone() }).await?;
-        let mut entries: Vec<Entry> = Vec::new();
-        loop {
-            match exchange.next().await? {
-                Reply::Entries(page) => {
-                    if entries.len() + page.len() > ENTRIES_MAX {
-                        let message = format!("{path} has more than {ENTRIES_MAX} entries");
-                        return Err(Error::new(ErrorKind::Limit, message));
-                    }
-                    entries.extend(page);
-                }
-                Reply::Done(_) => break,
-                other => return Err(exchange.unexpected(&other)),
-            }
-        }
-        check_names(path, &entries)?;
-        // Not page by page: a listing that breaks and begins anew gets nowhere.
-        self.progressed();
-        Ok(entries)
     }
 
     /// The hash and size of a file's content, which the server reads for it.
@@ -485,6 +456,16 @@ impl Client {
         dead.as_ref().map_or(Ok(()), |reason| Err(reason.duplicate()))
     }
 
+    /// The server, as it was named.
+    pub(crate) fn server_name(&self) -> &str {
+        &self.inner.server
+    }
+
+    /// By what the server knows unfinished uploads of a client without a certificate again.
+    pub(crate) fn resume_key(&self) -> Option<Bytes16> {
+        self.inner.resume_key
+    }
+
     /// Where events are told.
     pub(crate) fn events(&self) -> &Events {
         &self.events
@@ -511,7 +492,8 @@ impl Client {
     /// An item that is told about under a number of its own.
     pub(crate) fn item(&self, name: Vec<u8>) -> Item {
         let id = self.inner.next_item.fetch_add(1, Ordering::Relaxed);
-        Item { client: self.clone(), id, name, counted: 0, best: 0, untold: (0, 0), told: None }
+        let (untold, moved) = (Untold::default(), Moved::default());
+        Item { client: self.clone(), id, name, counted: 0, best: 0, untold, told: None, moved }
     }
 }
 
@@ -520,19 +502,13 @@ fn is_of_connection(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Connection | ErrorKind::Timeout | ErrorKind::Stopping | ErrorKind::Session)
 }
 
-/// Refuses a listing with names that no path can have, or one of them twice.
-fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
-    let bad = |what: String| Err(Error::new(ErrorKind::Protocol, format!("the server lists in {path} {what}")));
-    let mut names = std::collections::HashSet::with_capacity(entries.len());
-    for entry in entries {
-        if let Err(error) = Component::new(&entry.name) {
-            return bad(error.to_string());
-        }
-        if !names.insert(&entry.name) {
-            return bad(format!("{} twice", crate::path::Escaped(&entry.name)));
-        }
-    }
-    Ok(())
+/// What one server is shown of a secret: it is of no use at another.
+fn resume_key(secret: &[u8; 16], endpoint: &Endpoint) -> Bytes16 {
+    let mut hasher = blake3::Hasher::new_derive_key("sealift 2026 resume key of a client without a certificate");
+    hasher.update(secret).update(endpoint.to_string().as_bytes());
+    let mut key = [0; 16];
+    hasher.finalize_xof().fill(&mut key);
+    Bytes16(key)
 }
 
 /// 128 bits from the operating system.
@@ -578,7 +554,7 @@ impl Retry {
         if is_of_connection(error.kind()) && !error.is_from_peer() {
             return Ok(());
         }
-        self.changed += u32::from(error.kind() == ErrorKind::Changed);
+        self.changed += u32::from(matches!(error.kind(), ErrorKind::Changed | ErrorKind::Mismatch));
         if self.changed >= CHANGED_MAX || self.client.is_out_of_time() {
             return Err(error);
         }
@@ -600,39 +576,83 @@ pub(crate) struct Item {
     /// The most that counted as done in any attempt: only what gets beyond it is progress.
     best: u64,
     /// Progress that is not told yet, and when some last was.
-    untold: (i64, u64),
+    untold: Untold,
     told: Option<Instant>,
+    moved: Moved,
 }
 
 impl Drop for Item {
     fn drop(&mut self) {
-        if self.untold != (0, 0) {
+        if self.untold != Untold::default() {
             self.tell_now();
         }
     }
 }
 
+/// Progress that was not told yet.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Untold {
+    bytes: i64,
+    moved: u64,
+    resent: u64,
+    held: u64,
+}
+
+/// What of a file has crossed the wire in this run.
+#[derive(Default)]
+struct Moved {
+    /// Bytes, each counted once.
+    once: u64,
+    /// Of each group, where what was moved of it ends.
+    ends: Vec<u32>,
+}
+
 impl Item {
     /// So many more bytes count as done, and so many of them crossed the wire.
     pub(crate) fn advance(&mut self, bytes: u64, moved: u64) {
+        self.moved.once += moved;
+        self.add(bytes, moved, 0);
+    }
+
+    /// A group of so many bytes counts as done, of which those behind `from` crossed the wire.
+    pub(crate) fn advance_group(&mut self, group: u64, len: usize, from: usize) {
+        let (moved, mut resent) = ((len - from) as u64, 0);
+        if let Ok(index) = usize::try_from(group)
+            && moved > 0
+        {
+            if self.moved.ends.len() <= index {
+                self.moved.ends.resize(index + 1, 0);
+            }
+            let end = &mut self.moved.ends[index];
+            resent = (*end as usize).min(len).saturating_sub(from) as u64;
+            *end = (*end).max(u32::try_from(len).unwrap_or(u32::MAX));
+        }
+        self.moved.once += moved - resent;
+        self.add(len as u64, moved, resent);
+    }
+
+    fn add(&mut self, bytes: u64, moved: u64, resent: u64) {
         self.counted += bytes;
         if self.counted > self.best {
             self.best = self.counted;
             self.client.progressed();
         }
-        self.tell(i64::try_from(bytes).unwrap_or(i64::MAX), moved);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.tell(Untold { bytes, moved, resent, held: 0 });
     }
 
     /// The attempt begins anew.
     pub(crate) fn restart(&mut self) {
         let counted = i64::try_from(std::mem::take(&mut self.counted)).unwrap_or(i64::MAX);
         if counted > 0 {
-            self.tell(-counted, 0);
+            self.tell(Untold { bytes: -counted, ..Untold::default() });
         }
     }
 
-    fn tell(&mut self, bytes: i64, moved: u64) {
-        self.untold = (self.untold.0 + bytes, self.untold.1 + moved);
+    fn tell(&mut self, more: Untold) {
+        let Untold { bytes, moved, resent, held } = &mut self.untold;
+        (*bytes, *moved, *resent, *held) =
+            (*bytes + more.bytes, *moved + more.moved, *resent + more.resent, *held + more.held);
         // Each telling wakes a thread.
         if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
             self.told = Some(Instant::now());
@@ -641,16 +661,21 @@ impl Item {
     }
 
     fn tell_now(&mut self) {
-        if self.client.events.progress(self.id, self.untold.0, self.untold.1) {
-            self.untold = (0, 0);
+        if self.client.events.progress(self.untold.event(self.id)) {
+            self.untold = Untold::default();
         }
+    }
+
+    /// The file is there whole: what did not cross the wire was there before.
+    pub(crate) fn held_rest(&mut self, size: u64) {
+        self.untold.held += size.saturating_sub(self.moved.once);
     }
 
     /// Tells what there was no room for; to be called before the item's end is told.
     pub(crate) async fn settle(&mut self) {
-        let (bytes, moved) = std::mem::take(&mut self.untold);
-        if (bytes, moved) != (0, 0) {
-            self.client.events.tell(Event::Progress { item: self.id, bytes, moved }).await;
+        let untold = std::mem::take(&mut self.untold);
+        if untold != Untold::default() {
+            self.client.events.tell(untold.event(self.id)).await;
         }
     }
 
@@ -666,5 +691,12 @@ impl Item {
             let name = self.name.clone();
             self.client.events.tell(Event::Failed { item: Some(self.id), name, error }).await;
         }
+    }
+}
+
+impl Untold {
+    fn event(self, item: ItemId) -> Event {
+        let Untold { bytes, moved, resent, held } = self;
+        Event::Progress { item, bytes, moved, resent, held }
     }
 }

@@ -8,6 +8,8 @@
 //! Invariants: a name here changes only when the whole content is on disk and has the server's hash; content that
 //! was not asked for ends the connection (`session`); modes and times of directories are set last.
 
+mod tree;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -20,16 +22,19 @@ use tokio::time::Instant;
 
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
+use crate::client::compare::Links;
+use crate::client::download::tree::{Filled, Settling};
 use crate::client::event::{Event, ItemKind, Outcome};
+use crate::client::filter::{Filter, Subject};
+use crate::client::keep::{self, Found, Keeper};
 use crate::client::lanes::{Pace, Report};
-use crate::client::link::check_link;
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
-use crate::client::session::{Reply, Session};
+use crate::client::session::{Exchange, Reply, Session};
 use crate::client::stalls::Cause;
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
-use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
+use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, MIB, UNASKED_FILE_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{Done, Entry, EntryKind, Get, GetAnswer, Hash, IfExists, Mtime};
 use crate::storage::{self, FileMetadata, NewFile, Store, StoredFile};
@@ -42,8 +47,6 @@ const BATCH_LEN: u64 = 2 * MIB as u64;
 const BATCHES_MAX: usize = 6;
 /// Larger files at once.
 const LARGE_MAX: usize = 6;
-/// Listings at once: the tree is walked ahead of its files.
-const LISTINGS_MAX: usize = 4;
 /// Groups of one file that are asked for and have not come.
 const WINDOW: usize = 32;
 /// Groups of one file that are hashed and written at once.
@@ -61,11 +64,25 @@ pub struct GetOptions {
     pub dry_run: bool,
     /// Where content goes that goes to a stream.
     pub output: Option<Box<dyn Write + Send>>,
+    /// What is left out.
+    pub filter: Arc<Filter>,
+    /// What becomes of links; [`Links::Follow`] is as [`Links::Copy`], because a server follows none.
+    pub links: Links,
+    /// A link that is itself named is skipped rather than a failure: a pattern met it.
+    pub skips_links: bool,
 }
 
 impl Default for GetOptions {
     fn default() -> GetOptions {
-        GetOptions { if_exists: IfExists::Overwrite, into_directory: false, dry_run: false, output: None }
+        GetOptions {
+            if_exists: IfExists::Overwrite,
+            into_directory: false,
+            dry_run: false,
+            output: None,
+            filter: Arc::default(),
+            links: Links::Copy,
+            skips_links: false,
+        }
     }
 }
 
@@ -80,6 +97,8 @@ struct Job {
     client: Client,
     if_exists: IfExists,
     dry_run: bool,
+    filter: Arc<Filter>,
+    links: Links,
 }
 
 /// Where a file is saved.
@@ -100,13 +119,8 @@ struct FileJob {
     /// The mode and time that were listed.
     metadata: (u32, Mtime),
     place: Place,
-}
-
-/// A directory of a tree: its name on the server, and below the tree's top.
-#[derive(Clone)]
-struct Directory {
-    remote: RemotePath,
-    below: RemotePath,
+    /// The directory that it goes into, which is done when nobody holds it any more.
+    _directory: Option<Arc<Filled>>,
 }
 
 impl Client {
@@ -119,18 +133,7 @@ impl Client {
     /// # Cancel safety
     /// What was told as done is here, durably. What was on its way leaves nothing under its final name.
     pub async fn get(&self, items: Vec<GetItem>, mut options: GetOptions) -> Result<()> {
-        let job = Arc::new(Job { client: self.clone(), if_exists: options.if_exists, dry_run: options.dry_run });
-        let mut run = Run {
-            job,
-            into_directory: options.into_directory,
-            tasks: JoinSet::new(),
-            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
-            large: Arc::new(Semaphore::new(LARGE_MAX)),
-            batch: Vec::new(),
-            batch_len: 0,
-            stores: HashMap::new(),
-            directories: Vec::new(),
-        };
+        let mut run = Run::new(self, &options);
         for item in items {
             self.check_alive()?;
             match item.target {
@@ -142,18 +145,14 @@ impl Client {
                 }
                 GetTarget::Local(target) => {
                     let name = item.source.to_bytes();
-                    if let Err(error) = run.get_named(item.source, &target).await {
+                    if let Err(error) = run.get_named(item.source, &target, &options).await {
                         self.check_alive()?;
                         self.events().tell(Event::Failed { item: None, name, error }).await;
                     }
                 }
             }
         }
-        run.send_batch().await?;
-        self.events().tell(Event::FoundAll).await;
-        run.drain().await?;
-        run.settle_directories().await;
-        self.check_alive()
+        run.finish().await
     }
 }
 
@@ -168,13 +167,32 @@ struct Run {
     batch_len: u64,
     /// Directories that single files are saved into.
     stores: HashMap<PathBuf, Store>,
-    /// Directories that were made or met, in the order of the walk; they get mode and time at the end.
-    directories: Vec<(Place, u32, Mtime)>,
+    settling: Settling,
 }
 
 impl Run {
+    fn new(client: &Client, options: &GetOptions) -> Run {
+        Run {
+            job: Arc::new(Job {
+                client: client.clone(),
+                if_exists: options.if_exists,
+                dry_run: options.dry_run,
+                filter: Arc::clone(&options.filter),
+                links: options.links,
+            }),
+            into_directory: options.into_directory,
+            tasks: JoinSet::new(),
+            batches: Arc::new(Semaphore::new(BATCHES_MAX)),
+            large: Arc::new(Semaphore::new(LARGE_MAX)),
+            batch: Vec::new(),
+            batch_len: 0,
+            stores: HashMap::new(),
+            settling: Settling::start(client.clone()),
+        }
+    }
+
     /// Fetches what stands under a name: a file or a tree.
-    async fn get_named(&mut self, source: RemotePath, target: &Path) -> Result<()> {
+    async fn get_named(&mut self, source: RemotePath, target: &Path, options: &GetOptions) -> Result<()> {
         let entry = self.job.client.stat(&source).await?;
         let looked_at = target.to_path_buf();
         let existing = blocking(move || Ok(looked_at.metadata().ok().map(|metadata| metadata.is_dir()))).await?;
@@ -185,12 +203,29 @@ impl Run {
                 if self.job.if_exists != IfExists::Rename {
                     check_target(plan::Kind::File, existing, &shown, self.into_directory)?;
                 }
+                let subject = Subject { path: &entry.name, kind: entry.kind, size: entry.size, mtime: entry.mtime };
+                if let Some(rule) = self.job.filter.judge(subject, None) {
+                    self.job.client.events().tell(Event::LeftOut { rule, count: 1 }).await;
+                    return Ok(());
+                }
+                if self.job.dry_run {
+                    return self.job.client.foresee_get(source, entry, target, options).await;
+                }
                 let place = self.place_of(target).await?;
-                self.take_file(source, &entry, place).await
+                self.take_file(source, &entry, place, None).await
             }
             EntryKind::Directory => {
                 check_target(plan::Kind::Directory, existing, &shown, self.into_directory)?;
+                if self.job.dry_run {
+                    return Box::pin(self.job.client.foresee_get(source, entry, target, options)).await;
+                }
                 self.get_tree(source, &entry, target).await
+            }
+            // A pattern met it, and in a tree it would be skipped as well.
+            EntryKind::Link if options.skips_links => {
+                let name = source.to_bytes();
+                self.job.client.events().tell(Event::Skipped { name, why: Skip::NamedLink }).await;
+                Ok(())
             }
             EntryKind::Link => Err(Error::new(
                 ErrorKind::Link,
@@ -222,109 +257,18 @@ impl Run {
         Ok(Place { store, path, shown: target.to_path_buf() })
     }
 
-    /// Fetches a tree: lists ahead of the files that it finds.
-    async fn get_tree(&mut self, source: RemotePath, top: &Entry, target: &Path) -> Result<()> {
-        let job = Arc::clone(&self.job);
-        let store = if job.dry_run { None } else { Some(open_store(target).await?) };
-        let place = |below: &RemotePath| -> Option<Place> {
-            let shown = plan::local_path(target, below);
-            store.clone().map(|store| Place { store, path: below.clone(), shown })
-        };
-        if let Some(place) = place(&RemotePath::root()) {
-            self.directories.push((place, top.mode, top.mtime));
-        }
-        let mut waiting = vec![Directory { remote: source, below: RemotePath::root() }];
-        let mut listings: JoinSet<(Directory, Result<Vec<Entry>>)> = JoinSet::new();
-        loop {
-            while listings.len() < LISTINGS_MAX
-                && let Some(directory) = waiting.pop()
-            {
-                let client = job.client.clone();
-                listings.spawn(async move {
-                    let entries = client.list(&directory.remote).await;
-                    (directory, entries)
-                });
-            }
-            let Some(listed) = listings.join_next().await else { return Ok(()) };
-            let (directory, entries) = listed.map_err(panicked)?;
-            let entries = match entries {
-                Ok(entries) => entries,
-                Err(error) => {
-                    job.client.check_alive()?;
-                    job.tell_failed(directory.remote.to_bytes(), error).await;
-                    continue;
-                }
-            };
-            for entry in entries {
-                let names = Component::new(&entry.name)
-                    .and_then(|name| Ok((directory.remote.join(name.clone())?, directory.below.join(name)?)));
-                let (remote, below) = match names {
-                    Ok(names) => names,
-                    Err(error) => {
-                        let mut name = directory.remote.to_bytes();
-                        name.push(b'/');
-                        name.extend_from_slice(&entry.name);
-                        job.tell_failed(name, Error::new(ErrorKind::Name, error.to_string())).await;
-                        continue;
-                    }
-                };
-                match entry.kind {
-                    EntryKind::File => match place(&below) {
-                        Some(place) => self.take_file(remote, &entry, place).await?,
-                        None => job.tell_planned(remote, ItemKind::File, entry.size).await,
-                    },
-                    EntryKind::Directory => {
-                        if let Some(place) = place(&below) {
-                            let (store, path, mode) = (place.store.clone(), below.clone(), entry.mode);
-                            let made = blocking(move || {
-                                store.make_directory(&path, None, true)?;
-                                // An earlier run may have given it its final mode already; it is filled first.
-                                let fillable = mode & 0o300 == 0o300;
-                                if fillable {
-                                    Ok(())
-                                } else {
-                                    store.set_directory_metadata(&path, Some(mode | 0o700), None)
-                                }
-                            });
-                            if let Err(error) = made.await {
-                                job.tell_failed(remote.to_bytes(), error).await;
-                                continue;
-                            }
-                            self.directories.push((place, entry.mode, entry.mtime));
-                        }
-                        waiting.push(Directory { remote, below });
-                    }
-                    EntryKind::Link => {
-                        let points_to = entry.target.unwrap_or_default();
-                        let depth = directory.below.components().len();
-                        match (check_link(depth, &points_to), place(&below)) {
-                            (Err(refusal), _) => {
-                                let (name, why) = (remote.to_bytes(), Skip::Link(refusal));
-                                job.client.events().tell(Event::Skipped { name, why }).await;
-                            }
-                            (Ok(()), Some(place)) => job.save_link(&remote, place, points_to, entry.mtime).await,
-                            (Ok(()), None) => job.tell_planned(remote, ItemKind::Link, 0).await,
-                        }
-                    }
-                    EntryKind::Special => {
-                        let name = remote.to_bytes();
-                        job.client.events().tell(Event::Skipped { name, why: Skip::Unknown }).await;
-                    }
-                }
-            }
-            self.reap()?;
-        }
-    }
-
-    async fn take_file(&mut self, remote: RemotePath, entry: &Entry, place: Place) -> Result<()> {
+    async fn take_file(
+        &mut self,
+        remote: RemotePath,
+        entry: &Entry,
+        place: Place,
+        directory: Option<Arc<Filled>>,
+    ) -> Result<()> {
         let size = entry.size;
-        if self.job.dry_run {
-            self.job.tell_planned(remote, ItemKind::File, size).await;
-            return Ok(());
-        }
         let item = self.job.client.item(remote.to_bytes());
         self.job.client.events().tell(Event::Found { files: 1, bytes: size }).await;
-        let file = FileJob { item, remote, size, metadata: (entry.mode, entry.mtime), place };
+        let metadata = (entry.mode, entry.mtime);
+        let file = FileJob { item, remote, size, metadata, place, _directory: directory };
         if size <= UNASKED_FILE_MAX {
             self.batch_len += size;
             let is_other_store =
@@ -377,20 +321,14 @@ impl Run {
         Ok(())
     }
 
-    /// Gives directories their modes and times, innermost first: what is done in one changes the time of another.
-    async fn settle_directories(&mut self) {
+    /// Waits for all that is on its way.
+    async fn finish(mut self) -> Result<()> {
+        self.send_batch().await?;
+        self.job.client.events().tell(Event::FoundAll).await;
+        self.drain().await?;
         let client = self.job.client.clone();
-        while let Some((place, mode, mtime)) = self.directories.pop() {
-            let name = place.shown.as_os_str().as_bytes().to_vec();
-            let set = blocking(move || {
-                place.store.set_directory_metadata(&place.path, Some(mode & 0o777), mtime_to_storage(mtime))
-            });
-            let event = match set.await {
-                Ok(()) => done_event(0, name, ItemKind::Directory, 0, None, Outcome::Stored, None),
-                Err(error) => Event::Failed { item: None, name, error },
-            };
-            client.events().tell(event).await;
-        }
+        self.settling.finish().await?;
+        client.check_alive()
     }
 }
 
@@ -534,6 +472,9 @@ impl Job {
         outcome: Outcome,
         renamed: Option<Vec<u8>>,
     ) {
+        if outcome != Outcome::Kept {
+            item.held_rest(size);
+        }
         item.settle().await;
         self.client.progressed();
         let event = done_event(item.id, item.name.clone(), ItemKind::File, size, root, outcome, renamed);
@@ -816,9 +757,12 @@ impl Job {
                     return;
                 }
                 Err(error) => {
-                    // What came of another version, or of wrong content, is of no use.
+                    // What came of another version is compared with the next; wrong content is of no use.
                     if matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Changed) {
-                        partial = None;
+                        let keeper = partial.take().and_then(|partial: Partial| partial.keeper);
+                        if let Some(keeper) = keeper.filter(|_| error.kind() == ErrorKind::Mismatch) {
+                            keeper.end().await;
+                        }
                         file.item.restart();
                     }
                     if let Err(error) = retry.after(error).await {
@@ -865,23 +809,19 @@ impl Job {
                     }
                 }
             }
-            let (place, policy) = (file.place.clone(), self.if_exists);
-            let size = answer.size;
-            let upload = blocking(move || {
-                let options = NewFile { size: Some(size), if_exists: policy_to_storage(policy), make_parents: true };
-                place.store.begin(&place.path, options)
-            })
-            .await?;
-            let sink = Sink::File(Arc::new(upload));
-            *partial = Some(Partial { version: answer.version.clone(), size, tree: Tree::new(), next: 0, sink });
+            *partial = Some(self.begin(&mut exchange, file, &answer).await?);
         }
         let Some(known) = partial else {
             return Err(Error::new(ErrorKind::Internal, "a download without a place"));
         };
         let root = self.fetch(&session, exchange, &answer, known, &file.remote, &mut file.item).await?;
-        let Some(Partial { sink: Sink::File(upload), .. }) = partial.take() else {
+        let Some(Partial { sink: Sink::File(upload), keeper, .. }) = partial.take() else {
             return Err(Error::new(ErrorKind::Internal, "a download without a file"));
         };
+        if let Some(keeper) = keeper {
+            // It gets its name now, or begins anew.
+            keeper.end().await;
+        }
         let (store, upload_id) = (file.place.store.clone(), random_id()?);
         let published = self.saving(blocking(move || {
             let upload = Arc::into_inner(upload)
@@ -900,6 +840,38 @@ impl Job {
         Ok(End::Saved(file.size, root, published))
     }
 
+    /// Begins to save an open download, with what is here of it.
+    async fn begin(&self, exchange: &mut Exchange, file: &mut FileJob, answer: &GetAnswer) -> Result<Partial> {
+        let (place, policy, size) = (file.place.clone(), self.if_exists, answer.size);
+        let key = keep::key(self.client.server_name(), &file.remote, &file.place.path);
+        let (upload, kept, record, old) = blocking(move || {
+            let options = NewFile { size: Some(size), if_exists: policy_to_storage(policy), make_parents: true };
+            let found = if size >= KEPT_SIZE_MIN { place.store.begin_found(&place.path, options, &key)? } else { None };
+            let (upload, kept, record) = match found {
+                Some((upload, kept, record)) => (upload, Some(kept), record),
+                None => (place.store.begin(&place.path, options)?, None, None),
+            };
+            let is_base = policy == IfExists::Overwrite && size > UNASKED_FILE_MAX;
+            let old = if is_base { place.store.open_file(&place.path).ok() } else { None };
+            Ok((upload, kept, record, old.filter(|old| old.size() > UNASKED_FILE_MAX)))
+        })
+        .await?;
+        let upload = Arc::new(upload);
+        let mut record = record.unwrap_or_else(|| keep::new_record(&file.place.path, size));
+        record.held.resize(size);
+        let is_same = record.owner == keep::version_hash(&answer.version);
+        let held = (record.held.count() > 0).then(|| (record.held.clone(), is_same));
+        let mut keeper = kept.map(|kept| Keeper::new(&upload, kept, record));
+        let found = Found { held, old: old.map(Arc::new) };
+        let tree = keep::fill(exchange, size, found, &upload, &mut file.item).await?;
+        if let Some(keeper) = &mut keeper {
+            keeper.restart(&answer.version, size);
+            let there = (0..group_count(size)).filter_map(|group| Some((group, tree.value(group)?)));
+            there.for_each(|(group, value)| keeper.holds(group, value, group_len(size, group)));
+        }
+        Ok(Partial { version: answer.version.clone(), size, tree, next: 0, sink: Sink::File(upload), keeper })
+    }
+
     /// Waits for work that writes and syncs.
     async fn saving<F: Future>(&self, work: F) -> F::Output {
         let begun = Instant::now();
@@ -912,7 +884,7 @@ impl Job {
     async fn fetch(
         &self,
         session: &Session,
-        mut exchange: crate::client::session::Exchange,
+        mut exchange: Exchange,
         answer: &GetAnswer,
         partial: &mut Partial,
         remote: &RemotePath,
@@ -946,7 +918,7 @@ impl Job {
     async fn fetch_groups(
         &self,
         session: &Session,
-        exchange: &mut crate::client::session::Exchange,
+        exchange: &mut Exchange,
         partial: &mut Partial,
         item: &mut Item,
     ) -> Result<()> {
@@ -1030,8 +1002,8 @@ impl Job {
                 Some(written) = writes.join_next() => {
                     match written.map_err(panicked).and_then(|written| written) {
                         Ok((index, hash, len)) => {
-                            partial.tree.insert(index, hash);
-                            item.advance(len as u64, len as u64);
+                            partial.insert(index, hash, len);
+                            item.advance_group(index, len, 0);
                         }
                         Err(error) => break Err(error),
                     }
@@ -1042,8 +1014,8 @@ impl Job {
         // What came before a failure is kept: the next attempt goes on from there.
         while let Some(written) = writes.join_next().await {
             if let Ok(Ok((index, hash, len))) = written {
-                partial.tree.insert(index, hash);
-                item.advance(len as u64, len as u64);
+                partial.insert(index, hash, len);
+                item.advance_group(index, len, 0);
             }
         }
         result
@@ -1096,7 +1068,7 @@ impl Job {
                 }
                 let sink = Sink::Output(Arc::clone(output));
                 let (version, size) = (answer.version.clone(), answer.size);
-                *partial = Some(Partial { version, size, tree: Tree::new(), next: 0, sink });
+                *partial = Some(Partial { version, size, tree: Tree::new(), next: 0, sink, keeper: None });
             }
             Some(known) if known.version == answer.version => {}
             Some(_) => {
@@ -1160,6 +1132,17 @@ struct Partial {
     /// The next group to be asked for.
     next: u64,
     sink: Sink,
+    /// None where nothing is kept for another run.
+    keeper: Option<Keeper>,
+}
+
+impl Partial {
+    fn insert(&mut self, group: u64, hash: GroupHash, len: usize) {
+        self.tree.insert(group, hash);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.holds(group, hash.value, len);
+        }
+    }
 }
 
 /// Where groups go.

@@ -3,11 +3,15 @@
 //! Events of a file's life are few (two a file) and never lost: who tells them waits for room. Progress is told as
 //! it comes and dropped when there is no room, so that a slow terminal never holds up data.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::client::filter::LeftOutBy;
 use crate::client::stalls::{Limit, Waited};
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind};
@@ -35,6 +39,10 @@ pub enum Outcome {
     Planned,
     /// It is the same on both sides, and nothing else was asked.
     Equal,
+    /// It is gone from the destination, where the source does not have it.
+    Removed,
+    /// It would be removed; this is a dry run.
+    PlannedRemoval,
 }
 
 /// How something here is not what the server has.
@@ -131,8 +139,12 @@ pub enum Event {
         item: ItemId,
         /// How many more count as done. Less than nothing when some have to be moved once more.
         bytes: i64,
-        /// How many of them crossed the wire.
+        /// How many bytes of content crossed the wire.
         moved: u64,
+        /// How many of those had crossed it before, in an attempt of this run that broke.
+        resent: u64,
+        /// How many need not cross it, because the other side had them before this run. Told at the end of a file.
+        held: u64,
     },
     /// A file, link or directory is as it should be.
     Done {
@@ -174,6 +186,20 @@ pub enum Event {
         /// Why.
         why: Skip,
     },
+    /// A rule of the person left something out.
+    LeftOut {
+        /// Which rule.
+        rule: LeftOutBy,
+        /// How many names.
+        count: u64,
+    },
+    /// Files and links were found to be the same already, without being looked into.
+    Unchanged {
+        /// How many.
+        files: u64,
+        /// Bytes in them.
+        bytes: u64,
+    },
     /// The connection is lost, and another attempt follows.
     Retrying {
         /// How long until then.
@@ -212,13 +238,13 @@ impl fmt::Display for ItemKind {
 
 /// The end that tells.
 #[derive(Clone, Debug)]
-pub struct Events(mpsc::Sender<Event>);
+pub struct Events(mpsc::Sender<Event>, Arc<AtomicU64>);
 
 /// A way for events, and its other end.
 #[must_use]
 pub fn channel() -> (Events, mpsc::Receiver<Event>) {
     let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-    (Events(sender), receiver)
+    (Events(sender, Arc::default()), receiver)
 }
 
 impl Events {
@@ -233,23 +259,42 @@ impl Events {
     /// # Cancel safety
     /// The event is lost when this is dropped; nothing else is.
     pub async fn tell(&self, event: Event) {
+        self.count(&event);
         // Nobody watches any more: there is no one to miss it.
         let _ = self.0.send(event).await;
     }
 
     /// As [`Events::tell`], from a thread that may block.
     pub fn tell_blocking(&self, event: Event) {
+        self.count(&event);
         // Nobody watches any more: there is no one to miss it.
         let _ = self.0.blocking_send(event);
+    }
+
+    fn count(&self, event: &Event) {
+        if matches!(event, Event::Failed { .. }) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// How many failures were told so far.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.1.load(Ordering::SeqCst)
     }
 
     /// Tells of progress, if there is room. The caller adds what was dropped to the next: the answer is whether it
     /// was told.
     #[must_use]
-    pub fn progress(&self, item: ItemId, bytes: i64, moved: u64) -> bool {
-        self.0.try_send(Event::Progress { item, bytes, moved }).is_ok()
+    pub fn progress(&self, progress: Event) -> bool {
+        self.0.try_send(progress).is_ok()
     }
 }
+
+/// Rules that are counted one by one: a person gives few, but a tree may hold many files of rules.
+const RULES_MAX: usize = 200;
+/// What stands for the others.
+const OTHER_RULES: &str = "other rules";
 
 /// What the events of one command add up to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -272,12 +317,20 @@ pub struct Summary {
     pub equal: u64,
     /// What is not the same on both sides, or missing on one.
     pub differing: u64,
+    /// Files, links and directories that were removed, or would be (`--dry-run`).
+    pub removed: u64,
+    /// Names that rules left out: how many by which, the first 200 rules by name.
+    pub left_out: BTreeMap<LeftOutBy, u64>,
     /// Directories that are there.
     pub directories: u64,
     /// Bytes of the files that are done.
     pub bytes: u64,
     /// Bytes of content that crossed the wire.
     pub bytes_moved: u64,
+    /// Of those, how many had crossed it before, in an attempt that broke.
+    pub bytes_resent: u64,
+    /// Bytes that need not cross it, because the other side had them before this run.
+    pub bytes_held: u64,
     /// What it waited for.
     pub waited: Waited,
     /// How often the connection was lost and made again.
@@ -292,13 +345,14 @@ impl Summary {
     /// Adds one event.
     pub fn add(&mut self, event: &Event) {
         match event {
+            Event::Done { outcome: Outcome::Removed | Outcome::PlannedRemoval, .. } => self.removed += 1,
             Event::Done { kind: ItemKind::Directory, .. } => self.directories += 1,
             Event::Done { size, outcome, .. } => {
                 let count = match outcome {
                     Outcome::Stored => &mut self.stored,
                     Outcome::Unchanged => &mut self.unchanged,
                     Outcome::Kept => &mut self.kept,
-                    Outcome::Planned => &mut self.planned,
+                    Outcome::Planned | Outcome::Removed | Outcome::PlannedRemoval => &mut self.planned,
                     Outcome::Equal => &mut self.equal,
                     Outcome::Renamed => {
                         self.renamed += 1;
@@ -317,8 +371,21 @@ impl Summary {
                 self.exit = worse(self.exit, how.exit_code());
             }
             Event::Skipped { .. } => self.skipped += 1,
+            Event::LeftOut { rule, count } => {
+                let is_known = self.left_out.contains_key(rule) || self.left_out.len() < RULES_MAX;
+                let rule = if is_known { Arc::clone(rule) } else { OTHER_RULES.into() };
+                *self.left_out.entry(rule).or_default() += count;
+            }
+            Event::Unchanged { files, bytes } => {
+                self.unchanged += files;
+                self.bytes = self.bytes.saturating_add(*bytes);
+            }
             Event::Retrying { .. } => self.retries += 1,
-            Event::Progress { moved, .. } => self.bytes_moved = self.bytes_moved.saturating_add(*moved),
+            Event::Progress { moved, resent, held, .. } => {
+                self.bytes_moved = self.bytes_moved.saturating_add(*moved);
+                self.bytes_resent = self.bytes_resent.saturating_add(*resent);
+                self.bytes_held = self.bytes_held.saturating_add(*held);
+            }
             Event::Waited(waited) => self.waited = *waited,
             Event::Found { .. } | Event::FoundAll | Event::Started { .. } | Event::Warning(_) | Event::Note(_) => {}
         }
@@ -395,7 +462,7 @@ mod tests {
             done(Outcome::Renamed, 1),
             done(Outcome::Unchanged, 100),
             done(Outcome::Kept, 1000),
-            Event::Progress { item: 1, bytes: 7, moved: 5 },
+            Event::Progress { item: 1, bytes: 7, moved: 5, resent: 2, held: 1 },
             Event::Skipped { name: b"s".to_vec(), why: Skip::Socket },
         ] {
             summary.add(&event);
@@ -403,13 +470,14 @@ mod tests {
         let counts = (summary.stored, summary.renamed, summary.unchanged, summary.kept, summary.skipped);
         assert_eq!(counts, (2, 1, 1, 1, 1));
         assert_eq!((summary.bytes, summary.bytes_moved, summary.files_done(), summary.exit), (111, 5, 4, 0));
+        assert_eq!((summary.bytes_resent, summary.bytes_held), (2, 1));
     }
 
     #[tokio::test]
     async fn progress_never_waits_and_lifecycle_is_never_lost() {
         let (events, mut receiver) = channel();
         let mut told = 0;
-        while events.progress(1, 1, 1) {
+        while events.progress(Event::Progress { item: 1, bytes: 1, moved: 1, resent: 0, held: 0 }) {
             told += 1;
         }
         assert_eq!(told, EVENTS_MAX);

@@ -6,19 +6,26 @@
 //! over it (`upload`, `download`).
 
 mod api;
+pub mod compare;
 mod connect;
 mod download;
 pub mod event;
+pub mod filter;
 pub mod glob;
+mod keep;
 mod lanes;
 mod library;
 pub mod link;
+mod listing;
 pub mod look;
 pub mod plan;
 pub mod receipts;
 pub mod remote;
 mod session;
+mod side;
 pub mod stalls;
+mod sync;
+mod traverse;
 mod upload;
 mod verify;
 pub mod walk;
@@ -26,4 +33,5 @@ pub mod walk;
 pub use api::{Client, ClientOptions, ServerFacts};
 pub use download::GetOptions;
 pub use library::Report;
+pub use sync::{Direction, SyncOptions, SyncPlan};
 pub use upload::{PutOptions, StreamSource};

@@ -32,7 +32,7 @@ use crate::net::{Connection, Event, Handler};
 use crate::path::RemotePath;
 use crate::protocol::{
     Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
-    Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, Values, Volume, Want, Working,
+    Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, Values, Volume, Want, WantValues, Working,
 };
 use crate::tls::VerifyingKey;
 
@@ -131,8 +131,8 @@ struct Desk {
 }
 
 enum Outgoing {
-    /// Whole frames, headers included.
-    Frames(Vec<Bytes>),
+    /// Whole frames of one transfer, headers included.
+    Frames(u32, Vec<Bytes>),
     /// What is left of a group.
     Content { transfer: u32, offset: u64, content: Bytes, _room: OwnedSemaphorePermit },
 }
@@ -410,7 +410,7 @@ impl Session {
         let slot =
             Slot { replies, is_due: true, wanted: VecDeque::new(), unasked_max, size: 0, receipt, _permits: permits };
         desk.slots.insert(transfer, slot);
-        desk.outgoing.push_back(Outgoing::Frames(frames(transfer)));
+        desk.outgoing.push_back(Outgoing::Frames(transfer, frames(transfer)));
         desk.wake();
         Ok(transfer)
     }
@@ -420,7 +420,7 @@ impl Session {
         let mut desk = self.desk();
         if let Some(slot) = desk.slots.get_mut(&transfer) {
             change(slot);
-            desk.outgoing.push_back(Outgoing::Frames(vec![message.to_frame(transfer).into()]));
+            desk.outgoing.push_back(Outgoing::Frames(transfer, vec![message.to_frame(transfer).into()]));
             desk.wake();
         }
     }
@@ -429,7 +429,9 @@ impl Session {
     pub(crate) fn abort(&self, transfer: u32, error: &Error) {
         let mut desk = self.desk();
         if desk.slots.remove(&transfer).is_some() {
-            desk.outgoing.push_back(Outgoing::Frames(vec![Failed::from_error(error).to_frame(transfer).into()]));
+            desk.cut(transfer);
+            let failed = Failed::from_error(error).to_frame(transfer);
+            desk.outgoing.push_back(Outgoing::Frames(transfer, vec![failed.into()]));
             desk.wake();
         }
     }
@@ -441,6 +443,16 @@ fn unasked_cost(size: u64) -> usize {
 }
 
 impl Desk {
+    /// Takes back the content and the finish of an exchange that is given up: a finish whose content is not sent any
+    /// more would be a breach.
+    fn cut(&mut self, transfer: u32) {
+        let is_finish = |frames: &[Bytes]| matches!(frames, [frame] if frame.first() == Some(&(Kind::Finish as u8)));
+        self.outgoing.retain(|outgoing| match outgoing {
+            Outgoing::Content { transfer: of, .. } => *of != transfer,
+            Outgoing::Frames(of, frames) => *of != transfer || !is_finish(frames),
+        });
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -525,6 +537,11 @@ impl Exchange {
                 slot.wanted.extend(ranges);
             });
         }
+    }
+
+    /// Asks for the values of groups of a download, in their order.
+    pub(crate) fn want_values(&self, first: u64, count: u64) {
+        self.session.queue(self.transfer, &WantValues { first, count }, |slot| slot.is_due = true);
     }
 
     /// Says that a download needs no more content; finish, done or a failure answers.
@@ -671,7 +688,7 @@ impl Handler for Front {
         loop {
             match outgoing.front_mut() {
                 None => break,
-                Some(Outgoing::Frames(frames)) => {
+                Some(Outgoing::Frames(_, frames)) => {
                     if ready_len >= DATA_QUEUE_MAX {
                         return Poll::Pending;
                     }

@@ -10,7 +10,8 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::Read;
+use std::fs::File;
+use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -23,20 +24,22 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
+use crate::client::compare::Links;
 use crate::client::event::{Event, ItemKind, Outcome};
+use crate::client::filter::Filter;
 use crate::client::lanes::Report;
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::hash::{GroupHash, Root, Tree, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
 use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{
     self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
-use crate::transfer::{Decision, Sender};
+use crate::transfer::{Decision, Sender, Taken};
 
 /// What was found and waits for its turn: about 300 bytes each.
 const FOUND_MAX: usize = 512;
@@ -70,6 +73,10 @@ pub struct PutOptions {
     pub expect_root: Option<Root>,
     /// Where the content of a stream comes from.
     pub stream: Option<StreamSource>,
+    /// What is left out.
+    pub filter: Arc<Filter>,
+    /// What becomes of links.
+    pub links: Links,
 }
 
 impl Default for PutOptions {
@@ -82,6 +89,8 @@ impl Default for PutOptions {
             expect_size: None,
             expect_root: None,
             stream: None,
+            filter: Arc::default(),
+            links: Links::Copy,
         }
     }
 }
@@ -91,9 +100,11 @@ pub struct StreamSource {
     /// What the person calls it.
     pub name: String,
     /// Where it is read from, on a thread of its own.
-    pub reader: Box<dyn Read + Send>,
+    pub reader: Box<dyn io::Read + Send>,
     /// Asked after the end: whether it was the real one (a command must have succeeded).
     pub check: Box<dyn FnOnce() -> Result<()> + Send>,
+    /// An empty file that it is written to before it is sent, so that it can be read once more.
+    pub spool: Option<File>,
 }
 
 impl std::fmt::Debug for StreamSource {
@@ -152,35 +163,60 @@ impl Client {
     ///
     /// # Cancel safety
     /// What was answered is stored; what was on its way is not, and leaves nothing on the server that anybody sees.
-    pub async fn put(&self, items: Vec<PutItem>, mut options: PutOptions) -> Result<()> {
-        let job = Arc::new(Job {
-            client: self.clone(),
-            if_exists: options.if_exists,
-            into_directory: options.into_directory,
-            remove_source: options.remove_source,
-            expect_size: options.expect_size,
-            expect_root: options.expect_root,
-        });
+    pub async fn put(&self, items: Vec<PutItem>, options: PutOptions) -> Result<()> {
+        let job = Arc::new(Job::new(self.clone(), &options));
         let mut walked = Vec::with_capacity(items.len());
         for item in items {
             if job.check_directory(&item).await? {
                 walked.push(item);
             }
         }
+        if options.dry_run {
+            return self.foresee_put(walked, &options).await;
+        }
         let tops = walked.iter().filter_map(|item| match &item.source {
             PutSource::Local(path) => Some((item.target.clone(), path.clone())),
             PutSource::Stream => None,
         });
-        let tops = tops.collect();
-        let (found_sender, mut found) = mpsc::channel(FOUND_MAX);
+        let tops: HashMap<_, _> = tops.collect();
+        let (found_sender, found) = mpsc::channel(FOUND_MAX);
         let mut walk = JoinSet::new();
+        let (filter, links) = (Arc::clone(&options.filter), options.links);
         walk.spawn_blocking(move || {
-            for found in Walk::new(walked) {
+            for found in Walk::with(walked, filter, links) {
                 if found_sender.blocking_send(found).is_err() {
                     break;
                 }
             }
         });
+        self.put_all(job, found, options, tops).await?;
+        while let Some(walked) = walk.join_next().await {
+            walked.map_err(panicked)?;
+        }
+        self.check_alive()
+    }
+
+    /// Uploads what comes, in the order of a walk of the tree `top`, until no more does.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub(crate) async fn put_found(
+        &self,
+        found: mpsc::Receiver<Found>,
+        options: PutOptions,
+        top: (RemotePath, PathBuf),
+    ) -> Result<()> {
+        let job = Arc::new(Job::new(self.clone(), &options));
+        self.put_all(job, found, options, HashMap::from([top])).await
+    }
+
+    async fn put_all(
+        &self,
+        job: Arc<Job>,
+        mut found: mpsc::Receiver<Found>,
+        mut options: PutOptions,
+        tops: HashMap<RemotePath, PathBuf>,
+    ) -> Result<()> {
         let mut run = Run {
             job,
             dry_run: options.dry_run,
@@ -210,9 +246,6 @@ impl Client {
         run.directories.clear();
         self.events().tell(Event::FoundAll).await;
         run.drain().await?;
-        while let Some(walked) = walk.join_next().await {
-            walked.map_err(panicked)?;
-        }
         self.check_alive()
     }
 }
@@ -255,7 +288,7 @@ impl Run {
                 self.leave_until(&target);
                 self.end_directory(&target).await?;
             }
-            Found::File { target, source, version, .. } => {
+            Found::File { target, source, version, ask, .. } => {
                 self.leave_until(&target);
                 let directory = self.parent();
                 let item = self.job.client.item(source.path().into_os_string().as_bytes().to_vec());
@@ -265,7 +298,7 @@ impl Run {
                     return Ok(());
                 }
                 let file = FileJob { item, target, source, upload_id: UploadId::default(), directory };
-                if version.size <= UNASKED_FILE_MAX && self.job.may_be_small() {
+                if version.size <= UNASKED_FILE_MAX && !ask && self.job.may_be_small() {
                     self.batch_len += version.size;
                     self.batch.push(file);
                     if self.batch.len() >= BATCH_FILES || self.batch_len >= BATCH_LEN {
@@ -303,6 +336,7 @@ impl Run {
                 let job = Arc::clone(&self.job);
                 self.tasks.spawn(async move { job.put_stream(item, target, stream).await });
             }
+            Found::LeftOut { rule } => events.tell(Event::LeftOut { rule, count: 1 }).await,
             Found::Skipped { path, why } => {
                 events.tell(Event::Skipped { name: path.into_os_string().as_bytes().to_vec(), why }).await;
             }
@@ -355,6 +389,8 @@ impl Run {
         }
         let Some((directory, is_filled)) = self.directories.pop() else { return Ok(()) };
         if self.dry_run {
+            let event = directory_event(&directory, Outcome::Planned);
+            self.job.client.events().tell(event).await;
             return Ok(());
         }
         if is_filled && Arc::strong_count(&directory) > 1 {
@@ -405,6 +441,11 @@ impl Run {
 fn planned(item: &Item, kind: ItemKind, size: u64) -> Event {
     let (name, outcome) = (item.name.clone(), Outcome::Planned);
     Event::Done { item: item.id, name, kind, size, root: None, outcome, renamed_to: None }
+}
+
+fn directory_event(directory: &Directory, outcome: Outcome) -> Event {
+    let (name, kind) = (directory.name.clone(), ItemKind::Directory);
+    Event::Done { item: 0, name, kind, size: 0, root: None, outcome, renamed_to: None }
 }
 
 async fn permit(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
@@ -460,7 +501,7 @@ fn read_exact_at(open: &OpenSource, buffer: &mut [u8], offset: u64) -> Result<()
                 return Err(Error::new(ErrorKind::Changed, message));
             }
             Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Error::io(format!("read at {offset}"), error)),
         }
     }
@@ -468,6 +509,17 @@ fn read_exact_at(open: &OpenSource, buffer: &mut [u8], offset: u64) -> Result<()
 }
 
 impl Job {
+    fn new(client: Client, options: &PutOptions) -> Job {
+        Job {
+            client,
+            if_exists: options.if_exists,
+            into_directory: options.into_directory,
+            remove_source: options.remove_source,
+            expect_size: options.expect_size,
+            expect_root: options.expect_root,
+        }
+    }
+
     /// Files whose content is checked beforehand take the way of the larger ones, where the check is.
     fn may_be_small(&self) -> bool {
         self.expect_size.is_none() && self.expect_root.is_none()
@@ -511,6 +563,7 @@ impl Job {
             if_exists: self.if_exists,
             unasked: false,
             no_base: false,
+            resume: self.client.resume_key(),
         }
     }
 
@@ -707,7 +760,8 @@ impl Job {
             }
             Reply::PutAnswer(answer) => match answer.holding {
                 Holding::Fresh => {}
-                Holding::Base | Holding::Held => sender.set_base(answer.held_size, answer.compare_only),
+                Holding::Base => sender.set_base(answer.held_size, answer.compare_only),
+                Holding::Held => sender.set_held(&answer.ranges.0)?,
             },
             other => return Err(exchange.unexpected(&other)),
         }
@@ -757,9 +811,11 @@ impl Job {
         content: &Content,
         item: &mut Item,
     ) -> Result<Sent> {
-        let mut reads: JoinSet<Result<(u64, Bytes, GroupHash)>> = JoinSet::new();
+        let mut reads: JoinSet<Result<Read>> = JoinSet::new();
         let mut carrier = exchange.carry();
         self.client.widen(exchange.session(), content.size());
+        // Of each group that is on its way, where what is sent of it begins.
+        let mut under_way = HashMap::new();
         loop {
             while reads.len() < READ_AHEAD {
                 // Who holds buffers does not wait for more: several files that did would wait for one another.
@@ -768,9 +824,9 @@ impl Job {
                     None if reads.is_empty() => self.client.pool().lease(GROUP_LEN).await,
                     None => break,
                 };
-                let Some(group) = sender.take() else { break };
+                let Some(taken) = sender.take() else { break };
                 let (content, stalls) = (content.clone(), Arc::clone(self.client.stalls()));
-                reads.spawn_blocking(move || content.read(group, buffer, &stalls));
+                reads.spawn_blocking(move || content.read(taken, buffer, &stalls));
             }
             if reads.is_empty()
                 && let Some(finish) = sender.finish()
@@ -781,21 +837,27 @@ impl Job {
             tokio::select! {
                 Some(read) = reads.join_next() => {
                     self.client.stalls().since(Cause::Source, begun);
-                    let (group, bytes, hash) = read.map_err(panicked)??;
-                    let len = bytes.len() as u64;
-                    match sender.judge(group, hash) {
-                        Decision::Keep => item.advance(len, 0),
+                    let Read { group, bytes, hash, prefix } = read.map_err(panicked)??;
+                    let from = match sender.judge(group, hash, prefix) {
+                        Decision::Keep => bytes.len(),
                         Decision::Differs => return Ok(Sent::Differs),
-                        Decision::Send => {
-                            self.client.stalls().during(Cause::Room, carrier.send(group, group_offset(group), bytes)).await.map_err(|_| exchange.reason())?;
-                        }
+                        Decision::Send => 0,
+                        Decision::SendFrom(len) => len,
+                    };
+                    let len = bytes.len();
+                    if from < len {
+                        let sent = carrier.send(group, group_offset(group) + from as u64, bytes.slice(from..));
+                        self.client.stalls().during(Cause::Room, sent).await.map_err(|_| exchange.reason())?;
+                        under_way.insert(group, from);
+                    } else {
+                        item.advance_group(group, len, from);
                     }
                 }
                 report = carrier.next() => match report {
                     Report::Sent(group) => {
                         sender.sent(group);
-                        let len = group_len(content.size(), group) as u64;
-                        item.advance(len, len);
+                        let from = under_way.remove(&group).unwrap_or(0);
+                        item.advance_group(group, group_len(content.size(), group), from);
                     }
                     Report::Lost(group) => sender.give_back(group),
                     Report::Wider(count) => self.client.widen_to(exchange.session(), count),
@@ -825,26 +887,16 @@ impl Job {
         stream: StreamSource,
         item: &mut Item,
     ) -> Result<(Stored, Root, u64)> {
-        let upload_id = random_id()?;
+        let put = self.put_message(target, random_id()?);
+        if stream.spool.is_some() {
+            let spooled = spawn_blocking(move || spool(stream)).await.map_err(panicked)??;
+            return self.send_again_and_again(put, Content::File(Arc::new(spooled)), item).await;
+        }
         let (mut blocks, check) = read_stream(stream)?;
         let first = self.client.stalls().during(Cause::Source, next_block(&mut blocks)).await?;
-        let put = self.put_message(target, upload_id);
         if first.is_last {
             self.check_stream_end(check).await?;
-            let size = first.content.len() as u64;
-            let put = Put { size: Some(size), ..put };
-            let content = Content::Memory(first.content);
-            let mut retry = self.client.retry();
-            loop {
-                match self.send_known(&put, &content, item).await {
-                    Ok(Known::Stored(stored, root)) => return Ok((stored, root, size)),
-                    Ok(Known::Unexpected(error)) => return Err(error),
-                    Err(error) => {
-                        item.restart();
-                        retry.after(error).await?;
-                    }
-                }
-            }
+            return self.send_again_and_again(put, Content::Memory(first.content), item).await;
         }
         // Until the first byte has left it can be tried again; then it cannot, as nobody can read it once more.
         let mut retry = self.client.retry();
@@ -898,6 +950,29 @@ impl Job {
                 Ok((stored, root, size))
             }
             other => Err(exchange.unexpected(&other)),
+        }
+    }
+
+    /// Sends what a stream has brought, until it is there or will not be.
+    async fn send_again_and_again(
+        &self,
+        mut put: Put,
+        content: Content,
+        item: &mut Item,
+    ) -> Result<(Stored, Root, u64)> {
+        let size = content.size();
+        put.size = Some(size);
+        let mut retry = self.client.retry();
+        loop {
+            match self.send_known(&put, &content, item).await {
+                Ok(Known::Stored(stored, root)) => return Ok((stored, root, size)),
+                Ok(Known::Unexpected(error)) => return Err(error),
+                Err(error) => {
+                    item.restart();
+                    put.no_base |= error.kind() == ErrorKind::Mismatch && error.is_from_peer();
+                    retry.after(error).await?;
+                }
+            }
         }
     }
 
@@ -962,15 +1037,7 @@ impl Job {
         let mut next = Some((directory, is_empty));
         while let Some((directory, is_empty)) = next.take() {
             let event = match self.set_directory(&directory, is_empty).await {
-                Ok(()) => Event::Done {
-                    item: 0,
-                    name: directory.name.clone(),
-                    kind: ItemKind::Directory,
-                    size: 0,
-                    root: None,
-                    outcome: Outcome::Stored,
-                    renamed_to: None,
-                },
+                Ok(()) => directory_event(&directory, Outcome::Stored),
                 Err(error) => Event::Failed { item: None, name: directory.name.clone(), error },
             };
             if self.client.check_alive().is_ok() {
@@ -1045,6 +1112,9 @@ impl Job {
     }
 
     async fn told_stored(&self, mut item: Item, stored: &Stored, size: u64, root: Root) {
+        if stored.outcome != protocol::Outcome::Skipped {
+            item.held_rest(size);
+        }
         item.settle().await;
         let root = (stored.outcome != protocol::Outcome::Skipped).then_some(stored.root.unwrap_or(root));
         self.client.progressed();
@@ -1119,6 +1189,15 @@ enum Opened {
     Stored(Stored),
 }
 
+/// A group that was read.
+struct Read {
+    group: u64,
+    bytes: Bytes,
+    hash: GroupHash,
+    /// The value of its beginning, if that was asked for.
+    prefix: Option<GroupValue>,
+}
+
 /// Where groups are read from.
 #[derive(Clone)]
 enum Content {
@@ -1128,7 +1207,7 @@ enum Content {
 
 impl Content {
     /// Reads and hashes a group while it is hot.
-    fn read(&self, group: u64, mut buffer: Buffer, stalls: &Stalls) -> Result<(u64, Bytes, GroupHash)> {
+    fn read(&self, Taken { group, prefix }: Taken, mut buffer: Buffer, stalls: &Stalls) -> Result<Read> {
         let bytes = match self {
             Content::File(open) => {
                 let len = group_len(open.version.size, group);
@@ -1138,8 +1217,21 @@ impl Content {
             }
             Content::Memory(bytes) => bytes.clone(),
         };
-        let hash = stalls.working(Cause::Hashing, || GroupHash::of(group, &bytes));
-        Ok((group, bytes, hash))
+        let hash = || {
+            let mut hasher = GroupHasher::new(group);
+            let begun = bytes.split_at_checked(prefix.unwrap_or(0)).filter(|(begun, _)| !begun.is_empty());
+            let (prefix, rest) = match begun {
+                Some((begun, rest)) => {
+                    hasher.update(begun);
+                    (Some(hasher.finish().value), rest)
+                }
+                None => (None, &*bytes),
+            };
+            hasher.update(rest);
+            (hasher.finish(), prefix)
+        };
+        let (hash, prefix) = stalls.working(Cause::Hashing, hash);
+        Ok(Read { group, hash, prefix, bytes })
     }
 
     /// Bytes in all.
@@ -1170,10 +1262,20 @@ struct Block {
     is_last: bool,
 }
 
+/// Writes a stream to its file, and makes sure that it came to its real end. Blocks.
+fn spool(stream: StreamSource) -> Result<OpenSource> {
+    let StreamSource { name, mut reader, check, spool } = stream;
+    let mut file = spool.ok_or_else(|| Error::new(ErrorKind::Internal, "a stream without a file to spool it to"))?;
+    let what = || format!("write {} to a temporary file", Escaped(name.as_bytes()));
+    io::copy(&mut reader, &mut file).while_doing(what)?;
+    check()?;
+    OpenSource::of(file, PathBuf::from(name))
+}
+
 /// Reads a stream on a thread of its own, two groups ahead. The thread is not waited for: a read that nobody
 /// answers (a terminal, a silent pipe) cannot be called off, and ends with the process.
 fn read_stream(stream: StreamSource) -> Result<(mpsc::Receiver<Result<Block>>, StreamCheck)> {
-    let StreamSource { name, mut reader, check } = stream;
+    let StreamSource { name, mut reader, check, .. } = stream;
     let (sender, receiver) = mpsc::channel(2);
     std::thread::Builder::new()
         .name("stream".to_owned())
@@ -1205,14 +1307,14 @@ fn read_stream(stream: StreamSource) -> Result<(mpsc::Receiver<Result<Block>>, S
     Ok((receiver, check))
 }
 
-fn read_block(reader: &mut impl Read, index: u64, name: &str) -> Result<Block> {
+fn read_block(reader: &mut impl io::Read, index: u64, name: &str) -> Result<Block> {
     let mut content = vec![0; GROUP_LEN];
     let mut filled = 0;
     while let Some(rest) = content.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match reader.read(rest) {
             Ok(0) => break,
             Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Error::io(format!("read {}", Escaped(name.as_bytes())), error)),
         }
     }

@@ -106,6 +106,8 @@ impl Run {
     async fn take(&mut self, found: Found) -> Result<()> {
         let events = self.client.events().clone();
         match found {
+            // Nothing is filtered here.
+            Found::LeftOut { .. } => {}
             Found::Directory { target, .. } => {
                 let there = match self.there(&target).await {
                     There::Entry(entry) if entry.kind == EntryKind::Directory => self.list(&target).await,

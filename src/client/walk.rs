@@ -10,7 +10,8 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io::Read as _;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,15 +19,17 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::client::compare::Links;
+use crate::client::filter::{Filter, IGNORE_LEN_MAX, IGNORE_NAME, Ignores, LeftOutBy, Subject};
 use crate::client::link::{LinkRefusal, check_link};
 use crate::client::plan::{PutItem, PutSource};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits;
 use crate::path::{Component, Escaped, RemotePath};
-use crate::protocol::Mtime;
+use crate::protocol::{EntryKind, Mtime};
 
 /// Opening a directory to read it.
-const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(super) const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Opening a file to read it. Without `NONBLOCK`, a pipe that has taken the file's place would block for good.
 const OPEN_FILE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOCTTY).union(OFlags::NONBLOCK);
@@ -58,6 +61,8 @@ pub enum Found {
         version: SourceVersion,
         /// Its mode and time.
         attributes: Attributes,
+        /// A file of the same size is known to be there: it is asked about before any content is sent.
+        ask: bool,
     },
     /// A symbolic link that is to be made as one.
     Link {
@@ -72,6 +77,11 @@ pub enum Found {
     Stream {
         /// Its name on the server.
         target: RemotePath,
+    },
+    /// Something that a rule of the person leaves out.
+    LeftOut {
+        /// The rule.
+        rule: LeftOutBy,
     },
     /// Something that is not moved by its nature; this is no failure.
     Skipped {
@@ -94,6 +104,14 @@ pub enum Found {
 pub enum Skip {
     /// A link that would not mean the same there.
     Link(LinkRefusal),
+    /// A link, and none is wanted.
+    UnwantedLink,
+    /// A link on a server that a pattern met by its own name.
+    NamedLink,
+    /// A link that is to be followed, and leads nowhere.
+    Dangling,
+    /// A link that is to be followed, and leads to a directory that it lies in.
+    Loop,
     /// A named pipe.
     Pipe,
     /// A socket.
@@ -108,6 +126,10 @@ impl std::fmt::Display for Skip {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Skip::Link(refusal) => refusal.fmt(f),
+            Skip::UnwantedLink => f.write_str("a link (--links skip)"),
+            Skip::NamedLink => f.write_str("a link, which is not followed: name what it points to"),
+            Skip::Dangling => f.write_str("a link that leads nowhere"),
+            Skip::Loop => f.write_str("a link to a directory that it lies in"),
             Skip::Pipe => f.write_str("a named pipe"),
             Skip::Socket => f.write_str("a socket"),
             Skip::Device => f.write_str("a device"),
@@ -141,7 +163,7 @@ pub struct SourceVersion {
 }
 
 #[allow(clippy::unnecessary_cast, clippy::cast_lossless, reason = "the fields' types differ between platforms")]
-fn look(stat: &Stat) -> (SourceVersion, Attributes) {
+pub(super) fn look(stat: &Stat) -> (SourceVersion, Attributes) {
     let mtime = Mtime { seconds: stat.st_mtime as i64, nanos: stat.st_mtime_nsec as u32 };
     let version = SourceVersion {
         device: stat.st_dev as u64,
@@ -164,9 +186,56 @@ pub struct Source {
 
 /// The directory that was named as a source, held open. One descriptor serves all files of the tree.
 #[derive(Debug)]
-struct Tree {
-    path: PathBuf,
-    handle: OwnedFd,
+pub(super) struct Tree {
+    pub(super) path: PathBuf,
+    pub(super) handle: OwnedFd,
+    /// Links in it are followed, because the person said so.
+    pub(super) follows: bool,
+}
+
+impl Tree {
+    /// Opens a directory that was named, which may be a link.
+    pub(super) fn open(path: &Path, follows: bool) -> Result<Arc<Tree>> {
+        let handle = rustix::fs::openat(CWD, path, OPEN_DIRECTORY, Mode::empty());
+        let handle = handle.while_doing(|| doing("open", path))?;
+        Ok(Arc::new(Tree { path: path.to_path_buf(), handle, follows }))
+    }
+
+    /// Opens what lies below it.
+    pub(super) fn open_below(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if self.follows && !path.as_os_str().is_empty() {
+            return rustix::fs::openat(&self.handle, path, flags, Mode::empty());
+        }
+        open_beneath(&self.handle, path, flags)
+    }
+
+    /// A file below it.
+    pub(super) fn source(self: &Arc<Tree>, path: PathBuf) -> Source {
+        Source { tree: Some(Arc::clone(self)), path }
+    }
+
+    /// What a link in the directory `path` leads to, when links are followed.
+    pub(super) fn follow(&self, directory: BorrowedFd<'_>, path: &Path, name: &CStr) -> Result<Stat, Skip> {
+        let stat = match rustix::fs::statat(directory, name, AtFlags::empty()) {
+            Ok(stat) => stat,
+            Err(Errno::LOOP) => return Err(Skip::Loop),
+            Err(_) => return Err(Skip::Dangling),
+        };
+        let is_same = |above: &Stat| above.st_dev == stat.st_dev && above.st_ino == stat.st_ino;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            for above in path.ancestors() {
+                let above = match above.as_os_str().is_empty() {
+                    true => rustix::fs::fstat(&self.handle),
+                    false => rustix::fs::statat(&self.handle, above, AtFlags::empty()),
+                };
+                // What cannot be looked at any more is taken for a loop: nothing is lost by that.
+                if !above.is_ok_and(|above| !is_same(&above)) {
+                    return Err(Skip::Loop);
+                }
+            }
+        }
+        Ok(stat)
+    }
 }
 
 /// A file that is open for reading, and what it was like before the first byte was read.
@@ -202,7 +271,7 @@ impl Source {
         let path = self.path();
         let handle = match &self.tree {
             None => rustix::fs::openat(CWD, &self.path, OPEN_FILE, Mode::empty()),
-            Some(tree) => open_beneath(&tree.handle, &self.path, OPEN_FILE),
+            Some(tree) => tree.open_below(&self.path, OPEN_FILE),
         }
         .while_doing(|| doing("open", &path))?;
         let stat = rustix::fs::fstat(&handle).while_doing(|| doing("look at", &path))?;
@@ -246,6 +315,16 @@ impl Source {
 }
 
 impl OpenSource {
+    /// A file that is open already and has, or needs, no name.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn of(file: File, path: PathBuf) -> Result<OpenSource> {
+        let stat = rustix::fs::fstat(&file).while_doing(|| doing("look at", &path))?;
+        let (version, attributes) = look(&stat);
+        Ok(OpenSource { file, version, attributes, path })
+    }
+
     /// Whether the file is still what it was when it was opened: to be asked after the last byte was read, and
     /// before it is said to be whole.
     ///
@@ -261,7 +340,7 @@ fn changed(path: &Path) -> Error {
     Error::new(ErrorKind::Changed, format!("`{}` changed while it was being read", shown(path)))
 }
 
-fn doing(what: &str, path: &Path) -> String {
+pub(super) fn doing(what: &str, path: &Path) -> String {
     format!("{what} `{}`", shown(path))
 }
 
@@ -307,6 +386,8 @@ fn open_by_steps(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, 
 #[derive(Debug)]
 pub struct Walk {
     items: std::vec::IntoIter<PutItem>,
+    filter: Arc<Filter>,
+    links: Links,
     tree: Option<Arc<Tree>>,
     levels: Vec<Level>,
 }
@@ -319,13 +400,37 @@ struct Level {
     path: PathBuf,
     target: RemotePath,
     attributes: Attributes,
+    ignores: Option<Arc<Ignores>>,
 }
 
 impl Walk {
     /// Walks these sources, one after the other.
     #[must_use]
     pub fn new(items: Vec<PutItem>) -> Walk {
-        Walk { items: items.into_iter(), tree: None, levels: Vec::new() }
+        Walk::with(items, Arc::default(), Links::Copy)
+    }
+
+    /// The same without what the rules leave out.
+    #[must_use]
+    pub fn with(items: Vec<PutItem>, filter: Arc<Filter>, links: Links) -> Walk {
+        Walk { items: items.into_iter(), filter, links, tree: None, levels: Vec::new() }
+    }
+
+    /// The rules of the directory that was just opened, if it has any.
+    fn ignores_of(&self, tree: &Tree, path: &Path, parent: Option<Arc<Ignores>>) -> Result<Option<Arc<Ignores>>> {
+        if !self.filter.ignore_files {
+            return Ok(parent);
+        }
+        match read_ignores(tree, path)? {
+            None => Ok(parent),
+            Some(content) => Ignores::new(path.as_os_str().as_bytes(), &content, parent).map(Some),
+        }
+    }
+
+    fn judge(&self, path: &Path, kind: EntryKind, stat: &Stat) -> Option<LeftOutBy> {
+        let (version, attributes) = look(stat);
+        let subject = Subject { path: path.as_os_str().as_bytes(), kind, size: version.size, mtime: attributes.mtime };
+        self.filter.judge(subject, self.levels.last().and_then(|level| level.ignores.as_ref()))
     }
 
     fn start(&mut self, item: PutItem) -> Found {
@@ -341,14 +446,20 @@ impl Walk {
         let (version, attributes) = look(&stat);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
-                Ok(Found::File { target, source: Source::named(path.to_path_buf()), version, attributes })
+                let name = path.file_name().map_or(path, Path::new);
+                if let Some(rule) = self.judge(name, EntryKind::File, &stat) {
+                    return Ok(Found::LeftOut { rule });
+                }
+                let source = Source::named(path.to_path_buf());
+                Ok(Found::File { target, source, version, attributes, ask: false })
             }
             FileType::Directory => {
-                let open = || rustix::fs::openat(CWD, path, OPEN_DIRECTORY, Mode::empty());
-                let handle = open().while_doing(|| doing("open", path))?;
-                let entries = Dir::read_from(&handle).while_doing(|| doing("read", path))?;
-                self.tree = Some(Arc::new(Tree { path: path.to_path_buf(), handle }));
-                self.levels.push(Level { entries, path: PathBuf::new(), target: target.clone(), attributes });
+                let tree = Tree::open(path, self.links == Links::Follow)?;
+                let entries = Dir::read_from(&tree.handle).while_doing(|| doing("read", path))?;
+                let ignores = self.ignores_of(&tree, Path::new(""), None)?;
+                self.tree = Some(tree);
+                let (path, shown_target) = (PathBuf::new(), target.clone());
+                self.levels.push(Level { entries, path, target: shown_target, attributes, ignores });
                 Ok(Found::Directory { target, attributes })
             }
             kind => Err(Error::new(
@@ -389,18 +500,33 @@ impl Walk {
         let handle = level.entries.fd().while_doing(|| doing("read", &tree.path.join(&level.path)))?;
         let stat = rustix::fs::statat(handle, name, AtFlags::SYMLINK_NOFOLLOW)
             .while_doing(|| doing("look at", &shown_path))?;
+        let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        let stat = if is_link && self.links == Links::Follow {
+            match tree.follow(handle, &level.path, name) {
+                Ok(stat) => stat,
+                Err(why) => return Ok(Found::Skipped { path: shown_path, why }),
+            }
+        } else {
+            stat
+        };
         let kind = FileType::from_raw_mode(stat.st_mode);
         let (version, attributes) = look(&stat);
+        if let Some(rule) = self.judge(&path, kind_of(kind), &stat) {
+            return Ok(Found::LeftOut { rule });
+        }
         if !matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink) {
             return Ok(Found::Skipped { path: shown_path, why: skip(kind) });
+        }
+        if kind == FileType::Symlink && self.links == Links::Skip {
+            return Ok(Found::Skipped { path: shown_path, why: Skip::UnwantedLink });
         }
         let target = Component::new(name.to_bytes()).and_then(|name| level.target.join(name)).map_err(|error| {
             Error::new(ErrorKind::Name, format!("`{}` cannot be stored", shown(&shown_path))).with_source(error)
         })?;
         match kind {
             FileType::RegularFile => {
-                let source = Source { tree: Some(Arc::clone(tree)), path };
-                Ok(Found::File { target, source, version, attributes })
+                let source = tree.source(path);
+                Ok(Found::File { target, source, version, attributes, ask: false })
             }
             FileType::Symlink => {
                 let points_to = rustix::fs::readlinkat(handle, name, Vec::new())
@@ -412,10 +538,12 @@ impl Walk {
                 }
             }
             _ => {
-                let child = rustix::fs::openat(handle, name, OPEN_DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+                let flags = if tree.follows { OPEN_DIRECTORY } else { OPEN_DIRECTORY | OFlags::NOFOLLOW };
+                let child = rustix::fs::openat(handle, name, flags, Mode::empty())
                     .while_doing(|| doing("open", &shown_path))?;
                 let entries = Dir::new(child).while_doing(|| doing("read", &shown_path))?;
-                self.levels.push(Level { entries, path, target: target.clone(), attributes });
+                let ignores = self.ignores_of(tree, &path, level.ignores.clone())?;
+                self.levels.push(Level { entries, path, target: target.clone(), attributes, ignores });
                 Ok(Found::Directory { target, attributes })
             }
         }
@@ -439,7 +567,34 @@ impl Iterator for Walk {
     }
 }
 
-fn skip(kind: FileType) -> Skip {
+/// What the file of rules in this directory holds, if there is one.
+pub(super) fn read_ignores(tree: &Tree, directory: &Path) -> Result<Option<Vec<u8>>> {
+    let path = directory.join(IGNORE_NAME);
+    let shown = || doing("read", &tree.path.join(&path));
+    let file = match tree.open_below(&path, OPEN_FILE) {
+        Ok(handle) => File::from(handle),
+        Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+        Err(errno) => return Err(Error::io(shown(), errno)),
+    };
+    let mut content = Vec::new();
+    file.take(IGNORE_LEN_MAX as u64 + 1).read_to_end(&mut content).while_doing(shown)?;
+    if content.len() > IGNORE_LEN_MAX {
+        return Err(Error::new(ErrorKind::Limit, format!("{}: longer than {IGNORE_LEN_MAX} bytes", shown())));
+    }
+    Ok(Some(content))
+}
+
+/// The kind as it is told to others.
+pub(super) fn kind_of(kind: FileType) -> EntryKind {
+    match kind {
+        FileType::RegularFile => EntryKind::File,
+        FileType::Directory => EntryKind::Directory,
+        FileType::Symlink => EntryKind::Link,
+        _ => EntryKind::Special,
+    }
+}
+
+pub(super) fn skip(kind: FileType) -> Skip {
     match kind {
         FileType::Fifo => Skip::Pipe,
         FileType::Socket => Skip::Socket,

@@ -184,6 +184,12 @@ pub struct ServerHello {
     /// Seconds since 1970 by the server's clock.
     #[n(8)]
     pub now: i64,
+    /// The permission bits that stored files get at least and at most; not told by every server.
+    #[n(9)]
+    pub file_mode: Option<(u32, u32)>,
+    /// The same of directories.
+    #[n(10)]
+    pub directory_mode: Option<(u32, u32)>,
     /// The public key of its receipts (Ed25519). None: it gives no receipts.
     #[n(16)]
     pub receipt_key: Option<Bytes32>,
@@ -349,9 +355,12 @@ pub struct Put {
     /// Content and finish follow at once, within the bounds for unasked content; no [`PutAnswer`] comes.
     #[n(6)]
     pub unasked: bool,
-    /// Do not offer a base: an attempt with one failed.
+    /// Offer neither a base nor what is held: an attempt with them failed.
     #[n(7)]
     pub no_base: bool,
+    /// From a client without a certificate: its secret, by which what is held of this upload is its own.
+    #[n(8)]
+    pub resume: Option<Bytes16>,
 }
 
 /// What the server holds of a described file.
@@ -372,7 +381,7 @@ pub struct PutAnswer {
     pub compare_only: bool,
     /// For `held`: ranges that the server claims to hold, ascending pairs of offset and length in steps of 64 KiB.
     #[n(4)]
-    pub ranges: List<(u64, u64), 2048>,
+    pub ranges: List<(u64, u64), { limits::HELD_RANGES_MAX }>,
 }
 
 /// The most group values in one message: 32 KiB of them.
@@ -610,13 +619,19 @@ pub struct Space {
     pub path: RemotePath,
 }
 
-/// Asks for the entries of a directory.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+/// Asks for the entries of a directory, all or so many from a place on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ListDirectory {
     /// Which directory.
     #[n(0)]
     pub path: RemotePath,
+    /// From behind this place: [`Done::next`] of an earlier answer.
+    #[n(1)]
+    pub after: Option<u64>,
+    /// At most so many entries; none: all.
+    #[n(2)]
+    pub count_max: Option<u64>,
 }
 
 /// Asks for a directory; its parents are made too. One that is there is success.
@@ -740,6 +755,9 @@ pub struct Done {
     /// For [`Rename`]: the name that it got, when that is another than the one asked for.
     #[n(3)]
     pub path: Option<RemotePath>,
+    /// For [`ListDirectory`]: the place from behind which to go on, when `count_max` entries were sent.
+    #[n(4)]
+    pub next: Option<u64>,
 }
 
 /// The space of a volume, as far as its file system tells.

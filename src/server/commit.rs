@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use super::convert;
+use super::held::{Begun, Right, Sink, stored_otherwise};
+use super::offer::{Copying, Offer};
 use super::outcomes::{Attempt, Begin};
 use super::quota::{Reservation, Seat};
 use super::receipts::receipt;
@@ -21,7 +23,7 @@ use crate::transfer::Receiver;
 /// What a description meets.
 pub(super) enum Opened {
     /// Content is to come.
-    Upload(Incoming),
+    Upload(Box<Incoming>),
     /// Nothing is to come: it is done already, or left alone.
     Ended(Stored),
 }
@@ -31,13 +33,22 @@ pub(super) struct Incoming {
     pub(super) attempt: Attempt,
     /// What happens to what is there, by the rights that the principal had at the beginning.
     pub(super) if_exists: IfExists,
-    /// Where it is written; made with the first group when there is a base.
-    pub(super) file: Option<Arc<storage::Upload>>,
     /// Its room in the principal's quota.
     pub(super) reservation: Reservation,
+    /// Where it is written; made with the first group when there is a base that may be the same.
+    pub(super) file: Option<Arc<Sink>>,
+    /// The right to make it.
+    pub(super) right: Option<Right>,
+    /// What need not come, as far as that is not told yet.
+    pub(super) offer: Option<Box<Offer>>,
+    /// Whether an earlier attempt has left something.
+    pub(super) is_held: bool,
+    /// The number of this attempt.
+    pub(super) generation: u64,
     /// The version that is there, whose groups need not come.
     pub(super) base: Option<Arc<StoredFile>>,
-    /// The root of that version, once it has been hashed to its end.
+    /// The root of that version, once it has been hashed to its end. None when groups of an earlier attempt stand in
+    /// for its own: the root of those says nothing of what has the name.
     pub(super) base_root: Option<Root>,
     /// Content may not come: the question is only whether it is the same.
     pub(super) compare_only: bool,
@@ -142,15 +153,12 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         Begin::Go(attempt) => attempt,
     };
     let key = attempt.key();
-    let upload = |file, reservation, base, compare_only| {
-        let incoming = Incoming { attempt, if_exists, file, reservation, base, base_root: None, compare_only };
-        Ok(Opened::Upload(incoming))
-    };
     if if_exists == IfExists::Rename
         && let Some(stored) = known_renamed(&pass, put)?
     {
         return Ok(Opened::Ended(stored));
     }
+    let mut base = None;
     if if_exists != IfExists::Rename
         && may_read(&pass, put)
         && let Some(file) = existing_file(&pass, put)?
@@ -161,10 +169,24 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         let same_size = put.size == Some(file.size());
         match if_exists {
             IfExists::Overwrite if put.size.is_some() && !put.no_base && file.size() > UNASKED_FILE_MAX => {
-                return upload(None, Reservation::default(), Some(Arc::new(file)), false);
+                base = Some(Arc::new(file));
             }
             IfExists::Skip | IfExists::Fail if same_size => {
-                return upload(None, Reservation::default(), Some(Arc::new(file)), true);
+                let base = Arc::new(file);
+                let offer = Offer::of_base(&put.path, base.size(), Arc::clone(&base), Copying::Never, None);
+                return Ok(Opened::Upload(Box::new(Incoming {
+                    generation: attempt.generation(),
+                    attempt,
+                    if_exists,
+                    reservation: Reservation::default(),
+                    file: None,
+                    right: None,
+                    offer: Some(Box::new(offer)),
+                    is_held: false,
+                    base: Some(base),
+                    base_root: None,
+                    compare_only: true,
+                })));
             }
             // A stream is not compared: its content is not known before all of it has come.
             IfExists::Skip | IfExists::Fail => return taken(&pass, put, if_exists).map(Opened::Ended),
@@ -173,8 +195,63 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(&pass, put)? {
         return taken(&pass, put, if_exists).map(Opened::Ended);
     }
-    let (file, reservation) = begin(&pass, &mut storage::Parents::default(), put, key, if_exists)?;
-    upload(Some(Arc::new(file)), reservation, None, false)
+    // Room for all of it: what replaces a version of the same size needs none.
+    let (reservation, directories) = pass.reserve(Some(key), &put.path, put.size.unwrap_or(0), if_exists)?;
+    let mut incoming = Incoming {
+        generation: attempt.generation(),
+        attempt,
+        if_exists,
+        reservation,
+        file: None,
+        right: None,
+        offer: None,
+        is_held: false,
+        base,
+        base_root: None,
+        compare_only: false,
+    };
+    let right = match shared.holds.begin(&pass.store, &who.principal, put, if_exists)? {
+        Some(Begun::Resumed(sink, held)) => {
+            let sink = Arc::new(*sink);
+            incoming.generation = sink.generation().unwrap_or(incoming.generation);
+            incoming.is_held = true;
+            incoming.offer = Some(Box::new(Offer::of_held(&put.path, held, incoming.base.clone(), Arc::clone(&sink))));
+            incoming.file = Some(sink);
+            pass.made(&mut incoming.reservation, &put.path, directories);
+            return Ok(Opened::Upload(Box::new(incoming)));
+        }
+        Some(Begun::Fresh(right)) => right,
+        None => Right::without_key(&pass.store, &shared.holds),
+    };
+    incoming.generation = right.generation().unwrap_or(incoming.generation);
+    let options = new_file(put, if_exists);
+    let Some(base) = incoming.base.clone() else {
+        let file = pass.store.begin_kept(&put.path, options)?;
+        incoming.file = Some(Arc::new(right.with(file)));
+        pass.made(&mut incoming.reservation, &put.path, directories);
+        return Ok(Opened::Upload(Box::new(incoming)));
+    };
+    let (copying, file) = match pass.store.begin_clone(&put.path, options, &base)? {
+        Some(file) => (Copying::Shared, Some(file)),
+        // It is probably the same: nothing is written before that is found to be wrong.
+        None if put.size == Some(base.size()) && put.mtime == Some(convert::mtime(base.mtime())) => {
+            (Copying::Never, None)
+        }
+        None => match pass.store.begin_kept(&put.path, options) {
+            Ok(file) => (Copying::Along, Some(file)),
+            // It may be the same, and then needs no room.
+            Err(error) if error.kind() == ErrorKind::NoSpace => (Copying::Never, None),
+            Err(error) => return Err(error),
+        },
+    };
+    match file {
+        Some(file) => incoming.file = Some(Arc::new(right.with(file))),
+        None => incoming.right = Some(right),
+    }
+    let size = put.size.unwrap_or(0);
+    let offer = Offer::of_base(&put.path, size, base, copying, incoming.file.clone());
+    incoming.offer = Some(Box::new(offer));
+    Ok(Opened::Upload(Box::new(incoming)))
 }
 
 /// Under `rename`: whether this very upload was stored before the server forgot it, under whatever name it got.
@@ -196,26 +273,14 @@ fn known_by_record(pass: &Pass, put: &Put, file: &StoredFile) -> Result<Option<S
 }
 
 /// Makes the file for an upload that began with a base and differs from it.
-pub(super) fn make_file(
-    shared: &Shared,
-    who: &Who,
-    put: &Put,
-    key: [u8; 32],
-    begun: IfExists,
-) -> Result<(Arc<storage::Upload>, Reservation)> {
+pub(super) fn make_file(shared: &Shared, who: &Who, put: &Put, begun: IfExists) -> Result<storage::Upload> {
     let pass = shared.pass(who)?;
     let if_exists = admit_still(&pass, put, begun)?;
-    let (file, reservation) = begin(&pass, &mut storage::Parents::default(), put, key, if_exists)?;
-    Ok((Arc::new(file), reservation))
+    pass.store.begin_kept(&put.path, new_file(put, if_exists))
 }
 
 /// Hashes the next bytes of a group while they are hot and writes them to their place, `start` bytes into the group.
-pub(super) fn write_group(
-    file: &storage::Upload,
-    hasher: &mut GroupHasher,
-    start: usize,
-    content: &[u8],
-) -> Result<()> {
+pub(super) fn write_group(file: &Sink, hasher: &mut GroupHasher, start: usize, content: &[u8]) -> Result<()> {
     hasher.update(content);
     file.write_at(group_offset(hasher.group()) + start as u64, content)
 }
@@ -228,29 +293,37 @@ pub(super) fn commit(
     incoming: Incoming,
     mut receiver: Receiver,
 ) -> Result<Stored> {
-    let Incoming { attempt, file, mut reservation, base, base_root, if_exists, .. } = incoming;
+    let Incoming { attempt, file, right, mut reservation, base, base_root, if_exists, .. } = incoming;
     let pass = shared.pass(who)?;
     admit_still(&pass, put, if_exists)?;
     attempt.enter_commit(&put.path)?;
     let finish = receiver.finish().cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a commit unasked"))?;
-    if let (None, Some(base)) = (&file, &base) {
+    if let (Some(base), Some(root)) = (&base, base_root)
+        && (file.is_none() || receiver.received() == 0)
+    {
         // Nothing came: the client found every group equal, and says which root that makes. What was there when they
         // were compared need not be there now.
-        let root = base_root.ok_or_else(|| Error::new(ErrorKind::Internal, "a comparison that has not ended"))?;
+        if let Some(file) = &file {
+            file.discard();
+        }
         if root != finish.root {
             return Err(mismatch(put, root, finish.root));
         }
         let stored = confirm_unchanged(&pass, put, base, &finish)?;
         attempt.ended(&stored);
+        drop(right);
         return Ok(stored);
     }
     let file = file.ok_or_else(|| Error::new(ErrorKind::Internal, "a commit without a file"))?;
+    receiver.take_held();
     if let Some(base) = &base {
         copy_missing(&file, base, &mut receiver, finish.size)?;
     }
-    let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
     pass.settle_credit(&mut reservation, &put.path, finish.size)?;
     let file = Arc::into_inner(file).ok_or_else(|| Error::new(ErrorKind::Internal, "an upload still being written"))?;
+    // Held until the end: nobody begins anew while this is being committed, and nothing is kept afterwards.
+    let (file, _right) = file.enter_commit()?;
+    let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
     let staged = file.finish(finish.size, metadata(put, root))?;
     let published = pass
         .store
@@ -259,12 +332,13 @@ pub(super) fn commit(
         .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "a publication without an answer")));
     let stored = settle(&pass, put, root, finish.size, published)?;
     attempt.ended(&stored);
+    stored_otherwise(&pass.store, &who.principal, put);
     Ok(stored)
 }
 
 /// Reads the groups that did not come from the base, hashes and writes that very buffer: a base that changes
 /// underneath is found by the root.
-fn copy_missing(file: &storage::Upload, base: &StoredFile, receiver: &mut Receiver, size: u64) -> Result<()> {
+fn copy_missing(file: &Sink, base: &StoredFile, receiver: &mut Receiver, size: u64) -> Result<()> {
     let missing: Vec<u64> = receiver.missing(size).collect();
     let mut buffer = vec![0; GROUP_LEN];
     for group in missing {
@@ -400,6 +474,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
         let stored = settle(&pass, &put, finish.root, finish.size, published);
         if let Ok(stored) = &stored {
             attempt.ended(stored);
+            stored_otherwise(&pass.store, &who.principal, &put);
         }
         answers.push(answer(transfer, &put, finish.size, stored));
     }

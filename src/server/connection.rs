@@ -23,6 +23,7 @@ use super::commit::{Opened, SmallAnswer};
 use super::crowd;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::lane;
+use super::offer::Offer;
 use super::quota::Seat;
 use super::requests::{self, Got, ListStep};
 use super::session::{self, Session, Source};
@@ -221,6 +222,8 @@ async fn hello(
             open_max: pass.open_max(),
             idle_seconds: u32::try_from(limits::IDLE_TIMEOUT.as_secs()).unwrap_or(u32::MAX),
             now: i64::try_from(now).unwrap_or(i64::MAX),
+            file_mode: Some(shared.whole_store().file_mode().into()),
+            directory_mode: Some(shared.whole_store().directory_mode().into()),
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
         },
     );
@@ -290,9 +293,9 @@ fn has_room(connection: &Connection) -> bool {
 
 /// How far a listing is.
 enum ListStage {
-    Asked(RemotePath),
-    /// What is still to come, and how many entries have.
-    Begun(requests::Rest, u64),
+    Asked(ListDirectory),
+    /// What is still to come.
+    Begun(requests::Rest),
 }
 
 async fn run(
@@ -407,7 +410,7 @@ impl Driver {
                     continue;
                 }
                 () = session.news.notified() => {
-                    self.look_at_news();
+                    self.look_at_news()?;
                     continue;
                 }
                 step = step => step?,
@@ -437,7 +440,7 @@ impl Driver {
     }
 
     /// Takes note of what lanes have found.
-    fn look_at_news(&mut self) {
+    fn look_at_news(&mut self) -> Result<()> {
         let (failed, waiting) = self.session.look();
         for (transfer, error) in failed {
             self.failed(transfer, &error);
@@ -445,6 +448,11 @@ impl Driver {
         for transfer in waiting {
             self.flow.make_file(transfer);
         }
+        for transfer in self.flow.finished() {
+            let committed = self.flow.commit_if_told(transfer);
+            self.written(committed.map_err(|error| (transfer, error)))?;
+        }
+        Ok(())
     }
 
     fn is_idle(&self) -> bool {
@@ -511,7 +519,11 @@ impl Driver {
             Kind::Failed => {
                 let failed = Failed::from_payload(payload)?;
                 if self.flow.is_open(transfer) {
-                    debug!("transfer {transfer} given up by the client: {}", failed.to_error());
+                    let error = failed.to_error();
+                    debug!("transfer {transfer} given up by the client: {error}");
+                    if matches!(error.kind(), ErrorKind::Expectation | ErrorKind::Mismatch) {
+                        self.flow.discard(transfer);
+                    }
                     self.flow.end(transfer);
                 }
                 // Its answer, when it comes, is for nobody.
@@ -558,7 +570,7 @@ impl Driver {
             Kind::List => {
                 let request = ListDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
-                self.listings.push_back((transfer, ListStage::Asked(request.path)));
+                self.listings.push_back((transfer, ListStage::Asked(request)));
             }
             Kind::Hash => {
                 let request = Hash::from_payload(payload)?;
@@ -681,17 +693,26 @@ impl Driver {
     fn job(&mut self, job: Job) -> Result<()> {
         match job {
             Job::Opened(transfer, Ok(Opened::Upload(incoming)), _) => {
+                let claimed = incoming.offer.as_ref().filter(|_| incoming.is_held);
+                let claimed = claimed.map(|offer| offer.claimed()).unwrap_or_default();
                 let answer = PutAnswer {
-                    holding: if incoming.base.is_some() { Holding::Base } else { Holding::Fresh },
-                    generation: incoming.attempt.generation(),
-                    held_size: incoming.base.as_ref().map_or(0, |base| base.size()),
+                    holding: match (incoming.is_held, &incoming.base) {
+                        (true, _) => Holding::Held,
+                        (false, Some(_)) => Holding::Base,
+                        (false, None) => Holding::Fresh,
+                    },
+                    generation: incoming.generation,
+                    held_size: match (incoming.is_held, &incoming.base) {
+                        (false, Some(base)) => base.size(),
+                        _ => claimed.iter().map(|&(_, len)| len).sum(),
+                    },
                     compare_only: incoming.compare_only,
-                    ranges: List::default(),
+                    ranges: List(claimed),
                 };
                 if self.flow.is_open(transfer) {
                     self.connection.send(transfer, &answer);
                 }
-                self.flow.opened(transfer, incoming);
+                self.flow.opened(transfer, *incoming);
             }
             Job::Opened(transfer, Ok(Opened::Ended(stored)), receipt)
             | Job::Committed(transfer, Ok(stored), receipt) => {
@@ -700,7 +721,7 @@ impl Driver {
                 }
             }
             Job::Opened(transfer, Err(error), _) => self.failed(transfer, &error),
-            Job::Made(transfer, Ok((file, reservation))) => self.flow.made(transfer, file, reservation),
+            Job::Made(transfer, Ok(file)) => self.flow.made(transfer, file),
             Job::Made(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Written(transfer, group, result) => {
                 let written = self.flow.written(transfer, group, result);
@@ -723,6 +744,13 @@ impl Driver {
                 self.flow.step_hashed();
                 match result {
                     Ok(run) => self.hashed(transfer, run)?,
+                    Err(error) => self.failed(transfer, &error),
+                }
+            }
+            Job::Offered(transfer, result) => {
+                self.flow.step_hashed();
+                match result {
+                    Ok(offer) => self.offered(transfer, offer)?,
                     Err(error) => self.failed(transfer, &error),
                 }
             }
@@ -782,7 +810,7 @@ impl Driver {
             Ok(ListStep { frames, rest }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match rest {
-                    Some((rest, count)) => self.listings.push_front((transfer, ListStage::Begun(rest, count))),
+                    Some(rest) => self.listings.push_front((transfer, ListStage::Begun(rest))),
                     None => drop(self.requests.remove(&transfer)),
                 }
             }
@@ -822,11 +850,10 @@ impl Driver {
             self.listing += 1;
             self.flow.spawn(move |shared, who| {
                 let step = match stage {
-                    ListStage::Asked(path) => {
-                        let shown = path.clone();
-                        audited::request(shared, who, "list", &shown, || requests::list(shared, who, transfer, path))
-                    }
-                    ListStage::Begun(rest, count) => requests::list_step(shared, who, transfer, rest, count),
+                    ListStage::Asked(request) => audited::request(shared, who, "list", &request.path, || {
+                        requests::list(shared, who, transfer, &request)
+                    }),
+                    ListStage::Begun(rest) => requests::list_step(shared, who, transfer, rest),
                 };
                 Job::Listed(transfer, step)
             });
@@ -840,7 +867,7 @@ impl Driver {
         let (size, end) = (run.file.size(), run.end());
         let is_wanted = match run.purpose {
             Purpose::Root(_) => self.requests.contains(&transfer),
-            Purpose::Base | Purpose::Values(_) => self.flow.is_open(transfer),
+            Purpose::Values(_) => self.flow.is_open(transfer),
         };
         if !is_wanted {
             drop_elsewhere(&self.shared, run.file);
@@ -852,8 +879,8 @@ impl Driver {
                 self.requests.remove(&transfer);
                 match run.file.check_unchanged() {
                     Ok(()) => {
-                        self.connection
-                            .send(transfer, &Done { count: 1, root: Some(root), size: Some(size), path: None });
+                        let done = Done { root: Some(root), size: Some(size), ..requests::done(1) };
+                        self.connection.send(transfer, &done);
                     }
                     Err(error) => self.fail(transfer, &error),
                 }
@@ -871,12 +898,23 @@ impl Driver {
         }
         if run.next < end {
             self.flow.hash(transfer, run);
-        } else if run.purpose == Purpose::Base {
-            self.flow.base_hashed(transfer, run.tree.root(size))?;
         } else if let Some(download) = self.flow.downloads.get_mut(&transfer) {
             download.is_hashing = false;
         }
         Ok(())
+    }
+
+    /// Tells the values of what is there for an upload, as far as it was looked at.
+    fn offered(&mut self, transfer: u32, offer: Box<Offer>) -> Result<()> {
+        let values = self.flow.offered(transfer, offer);
+        for run in values.chunk_by(|left, right| left.0 + 1 == right.0) {
+            for run in run.chunks(VALUES_MAX) {
+                let values = List(run.iter().map(|(_, value)| *value).collect());
+                self.connection.send(transfer, &Values { first: run[0].0, values });
+            }
+        }
+        let committed = self.flow.commit_if_told(transfer);
+        self.written(committed.map_err(|error| (transfer, error)))
     }
 
     fn stored(&mut self, transfer: u32, stored: &Stored, receipt: Option<&Receipt>) {

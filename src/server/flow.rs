@@ -18,14 +18,16 @@ use tokio::time::Instant;
 use super::audited;
 use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
 use super::groups::{Groups, Place};
-use super::quota::{Reservation, Seat};
+use super::held::Sink;
+use super::offer::Offer;
+use super::quota::Seat;
 use super::requests;
 use super::session::{Session, Source, Transfer};
 use super::share::Lease;
 use super::shared::{Shared, Who};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, GroupValue, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
 use crate::path::RemotePath;
@@ -36,7 +38,7 @@ use crate::storage::{self, StoredFile};
 pub(super) enum Job {
     /// With a receipt when it has ended with that.
     Opened(u32, Result<Opened>, Option<Receipt>),
-    Made(u32, Result<(Arc<storage::Upload>, Reservation)>),
+    Made(u32, Result<storage::Upload>),
     Written(u32, u64, Result<()>),
     /// The beginning of a group is written; the hasher goes on with the rest.
     Spilled(u32, u64, Result<Box<GroupHasher>>),
@@ -46,6 +48,7 @@ pub(super) enum Job {
     /// A file whose root is asked for is open.
     OpenedToHash(u32, Result<HashRun>),
     Hashed(u32, Result<HashRun>),
+    Offered(u32, Result<Box<Offer>>),
     Answered(u32, Result<Vec<Bytes>>),
     /// Whether a directory was made, or there already.
     MadeDirectory(u32, RemotePath, Result<bool>),
@@ -134,7 +137,7 @@ impl HashRun {
     pub(super) fn end(&self) -> u64 {
         match self.purpose {
             Purpose::Values(end) => end,
-            Purpose::Base | Purpose::Root(_) => group_count(self.file.size()),
+            Purpose::Root(_) => group_count(self.file.size()),
         }
     }
 }
@@ -142,12 +145,16 @@ impl HashRun {
 /// Why a stored file is hashed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// The client compares it with its own.
-    Base,
     /// The client asked for the root, and believes the recorded one or (`true`) does not.
     Root(bool),
     /// The client asked for group values up to here.
     Values(u64),
+}
+
+/// Something that is read and hashed in steps.
+enum Run {
+    Stored(HashRun),
+    Offer(Box<Offer>),
 }
 
 struct Slot {
@@ -210,7 +217,7 @@ pub(super) struct Flow {
     gets: VecDeque<(u32, Get)>,
     getting: bool,
     /// Files whose next step of hashing waits for its turn; each belongs to a transfer or request that is open.
-    hash_runs: VecDeque<(u32, HashRun)>,
+    hash_runs: VecDeque<(u32, Run)>,
     hashing: usize,
     wants: VecDeque<(u32, u64, usize)>,
     wanted: u64,
@@ -406,7 +413,7 @@ impl Flow {
     }
 
     /// The server has looked at what is there.
-    pub(super) fn opened(&mut self, transfer: u32, incoming: Incoming) {
+    pub(super) fn opened(&mut self, transfer: u32, mut incoming: Incoming) {
         if let Some(upload) = self.uploads.get_mut(&transfer) {
             if let Some(file) = &incoming.file {
                 upload.groups.set_file(Arc::clone(file));
@@ -416,11 +423,12 @@ impl Flow {
             }
             if let Some(base) = &incoming.base {
                 upload.groups.lock().receiver.set_base(base.size());
-                let run = HashRun::new(upload.put.path.clone(), Arc::clone(base), Purpose::Base);
-                upload.phase = Phase::Receiving(incoming);
-                self.hash(transfer, run);
-            } else {
-                upload.phase = Phase::Receiving(incoming);
+            }
+            let offer = incoming.offer.take();
+            upload.phase = Phase::Receiving(incoming);
+            if let Some(offer) = offer {
+                upload.groups.claim(offer.ranges().to_vec());
+                self.hash_runs.push_back((transfer, Run::Offer(offer)));
             }
         } else {
             // The client gave up meanwhile: dropping it removes what was staged.
@@ -428,34 +436,50 @@ impl Flow {
         }
     }
 
-    /// The base of an upload is hashed to its end: a comparison can be decided now.
-    pub(super) fn base_hashed(&mut self, transfer: u32, root: Option<Root>) -> Result<()> {
-        if let Some(Upload { phase: Phase::Receiving(incoming), .. }) = self.uploads.get_mut(&transfer) {
-            incoming.base_root = root;
+    /// Some more of what is there was hashed. Tells the values that are to be told.
+    pub(super) fn offered(&mut self, transfer: u32, mut offer: Box<Offer>) -> Vec<(u64, GroupValue)> {
+        let Some(upload) = self.uploads.get_mut(&transfer) else {
+            drop_elsewhere(&self.shared, offer);
+            return Vec::new();
+        };
+        let found = std::mem::take(&mut offer.found);
+        let values = found.iter().map(|(group, found)| (*group, found.value())).collect();
+        let next = (!offer.is_over()).then_some(offer.next);
+        let root = offer.base_root();
+        if next.is_some() {
+            self.hash_runs.push_back((transfer, Run::Offer(offer)));
+        } else {
+            if let Phase::Receiving(incoming) = &mut upload.phase {
+                incoming.base_root = root;
+            }
+            // Not elsewhere: the commit needs the file for itself. Nothing of this is the last handle.
+            drop(offer);
         }
-        self.commit_if_ready(transfer)
+        upload.groups.told(found, next);
+        values
     }
 
     /// Has the file of an upload with a base made, once its first content comes.
     pub(super) fn make_file(&mut self, transfer: u32) {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return };
         if !std::mem::replace(&mut upload.making, true) {
-            let Phase::Receiving(Incoming { if_exists, attempt, .. }) = &upload.phase else { return };
-            let (put, key, begun) = (upload.put.clone(), attempt.key(), *if_exists);
-            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put, key, begun)));
+            let Phase::Receiving(Incoming { if_exists, .. }) = &upload.phase else { return };
+            let (put, begun) = (upload.put.clone(), *if_exists);
+            self.spawn(move |shared, who| Job::Made(transfer, commit::make_file(shared, who, &put, begun)));
         }
     }
 
     /// The file of an upload with a base is made: its content can be taken.
-    pub(super) fn made(&mut self, transfer: u32, file: Arc<storage::Upload>, reservation: Reservation) {
-        match self.uploads.get_mut(&transfer) {
-            Some(Upload { phase: Phase::Receiving(incoming), making, groups, .. }) => {
-                groups.set_file(Arc::clone(&file));
-                incoming.file = Some(file);
-                incoming.reservation = reservation;
-                *making = false;
-            }
-            _ => drop_elsewhere(&self.shared, file),
+    pub(super) fn made(&mut self, transfer: u32, file: storage::Upload) {
+        if let Some(Upload { phase: Phase::Receiving(incoming), making, groups, .. }) = self.uploads.get_mut(&transfer)
+            && let Some(right) = incoming.right.take()
+        {
+            let file = Arc::new(right.with(file));
+            groups.set_file(Arc::clone(&file));
+            incoming.file = Some(file);
+            *making = false;
+        } else {
+            drop_elsewhere(&self.shared, file);
         }
     }
 
@@ -465,7 +489,11 @@ impl Flow {
         let Some(mut hasher) = hasher else { return };
         self.write_job(transfer, index, move |groups, file| {
             let content = buffer.as_deref().and_then(|buffer| buffer.get(..filled)).unwrap_or(&[]);
-            let written = commit::write_group(&file, &mut hasher, start, content).map(|()| hasher.finish());
+            let written = commit::write_group(&file, &mut hasher, start, content).map(|()| {
+                let hash = hasher.finish();
+                file.holds(index, &hash, content.len());
+                hash
+            });
             // Whoever commits must find nobody else holding the file.
             drop(file);
             groups.written(index, written.as_ref().map(|hash| Some(*hash)));
@@ -481,6 +509,9 @@ impl Flow {
         open.start += filled;
         let has_begun = self.write_job(transfer, index, move |groups, file| {
             let written = commit::write_group(&file, &mut hasher, start, &buffer[..filled]);
+            if written.is_ok() {
+                file.holds_prefix(index, start + filled, filled);
+            }
             drop(file);
             groups.written(index, written.as_ref().map(|()| None));
             Job::Spilled(transfer, index, written.map(|()| hasher))
@@ -495,16 +526,17 @@ impl Flow {
         &mut self,
         transfer: u32,
         group: u64,
-        job: impl FnOnce(&Groups, Arc<storage::Upload>) -> Job + Send + 'static,
+        job: impl FnOnce(&Groups, Arc<Sink>) -> Job + Send + 'static,
     ) -> bool {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return false };
         let Some(file) = upload.groups.begin_write(self.id, group) else { return false };
         let (groups, session) = (Arc::clone(&upload.groups), Arc::clone(&self.session));
         self.writing += 1;
         upload.writing += 1;
-        self.spawn(move |_, _| {
+        // To its end though the connection be gone: what came is there, and others may rely on that.
+        self.spawn_commit(move |_, _| {
             let done = job(&groups, file);
-            if groups.failure().is_some() {
+            if groups.failure().is_some() || groups.lock().receiver.finish().is_some() {
                 session.news.notify_one();
             }
             done
@@ -571,6 +603,19 @@ impl Flow {
         self.commit_if_ready(transfer).map_err(|error| (transfer, error))
     }
 
+    /// Uploads that are finished, and may have waited for what lanes have brought.
+    pub(super) fn finished(&self) -> Vec<u32> {
+        let is_finished = |upload: &Upload| {
+            matches!(upload.phase, Phase::Receiving(_)) && upload.groups.lock().receiver.finish().is_some()
+        };
+        self.uploads.iter().filter(|(_, upload)| is_finished(upload)).map(|(&transfer, _)| transfer).collect()
+    }
+
+    /// All values may be told now, which a finish may have waited for.
+    pub(super) fn commit_if_told(&mut self, transfer: u32) -> Result<()> {
+        self.commit_if_ready(transfer)
+    }
+
     fn commit_if_ready(&mut self, transfer: u32) -> Result<()> {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
         if upload.writing > 0
@@ -579,8 +624,12 @@ impl Flow {
         {
             return Ok(());
         }
-        if let Phase::Receiving(Incoming { file: None, base: Some(_), base_root: None, .. }) = &upload.phase {
-            // The client was faster with its copy than we are with ours.
+        let (is_offering, is_written) = {
+            let groups = upload.groups.lock();
+            (groups.is_offering(), groups.is_written())
+        };
+        if is_offering || !is_written {
+            // The client was faster with its copy than we are with ours; or what a lane has brought is being written.
             return Ok(());
         }
         if !upload.groups.lock().receiver.is_ready() {
@@ -617,6 +666,7 @@ impl Flow {
             if_exists: IfExists::Fail,
             unasked: false,
             no_base: false,
+            resume: None,
         };
         let phase = Phase::Lent;
         // Its seat is taken, and its rights are looked at, on the first connection.
@@ -711,11 +761,6 @@ impl Flow {
         }
         let over: Vec<u32> = self.downloads.keys().copied().filter(|&number| !self.session.is_lent(number)).collect();
         over.into_iter().for_each(|transfer| self.end_reads(transfer));
-    }
-
-    /// Gives the groups that have not come whole back to the session: the connection has ended.
-    pub(super) fn release(&self) {
-        self.uploads.values().for_each(|upload| upload.groups.release(self.id));
     }
 
     // ---- downloads -----------------------------------------------------------------------------------------
@@ -861,7 +906,7 @@ impl Flow {
 
     /// Queues the next step of a hash run.
     pub(super) fn hash(&mut self, transfer: u32, run: HashRun) {
-        self.hash_runs.push_back((transfer, run));
+        self.hash_runs.push_back((transfer, Run::Stored(run)));
     }
 
     /// Whether a step could begin.
@@ -875,7 +920,12 @@ impl Flow {
             && let Some((transfer, run)) = self.hash_runs.pop_front()
         {
             self.hashing += 1;
-            self.hash_step(transfer, run);
+            match run {
+                Run::Stored(run) => self.hash_step(transfer, run),
+                Run::Offer(mut offer) => {
+                    self.spawn(move |_, _| Job::Offered(transfer, offer.step().map(|()| offer)));
+                }
+            }
         }
     }
 
@@ -886,7 +936,12 @@ impl Flow {
 
     /// Drops the run of a transfer or request that has ended.
     pub(super) fn end_hash(&mut self, transfer: u32) {
-        self.hash_runs.retain(|(other, _)| *other != transfer);
+        let (ended, rest) = std::mem::take(&mut self.hash_runs).into_iter().partition(|(other, _)| *other == transfer);
+        self.hash_runs = rest;
+        let ended: VecDeque<(u32, Run)> = ended;
+        if !ended.is_empty() {
+            drop_elsewhere(&self.shared, ended);
+        }
     }
 
     /// Hashes the next groups of a stored file: 64 MiB in one step.
@@ -932,7 +987,13 @@ impl Flow {
             if upload.groups.lock().receiver.finish().is_none() && !matches!(upload.phase, Phase::Committing) {
                 self.ended.insert(transfer);
             }
-            drop_elsewhere(&self.shared, upload);
+            let id = self.id;
+            self.shared.tasks.spawn_blocking(move || {
+                let groups = Arc::clone(&upload.groups);
+                rest(upload, id);
+                // Lanes let go of it later, and not on a disk thread.
+                groups.end();
+            });
         }
         if self.downloads.contains_key(&transfer) {
             self.ended.insert(transfer);
@@ -949,6 +1010,16 @@ impl Flow {
             drop_elsewhere(&self.shared, download);
             // Others may have waited for its turns.
             self.read_ahead();
+        }
+    }
+
+    /// What has come of an upload is of no use to anybody.
+    pub(super) fn discard(&mut self, transfer: u32) {
+        if let Some(Upload { phase: Phase::Receiving(Incoming { file: Some(file), .. }), .. }) =
+            self.uploads.get(&transfer)
+        {
+            let file = Arc::clone(file);
+            self.shared.tasks.spawn_blocking(move || file.discard());
         }
     }
 
@@ -1040,15 +1111,17 @@ impl Handler for Flow {
                 return Poll::Ready(Err(Breach::Excess("begun groups").into()));
             }
             self.begun += 1;
+            let hasher = upload.groups.begin_group(piece)?;
+            upload.open = Some(OpenGroup {
+                index: piece.group,
+                start: piece.start,
+                hasher: Some(hasher),
+                buffer: None,
+                filled: 0,
+                leased: Instant::now(),
+            });
         }
-        let open = upload.open.get_or_insert_with(|| OpenGroup {
-            index: piece.group,
-            start: 0,
-            hasher: Some(Box::new(GroupHasher::new(piece.group))),
-            buffer: None,
-            filled: 0,
-            leased: Instant::now(),
-        });
+        let Some(open) = &mut upload.open else { return Poll::Pending };
         if open.buffer.is_none() {
             // A job that comes back wakes this task.
             if self.writing >= BUFFERS_PER_CONNECTION || open.hasher.is_none() {
@@ -1191,6 +1264,32 @@ impl Ended {
 
 fn unknown(kind: Kind) -> Error {
     Breach::Unexpected { kind, why: "no such transfer is open" }.into()
+}
+
+impl Drop for Flow {
+    /// On a disk thread, for what is open is laid to rest.
+    fn drop(&mut self) {
+        let id = self.id;
+        self.uploads.drain().for_each(|(_, upload)| rest(upload, id));
+    }
+}
+
+/// Writes what has come of the group that this connection fills, and lets go of it. With the last connection that
+/// does, what is held is recorded. Blocks.
+fn rest(upload: Upload, connection: u64) {
+    if let Some(open) = &upload.open
+        && let (Some(buffer), Some(_)) = (&open.buffer, &open.hasher)
+        && let Some(content) = buffer.get(..open.filled).filter(|content| !content.is_empty())
+        && let Some(file) = upload.groups.begin_write(connection, open.index)
+    {
+        // What cannot be written is lost with the connection, which is what the client thinks.
+        if file.write_at(group_offset(open.index) + open.start as u64, content).is_ok() {
+            file.holds_prefix(open.index, open.start + open.filled, open.filled);
+        }
+        drop(file);
+        upload.groups.written(open.index, Ok(None));
+    }
+    upload.groups.release(connection);
 }
 
 /// Drops what closes files or removes staging on a disk thread.

@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::error::{Error, Result};
-use crate::hash::GroupHash;
+use super::held::Sink;
+use super::offer::{Found, next_claimed};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{GroupHash, GroupHasher};
 use crate::limits::GROUP_LEN;
 use crate::protocol::Breach;
-use crate::storage;
 use crate::transfer::{Piece, Receiver};
 
 /// One upload's groups. Held by the connection that the upload was described on, and lent to those that joined.
@@ -22,7 +23,7 @@ pub(super) struct Groups(Mutex<State>);
 pub(super) struct State {
     pub(super) receiver: Receiver,
     /// Where content goes; none before the file is made, and none after the commit has taken over.
-    pub(super) file: Option<Arc<storage::Upload>>,
+    pub(super) file: Option<Arc<Sink>>,
     /// Which connection fills a group that is begun.
     owners: HashMap<u64, u64>,
     /// Groups that a job writes into now.
@@ -31,6 +32,12 @@ pub(super) struct State {
     waiting: Vec<Waker>,
     /// Another connection has content for a file that is not made yet.
     wants_file: bool,
+    /// What was claimed to be there (ranges of offset and end), while not all of it is told.
+    claimed: Vec<(u64, u64)>,
+    /// The first group of that whose value is not told yet.
+    told: u64,
+    /// Beginnings of groups that are there.
+    begun: HashMap<u64, Box<GroupHasher>>,
     /// Why no more can be written.
     failure: Option<Error>,
     /// Content is of no use any more, and thrown away.
@@ -54,6 +61,9 @@ impl Groups {
             writing: HashMap::new(),
             waiting: Vec::new(),
             wants_file: false,
+            claimed: Vec::new(),
+            told: 0,
+            begun: HashMap::new(),
             failure: None,
             is_over: false,
         })))
@@ -72,6 +82,56 @@ impl Groups {
         state.wake();
     }
 
+    /// As [`Groups::end`], but what has come is still to be laid to rest.
+    pub(super) fn cut(&self) {
+        let mut state = self.lock();
+        state.is_over = true;
+        state.wake();
+    }
+
+    /// These ranges are claimed to be there; until their values are told, nothing is written to their places.
+    pub(super) fn claim(&self, ranges: Vec<(u64, u64)>) {
+        self.lock().claimed = ranges;
+    }
+
+    /// Some of what was claimed is told: all before `next`, or all.
+    pub(super) fn told(&self, found: Vec<(u64, Found)>, next: Option<u64>) {
+        let mut state = self.lock();
+        for (group, found) in found {
+            match found {
+                Found::InPlace(hash) => state.receiver.hold(group, hash),
+                Found::Begun(len, hasher) => {
+                    state.receiver.hold_prefix(group, len);
+                    state.begun.insert(group, hasher);
+                }
+                Found::InBase(_) | Found::Nothing => {}
+            }
+        }
+        match next {
+            Some(next) => state.told = next,
+            None => state.claimed.clear(),
+        }
+        state.wake();
+    }
+
+    /// Begins a group where this piece does, and gives the hasher for what comes.
+    ///
+    /// # Errors
+    /// `Internal` when its beginning is not there after all.
+    pub(super) fn begin_group(&self, piece: Piece) -> Result<Box<GroupHasher>> {
+        let mut state = self.lock();
+        if piece.start > 0 {
+            // Kept, in case that the rest does not come whole either.
+            let begun = state.begun.get(&piece.group).filter(|hasher| hasher.count() == piece.start as u64);
+            return begun.cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a group without its beginning"));
+        }
+        state.begun.remove(&piece.group);
+        if let Some(file) = &state.file {
+            file.loses(piece.group);
+        }
+        Ok(Box::new(GroupHasher::new(piece.group)))
+    }
+
     /// Ends the upload for a commit, which gets what was received.
     pub(super) fn take_receiver(&self) -> Receiver {
         self.end();
@@ -79,7 +139,7 @@ impl Groups {
     }
 
     /// The file is made.
-    pub(super) fn set_file(&self, file: Arc<storage::Upload>) {
+    pub(super) fn set_file(&self, file: Arc<Sink>) {
         let mut state = self.lock();
         if !state.is_over {
             state.file = Some(file);
@@ -108,7 +168,7 @@ impl Groups {
 
     /// Begins a job that writes into a group; ends with [`Groups::written`]. None when the group is not this
     /// connection's any more.
-    pub(super) fn begin_write(&self, connection: u64, group: u64) -> Option<Arc<storage::Upload>> {
+    pub(super) fn begin_write(&self, connection: u64, group: u64) -> Option<Arc<Sink>> {
         let mut state = self.lock();
         if state.owners.get(&group) != Some(&connection) {
             return None;
@@ -154,6 +214,21 @@ impl State {
         Poll::Pending
     }
 
+    /// Whether no job writes now.
+    pub(super) fn is_written(&self) -> bool {
+        self.writing.is_empty()
+    }
+
+    /// Whether values of what was claimed are still to be told.
+    pub(super) fn is_offering(&self) -> bool {
+        !self.claimed.is_empty()
+    }
+
+    /// Whether the server is still looking at what it claimed to have of this group.
+    fn is_untold(&self, group: u64) -> bool {
+        group >= self.told && next_claimed(&self.claimed, group) == Some(group)
+    }
+
     /// Whether content is of no use any more.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
@@ -189,9 +264,13 @@ impl State {
         if self.is_over {
             return Poll::Ready(Ok(Place::Nowhere));
         }
+        if self.is_untold(group) {
+            // What is written to its place now could be written over.
+            return self.wait(cx);
+        }
         if is_shared && owner != Some(connection) {
             self.receiver.check_range(offset, len)?;
-            let is_start = offset.is_multiple_of(GROUP_LEN as u64);
+            let is_start = offset.is_multiple_of(GROUP_LEN as u64) || self.receiver.goes_on_at(offset);
             if !is_start && begun == Some(offset) || is_start && self.is_whole(group) {
                 return Poll::Ready(Ok(Place::Nowhere));
             }

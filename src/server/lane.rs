@@ -47,7 +47,6 @@ pub(super) async fn run(
     let mut lane = Lane { shared: Arc::clone(&shared), connection, session, flow };
     let end = lane.drive().await;
     let Lane { connection, flow, .. } = lane;
-    flow.release();
     drop_elsewhere(&shared, flow);
     let traffic = connection.traffic();
     let (received, sent, seconds) = (traffic.received, traffic.sent, started.elapsed().as_secs_f64());

@@ -12,7 +12,9 @@ mod convert;
 mod crowd;
 mod flow;
 mod groups;
+mod held;
 mod lane;
+mod offer;
 mod outcomes;
 mod quota;
 mod receipts;
@@ -41,7 +43,7 @@ use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
 use crate::net::Congestion;
-use crate::storage::Store;
+use crate::storage::{self, Store};
 use crate::tls::{ServerTls, SigningKey};
 
 pub use crowd::CrowdLimits;
@@ -151,6 +153,7 @@ impl Server {
         let mut watching = JoinSet::new();
         watching.spawn(watch_store(Arc::clone(&shared)));
         watching.spawn(Arc::clone(&shared).count_again());
+        shared.tasks.spawn(expire(Arc::clone(&shared), drain.clone()));
         for listener in listeners {
             let loop_ = accept(
                 Arc::clone(&shared),
@@ -329,6 +332,20 @@ async fn watch_store(shared: Arc<shared::Shared>) {
             Ok(_) => {}
         }
         was_well = matches!(checked, Ok(Ok(())));
+    }
+}
+
+/// Removes unfinished uploads that have rested too long, until told to drain.
+async fn expire(shared: Arc<shared::Shared>, drain: CancellationToken) {
+    while !drain.is_cancelled() {
+        wait(limits::EXPIRE_INTERVAL, &drain).await;
+        let removing = Arc::clone(&shared);
+        let removed = shared.tasks.spawn_blocking(move || removing.whole_store().expire_partials(storage::now()));
+        match removed.await {
+            Ok(0) => {}
+            Ok(count) => info!("{count} unfinished uploads have rested too long and are removed"),
+            Err(error) => error!("looking for old unfinished uploads failed: {error}"),
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! Requests that are answered from the disk: what is there, and small changes of names. Every function blocks.
 
-use std::iter::Peekable;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,10 +13,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{self, UNASKED_FILE_MAX};
 use crate::path::{Component, RemotePath};
 use crate::protocol::{
-    Done, Entries, FRAME_HEADER_LEN, Finish, Get, GetAnswer, Header, IfExists, Kind, List, MakeDirectory, MakeLink,
-    Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Space, Stat, Stored, Volume,
+    Done, Entries, FRAME_HEADER_LEN, Finish, Get, GetAnswer, Header, IfExists, Kind, List, ListDirectory,
+    MakeDirectory, MakeLink, Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Space, Stat, Stored, Volume,
 };
-use crate::storage::{self, Listing, StoredFile};
+use crate::storage::{self, Cursor, Listing, StoredFile};
 
 /// A download that was opened: the frames of its answer, and the file if content is still to be asked for.
 pub(super) struct Got {
@@ -28,18 +27,25 @@ pub(super) struct Got {
 /// A page of a listing: its frames, and the rest.
 pub(super) struct ListStep {
     pub(super) frames: Vec<Bytes>,
-    pub(super) rest: Option<(Rest, u64)>,
+    pub(super) rest: Option<Rest>,
 }
 
 /// What of a listing is still to come.
-pub(super) struct Rest {
+pub(super) type Rest = Box<Ongoing>;
+
+/// A listing on its way.
+pub(super) struct Ongoing {
     path: RemotePath,
-    entries: Box<Peekable<Listing>>,
+    listing: Listing,
+    /// An entry that did not fit the last page.
+    held: Option<storage::Entry>,
+    count: u64,
+    count_max: u64,
 }
 
 /// Answers that tell of nothing but success.
 pub(super) fn done(count: u64) -> Done {
-    Done { count, root: None, size: None, path: None }
+    Done { count, root: None, size: None, path: None, next: None }
 }
 
 fn frame(transfer: u32, message: &impl Message) -> Bytes {
@@ -109,44 +115,51 @@ pub(super) fn space(shared: &Shared, who: &Who, transfer: u32, request: &Space) 
 }
 
 /// Begins a listing.
-pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, path: RemotePath) -> Result<ListStep> {
+pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, request: &ListDirectory) -> Result<ListStep> {
     let pass = shared.pass(who)?;
-    pass.decide(Action::List(&path))?;
-    let entries = Box::new(pass.store.list(&path, None)?.peekable());
-    list_step(shared, who, transfer, Rest { path, entries }, 0)
+    pass.decide(Action::List(&request.path))?;
+    let listing = pass.store.list(&request.path, request.after.map(Cursor))?;
+    let (path, count_max) = (request.path.clone(), request.count_max.unwrap_or(u64::MAX));
+    list_step(shared, who, transfer, Box::new(Ongoing { path, listing, held: None, count: 0, count_max }))
 }
 
 /// The next page of a listing: what the principal may see of it.
-pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Rest, mut count: u64) -> Result<ListStep> {
+pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Rest) -> Result<ListStep> {
     let pass = shared.pass(who)?;
     pass.decide(Action::List(&rest.path))?;
     let hides_some = pass.hides_some(&rest.path);
-    let listing = &mut rest.entries;
     // What an entry costs beside its name and target, at most.
     const ENTRY_OVERHEAD: usize = 64;
     let mut page = Vec::new();
     let mut len = ENTRY_OVERHEAD;
-    while let Some(next) = listing.peek() {
-        if let Ok(entry) = next {
-            if hides_some && !is_seen(&pass, &rest.path, &entry.name) {
-                listing.next();
-                continue;
-            }
-            len += ENTRY_OVERHEAD + entry.name.len() + entry.link_target.as_ref().map_or(0, Vec::len);
-            if page.len() == limits::LIST_PAGE_MAX || len > limits::CONTROL_LEN_MAX {
-                return Ok(ListStep {
-                    frames: vec![frame(transfer, &Entries { entries: List(page) })],
-                    rest: Some((rest, count)),
-                });
-            }
+    let mut next = None;
+    loop {
+        if rest.count == rest.count_max {
+            // Nothing is held here, so this is the place behind the entry that was sent last.
+            next = Some(rest.listing.cursor().0);
+            break;
         }
-        if let Some(entry) = listing.next() {
-            page.push(convert::entry(entry?));
-            count += 1;
+        let entry = match rest.held.take() {
+            Some(entry) => entry,
+            None => match rest.listing.next() {
+                Some(entry) => entry?,
+                None => break,
+            },
+        };
+        if hides_some && !is_seen(&pass, &rest.path, &entry.name) {
+            continue;
         }
+        len += ENTRY_OVERHEAD + entry.name.len() + entry.link_target.as_ref().map_or(0, Vec::len);
+        if page.len() == limits::LIST_PAGE_MAX || len > limits::CONTROL_LEN_MAX {
+            rest.held = Some(entry);
+            return Ok(ListStep { frames: vec![frame(transfer, &Entries { entries: List(page) })], rest: Some(rest) });
+        }
+        page.push(convert::entry(entry));
+        rest.count += 1;
     }
     let page = frame(transfer, &Entries { entries: List(page) });
-    Ok(ListStep { frames: vec![page, frame(transfer, &done(count))], rest: None })
+    let done = Done { next, ..done(rest.count) };
+    Ok(ListStep { frames: vec![page, frame(transfer, &done)], rest: None })
 }
 
 fn is_seen(pass: &Pass, directory: &RemotePath, name: &[u8]) -> bool {
@@ -282,7 +295,7 @@ pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename
 
 fn renamed(stored: Stored) -> Done {
     let count = u64::from(stored.outcome != Outcome::Skipped);
-    Done { count, root: None, size: None, path: stored.path }
+    Done { path: stored.path, ..done(count) }
 }
 
 /// Opens a file whose root is asked for.

@@ -140,7 +140,7 @@ impl Drop for Opened {
         let transfers = std::mem::take(&mut *self.session.transfers());
         for transfer in transfers.into_values() {
             if let Transfer::Upload(groups) = transfer {
-                groups.end();
+                groups.cut();
             }
         }
     }
@@ -184,7 +184,7 @@ impl Session {
     /// A transfer is over.
     pub(super) fn end(&self, transfer: u32) {
         if let Some(Transfer::Upload(groups)) = self.transfers().remove(&transfer) {
-            groups.end();
+            groups.cut();
         }
     }
 

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::audit::Audit;
 use super::crowd::Crowd;
+use super::held::Holds;
 use super::outcomes::Outcomes;
 use super::quota::{self, Accounts, Amount, Reservation, Seat};
 use super::session::Sessions;
@@ -43,6 +44,7 @@ pub(super) struct Shared {
     pub(super) outcomes: Outcomes,
     pub(super) accounts: Arc<Accounts>,
     pub(super) crowd: Arc<Crowd>,
+    pub(super) holds: Holds,
     /// What further connections can join.
     pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
@@ -107,6 +109,7 @@ impl Shared {
             outcomes: Outcomes::default(),
             accounts: Arc::default(),
             crowd,
+            holds: Holds::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),

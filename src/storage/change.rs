@@ -94,13 +94,8 @@ impl Store {
         let what = || format!("make the link {path}");
         let staged = hidden_name().while_doing(what)?;
         retry_on_intr(|| rustix::fs::symlinkat(target, &*directory, staged.as_str())).while_doing(what)?;
-        let staging = Staging {
-            store: Arc::clone(inner),
-            directory: Arc::clone(&directory),
-            place: Place::Beside(staged.clone()),
-            file: None,
-            order: 0,
-        };
+        let place = Place::Beside(staged.clone());
+        let staging = Staging::new(Arc::clone(inner), Arc::clone(&directory), place, None);
         if let Some(mtime) = mtime {
             let times = modified_at(mtime);
             let set = || rustix::fs::utimensat(&*directory, staged.as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);

@@ -29,6 +29,7 @@ mod check;
 mod durable;
 mod health;
 mod open;
+mod partial;
 mod publish;
 mod read;
 mod recorded;
@@ -43,6 +44,7 @@ mod tests;
 
 pub use append::{Append, Tail};
 pub use check::Space;
+pub use partial::{KeepPartial, Kept, Partial, PartialKey, list_partials, now, remove_partial};
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
@@ -73,6 +75,8 @@ pub struct StoreOptions {
     pub directory_mode: ModeRange,
     /// Whether large files may be written past the page cache.
     pub direct: bool,
+    /// Which unfinished uploads are kept, of a root that is served.
+    pub keep_partial: KeepPartial,
     /// Whether each file is synced and named by itself: to measure what doing it for many at once is worth.
     pub sync_each: bool,
 }
@@ -84,6 +88,7 @@ impl Default for StoreOptions {
             file_mode: ModeRange { min: 0, max: 0o775 },
             directory_mode: ModeRange { min: 0, max: 0o775 },
             direct: true,
+            keep_partial: KeepPartial::default(),
             sync_each: false,
         }
     }
@@ -103,6 +108,12 @@ impl ModeRange {
     #[must_use]
     pub fn apply(self, mode: u32) -> u32 {
         ((mode & self.max) | self.min) & 0o7777
+    }
+}
+
+impl From<ModeRange> for (u32, u32) {
+    fn from(range: ModeRange) -> (u32, u32) {
+        (range.min, range.max)
     }
 }
 
@@ -235,12 +246,15 @@ struct Core {
     /// Numbers staging files, so that the oldest of a batch is known.
     next_order: AtomicU64,
     whole_sync: publish::WholeSync,
+    partials: partial::Partials,
 }
 
 /// What a served root keeps in its state directory.
 struct State {
     directory: OwnedFd,
     staging: OwnedFd,
+    /// Unfinished uploads and their records.
+    partial: OwnedFd,
     /// Held for as long as the store lives; the lock goes with it.
     _lock: OwnedFd,
 }
@@ -273,6 +287,18 @@ impl Store {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
+    }
+
+    /// The permission bits that files get here.
+    #[must_use]
+    pub fn file_mode(&self) -> ModeRange {
+        self.inner.options.file_mode
+    }
+
+    /// The permission bits that directories get here.
+    #[must_use]
+    pub fn directory_mode(&self) -> ModeRange {
+        self.inner.options.directory_mode
     }
 
     /// Which directory this is.

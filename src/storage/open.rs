@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::change::{LEFTOVER_AGE, make_private, remove_below};
 use super::health::Place;
+use super::partial::{PARTIAL_NAME, Partials};
 use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
@@ -20,6 +21,7 @@ use super::upload::probe_rename;
 use super::walk::{Directory, Shared};
 use super::{Core, Identity, Kind, STATE_NAME, State, Store, StoreOptions, durable};
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::limits::KEEP_PARTIAL;
 use crate::path::Escaped;
 
 /// The name of the lock in the state directory.
@@ -50,10 +52,13 @@ impl Store {
             );
         }
         let nameless = probe(&fd, &state, &label, &mut warnings)?;
-        let mut inner = build(fd, label, options, Some(state), openat2, nameless, warnings)?;
-        inner.reserved = reserved;
-        inner.place = Some(Place::of(root, &inner.root, &inner.reserved, &inner.label)?);
-        Ok(inner.into())
+        let mut core = build(fd, label.clone(), options, Some(state), openat2, nameless, warnings)?;
+        core.reserved = reserved;
+        core.place = Some(Place::of(root, &core.root, &core.reserved, &core.label)?);
+        let store = Store::from(core);
+        let what = || format!("look through the unfinished uploads in {label}/{STATE_NAME}/{PARTIAL_NAME}");
+        store.inner.load_partials().while_doing(what).map_err(usage)?;
+        Ok(store)
     }
 
     /// Opens a directory to save into: no lock, no state directory, staging beside the targets. It is made, with
@@ -87,6 +92,7 @@ pub(super) fn build(
     let directories = Shared::default();
     let root = Directory::new(root).while_doing(|| format!("look at {label}"))?;
     let root = directories.share(root);
+    let is_served = state.is_some();
     Ok(Core {
         root,
         label,
@@ -99,12 +105,14 @@ pub(super) fn build(
         directories,
         durable: durable::Directories::default(),
         staging_places: Mutex::default(),
-        leftover_age: LEFTOVER_AGE,
+        // A client keeps what it has of large files for its next run.
+        leftover_age: if is_served { LEFTOVER_AGE } else { KEEP_PARTIAL },
         place: None,
         health: Mutex::default(),
         sync_failures: AtomicU32::new(0),
         next_order: AtomicU64::new(0),
         whole_sync: WholeSync::new(),
+        partials: Partials::default(),
     })
 }
 
@@ -181,11 +189,12 @@ fn open_state(root: &OwnedFd, label: &str) -> Result<(State, Vec<Identity>)> {
     let directory = private_directory(root, STATE_NAME, label)?;
     let lock = take_lock(&directory, label)?;
     let staging = private_directory(&directory, STAGING_NAME, label)?;
+    let partial = private_directory(&directory, PARTIAL_NAME, label)?;
     let what = || format!("remove what an earlier server left in {label}/{STATE_NAME}/{STAGING_NAME}");
     clean(&staging).while_doing(what)?;
     sys::sync(&directory).and_then(|()| sys::sync(root)).while_doing(|| format!("sync {label}"))?;
     let reserved = reserved_in(&directory).while_doing(|| format!("read {label}/{STATE_NAME}"))?;
-    Ok((State { directory, staging, _lock: lock }, reserved))
+    Ok((State { directory, staging, partial, _lock: lock }, reserved))
 }
 
 /// The state directory and every directory in it.

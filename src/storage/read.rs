@@ -263,7 +263,9 @@ impl Iterator for Listing {
             };
             self.cursor = Cursor(name.cookie);
             if is_hidden(&name.bytes) {
-                sweep_one(&*self.directory, &name.bytes, self.store.leftover_age);
+                if !self.store.is_kept_beside(&name.bytes) {
+                    sweep_one(&*self.directory, &name.bytes, self.store.leftover_age);
+                }
                 continue;
             }
             let look = || {

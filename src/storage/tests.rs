@@ -74,6 +74,24 @@ fn every_size_comes_back() {
     }
 }
 
+/// What is left out on disk counts: a file that is nothing but zeros, or ends in them, is as long as it should be.
+#[test]
+fn zeros_of_every_size_come_back() {
+    let dir = disk();
+    for (kind, store) in [
+        ("served", Store::open_served(&dir.path().join("served"), StoreOptions::default()).unwrap()),
+        ("local", Store::open_local(&dir.path().join("local")).unwrap()),
+    ] {
+        for size in SIZES {
+            for begun in [0, size.min(70_000), size.min(1 << 20)] {
+                let expected = [bytes(begun, 3), vec![0; size - begun]].concat();
+                put(&store, "zeros", &expected, IfExists::Overwrite).unwrap();
+                assert!(content(&store, "zeros").unwrap() == expected, "{kind}: {size}, zeros from {begun} on");
+            }
+        }
+    }
+}
+
 #[track_caller]
 fn check_kind<T: fmt::Debug>(result: Result<T>, expected: ErrorKind, what: impl fmt::Debug) {
     match result {
@@ -665,8 +683,8 @@ fn uploads_refuse_what_cannot_be() {
     check_kind(upload.finish(4, metadata(b"")), ErrorKind::Internal, "fewer bytes than said");
     let upload = store.begin(&path("x"), NewFile::default()).unwrap();
     check_kind(upload.write_at(u64::MAX, b"abc"), ErrorKind::Limit, "past the end of everything");
-    check_kind(upload.write_at(0, b"abc"), ErrorKind::Io, "poisoned");
-    check_kind(upload.finish(0, metadata(b"")), ErrorKind::Io, "poisoned");
+    check_kind(upload.write_at(0, b"abc"), ErrorKind::Limit, "poisoned");
+    check_kind(upload.finish(0, metadata(b"")), ErrorKind::Limit, "poisoned");
     assert_eq!(names(&store, ""), ["f"]);
     assert_eq!(std::fs::read_dir(root.join(".sealift/staging")).unwrap().count(), 0);
 }
@@ -849,7 +867,7 @@ fn a_full_disk_is_told_and_harms_nothing_else() {
         let error = (0..8).find_map(|index| upload.write_at(index << 20, &block).err()).unwrap();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{}", error.chain());
         assert!(error.chain().contains("needed"), "{}", error.chain());
-        check_kind(upload.write_at(0, b"x"), ErrorKind::Io, "poisoned");
+        check_kind(upload.write_at(0, b"x"), ErrorKind::NoSpace, "poisoned");
         assert_eq!(content(&store, "kept").unwrap(), bytes(100_000, 1));
         drop(upload);
         put(&store, "after", &bytes(2 << 20, 1), IfExists::Overwrite).unwrap();
@@ -931,4 +949,93 @@ fn a_store_within_a_directory_shows_nothing_above_it() {
 /// The whole tree, to change how it works.
 fn core_of(store: &mut Store) -> &mut super::Core {
     Arc::get_mut(&mut Arc::get_mut(&mut store.inner).unwrap().core).unwrap()
+}
+
+/// Begins an upload, writes so many groups, and leaves it as one that was cut.
+fn leave(store: &Store, name: &str, key: u8, owner: u8, touched: u64) -> PartialKey {
+    use crate::hash::{GroupHash, group_offset};
+    use crate::limits::GROUP_LEN;
+    use crate::transfer::{Ledger, Record};
+    let size = 4 * GROUP_LEN as u64;
+    let options = NewFile { size: Some(size), make_parents: true, ..NewFile::default() };
+    let upload = store.begin_kept(&path(name), options).unwrap();
+    let content = bytes(GROUP_LEN, key);
+    upload.write_at(group_offset(1), &content).unwrap();
+    let mut record = Record {
+        generation: 3,
+        owner: [owner; 32],
+        owner_name: "alice".to_owned(),
+        path: path(name),
+        begun: touched,
+        touched,
+        place: upload.place().unwrap(),
+        held: Ledger::new(size),
+    };
+    record.held.insert(1, GroupHash::of(1, &content).value);
+    let key = [key; 32];
+    upload.sync_content().unwrap();
+    store.record_partial(&key, &record, true).unwrap();
+    upload.keep(true);
+    upload.trim(record.held.end());
+    store.rest_partial(&key, &record, upload.disk_size());
+    key
+}
+
+#[test]
+fn unfinished_uploads_are_found_again_and_few_and_not_for_ever() {
+    use crate::limits::GROUP_LEN;
+    let dir = disk();
+    let root = dir.path().join("root");
+    let keep_partial = KeepPartial { age: Duration::from_secs(100), bytes: 1 << 40, count: 12 };
+    let options = StoreOptions { keep_partial, ..StoreOptions::default() };
+    let open = || Store::open_served(&root, options.clone()).unwrap();
+    let store = open();
+    let now = now();
+    // In a directory whose files belong to its group, staging lies beside the target.
+    std::fs::create_dir(root.join("group")).unwrap();
+    std::fs::set_permissions(root.join("group"), std::os::unix::fs::PermissionsExt::from_mode(0o2755)).unwrap();
+    let keys =
+        [leave(&store, "a", 1, 1, now), leave(&store, "group/b", 2, 1, now), leave(&store, "old", 3, 1, now - 99)];
+    assert_eq!(store.resting_partials().0, 3);
+    assert_eq!(names(&store, ""), ["group"], "they are no files");
+    assert!(names(&store, "group").is_empty());
+    assert_eq!(std::fs::read_dir(root.join("group")).unwrap().count(), 1);
+    drop(store);
+    let store = open();
+    assert_eq!(store.resting_partials().0, 3);
+    assert_eq!(list_partials(&root).unwrap().len(), 3);
+    assert_eq!(store.expire_partials(now + 2), 1, "only the old one");
+    assert!(store.take_partial(&keys[2]).is_none());
+    let taken =
+        [(keys[0], "a"), (keys[1], "group/b")].map(|(key, name)| (key, name, store.take_partial(&key).unwrap()));
+    assert_eq!(store.expire_partials(now + 1000), 0, "one that is received never goes");
+    for (key, name, record) in taken {
+        assert_eq!((&record.path, record.generation, record.held.bytes()), (&path(name), 3, GROUP_LEN as u64));
+        let options = NewFile { size: Some(record.held.size()), ..NewFile::default() };
+        let upload = store.resume(&path(name), options, &record.place, record.held.bytes()).unwrap().unwrap();
+        upload.reread().unwrap();
+        let mut there = vec![0; GROUP_LEN];
+        upload.read_at(GROUP_LEN as u64, &mut there).unwrap();
+        assert!(there == bytes(GROUP_LEN, key[0]));
+        upload.keep(false);
+        drop(upload);
+        store.forget_partial(&key, &record.place);
+    }
+    assert_eq!(std::fs::read_dir(root.join(".sealift/partial")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(root.join("group")).unwrap().count(), 0);
+    // A quarter of them may be one owner's: those that rested longest go.
+    for index in 0..6 {
+        leave(&store, &format!("one/{index}"), 10 + index, 1, now + u64::from(index));
+        leave(&store, &format!("other/{index}"), 20 + index, 2, now + u64::from(index));
+    }
+    let left: Vec<String> = list_partials(&root).unwrap().iter().map(|found| found.record.path.to_string()).collect();
+    assert_eq!(left, ["one/3", "one/4", "one/5", "other/3", "other/4", "other/5"]);
+    let found = &list_partials(&root).unwrap()[0];
+    assert!(remove_partial(&root, found).unwrap());
+    assert!(!remove_partial(&root, found).unwrap(), "twice");
+    assert!(store.take_partial(&[13; 32]).is_none(), "removed by somebody else");
+    drop(store);
+    let none = StoreOptions { keep_partial: KeepPartial { age: Duration::ZERO, ..keep_partial }, ..options.clone() };
+    assert!(!Store::open_served(&root, none).unwrap().keeps_partials());
+    assert_eq!(std::fs::read_dir(root.join(".sealift/partial")).unwrap().count(), 0);
 }

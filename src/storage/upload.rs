@@ -8,14 +8,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
 
 use super::change::sweep;
 use super::check::Space;
+use super::partial::{disk_size, place_bytes};
 use super::read::{modified_at, read_full};
 use super::recorded::Recorded;
 use super::sys;
@@ -24,7 +25,7 @@ use super::{Identity, IfExists, Inner, Kind, Mtime, Store, StoredFile, lock};
 use crate::buffer::BUFFER_ALIGN;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
-use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, MIB};
+use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, KIB, MIB};
 use crate::path::{Component, RemotePath};
 
 /// Bytes of a file that is staged without a name. A larger one is worth finding again.
@@ -39,6 +40,8 @@ pub(super) const DIRECT_LEN_MIN: usize = 256 * 1024;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Target directories whose staging place is remembered. Full, the memory is emptied.
 const STAGING_PLACES_MAX: usize = 4096;
+/// Bytes of zeros in one write that are left out on disk instead, so that sparse files stay sparse.
+const HOLE_LEN_MIN: usize = 64 * KIB;
 /// The mode of a file for which none was asked.
 const MODE_DEFAULT: u32 = 0o644;
 
@@ -87,11 +90,63 @@ impl Store {
     /// As [`Store::begin`]; but whether a file of at most one group can replace what is there, and whether there is
     /// room for it, is seen when it is published and written.
     pub fn begin_in(&self, parents: &mut Parents, path: &RemotePath, options: NewFile) -> Result<Upload> {
+        self.begin_staged(parents, path, options, false)
+    }
+
+    /// As [`Store::begin_in`]; with `keep`, staged where it can be found again.
+    pub(super) fn begin_staged(
+        &self,
+        parents: &mut Parents,
+        path: &RemotePath,
+        options: NewFile,
+        keep: bool,
+    ) -> Result<Upload> {
+        let upload = self.begin_empty(parents, path, options, keep)?;
+        if let Some(size) = options.size.filter(|&size| size > NAMELESS_SIZE_MAX) {
+            self.inner.check_space(&upload.staging.directory, path, size)?;
+        }
+        upload.preallocate()?;
+        Ok(upload)
+    }
+
+    /// As [`Store::begin_kept`], beginning as a copy of this stored file that shares its content on disk. None where
+    /// the file system cannot do that. The base may change at any time, so only what is hashed from
+    /// [`Upload::read_at`] counts.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub fn begin_clone(&self, path: &RemotePath, options: NewFile, base: &StoredFile) -> Result<Option<Upload>> {
+        let upload = self.begin_empty(&mut Parents::default(), path, options, true)?;
+        match upload.clone_from(base) {
+            Ok(is_cloned) => Ok(is_cloned.then_some(upload)),
+            // What comes may need less, or nothing at all.
+            Err(error) if error.kind() == ErrorKind::NoSpace => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn begin_empty(&self, parents: &mut Parents, path: &RemotePath, options: NewFile, keep: bool) -> Result<Upload> {
         let inner = &self.inner;
         inner.writable_lately()?;
-        let Some((name, parent)) = path.components().split_last() else {
+        let Some((directory, name)) = inner.target(parents, path, options)? else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };
+        let staging = inner
+            .stage(&directory, options.size, keep)
+            .map_err(|errno| inner.staging_error(&directory, path, errno))?;
+        Ok(Upload::of(staging, path.clone(), name, options, 0))
+    }
+}
+
+impl Inner {
+    /// The directory and name that a file is to get, if it may; none for the root.
+    pub(super) fn target(
+        self: &Arc<Inner>,
+        parents: &mut Parents,
+        path: &RemotePath,
+        options: NewFile,
+    ) -> Result<Option<(Arc<Directory>, Component)>> {
+        let Some((name, parent)) = path.components().split_last() else { return Ok(None) };
         if let Some(size) = options.size.filter(|&size| size > FILE_SIZE_MAX) {
             let message = format!("store {path}: {size} bytes are more than a file can have ({FILE_SIZE_MAX})");
             return Err(Error::new(ErrorKind::Limit, message));
@@ -99,30 +154,13 @@ impl Store {
         if is_hidden(name.as_bytes()) {
             return Err(reserved(path.components()));
         }
-        let directory = parents.open(inner, parent, options.make_parents)?;
+        let directory = parents.open(self, parent, options.make_parents)?;
         // A small file that may replace is refused as early when it is written and named: all of it is there.
         let is_small = options.size.is_some_and(|size| size <= NAMELESS_SIZE_MAX);
         if !is_small || options.if_exists != IfExists::Overwrite {
-            inner.check_target(&directory, path, options.if_exists)?;
+            self.check_target(&directory, path, options.if_exists)?;
         }
-        if let Some(size) = options.size.filter(|_| !is_small) {
-            inner.check_space(&directory, path, size)?;
-        }
-        let staging =
-            inner.stage(&directory, options.size).map_err(|errno| inner.staging_error(&directory, path, errno))?;
-        let upload = Upload {
-            direct: inner.direct_handle(&staging, options.size),
-            staging,
-            path: path.clone(),
-            name: name.clone(),
-            if_exists: options.if_exists,
-            announced: options.size,
-            written: AtomicU64::new(0),
-            end: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
-        };
-        upload.preallocate()?;
-        Ok(upload)
+        Ok(Some((directory, name.clone())))
     }
 }
 
@@ -222,16 +260,8 @@ impl Inner {
     }
 
     /// Creates the file that content is written to.
-    fn stage(self: &Arc<Inner>, directory: &Arc<Directory>, size: Option<u64>) -> IoResult<Staging> {
-        let staging = |place, file| Staging {
-            store: Arc::clone(self),
-            directory: Arc::clone(directory),
-            place,
-            file: Some(file),
-            // Taken after the file was opened and before anything is written to it: whatever is written to files
-            // of higher numbers is written after this one was opened.
-            order: self.next_order.fetch_add(1, Ordering::SeqCst),
-        };
+    fn stage(self: &Arc<Inner>, directory: &Arc<Directory>, size: Option<u64>, keep: bool) -> IoResult<Staging> {
+        let staging = |place, file| Staging::new(Arc::clone(self), Arc::clone(directory), place, Some(file));
         if size.is_some_and(|size| size <= NAMELESS_SIZE_MAX)
             && let Some(file) = self.open_nameless(directory)?
         {
@@ -244,8 +274,12 @@ impl Inner {
         if let Some(state) = self.state.as_ref().filter(|_| !small)
             && self.can_stage_in_state(directory)
         {
-            let file = sys::open_at(&state.staging, name.as_bytes(), flags, 0o600)?;
-            return Ok(staging(Place::State(name), file));
+            let file = sys::open_at(state.staging_for(keep), name.as_bytes(), flags, 0o600)?;
+            if keep {
+                // Tells who looks from outside that it is being worked on.
+                let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+            }
+            return Ok(staging(if keep { Place::Kept(name) } else { Place::State(name) }, file));
         }
         if self.state.is_none() && self.remember_place(directory, false).is_none() {
             // Nobody lists what a client saves into, so what a killed download left here is removed by a later one.
@@ -274,7 +308,7 @@ impl Inner {
     }
 
     /// Whether a file can be renamed from the state directory into this one, and is there as if made there.
-    fn can_stage_in_state(&self, directory: &Directory) -> bool {
+    pub(super) fn can_stage_in_state(&self, directory: &Directory) -> bool {
         let Some(state) = &self.state else { return false };
         if let Some(&known) = lock(&self.staging_places).get(&directory.identity) {
             return known;
@@ -358,6 +392,8 @@ pub(super) enum Place {
     Nameless,
     /// In the state directory.
     State(String),
+    /// In the state directory, where it can be found again.
+    Kept(String),
     /// In the target directory, under a hidden name.
     Beside(String),
     /// It has its final name.
@@ -373,9 +409,24 @@ pub(super) struct Staging {
     pub(super) file: Option<OwnedFd>,
     /// A file is opened before anything is written to those of higher numbers.
     pub(super) order: u64,
+    /// Dropped, it stays where it is: a record names it.
+    kept: AtomicBool,
 }
 
 impl Staging {
+    /// A staging file that was opened, and nothing written to it since.
+    pub(super) fn new(store: Arc<Inner>, directory: Arc<Directory>, place: Place, file: Option<OwnedFd>) -> Staging {
+        // Taken after the file was opened and before anything is written to it: whatever is written to files of
+        // higher numbers is written after this one was opened.
+        let order = store.next_order.fetch_add(1, Ordering::SeqCst);
+        Staging { store, directory, place, file, order, kept: AtomicBool::new(false) }
+    }
+
+    /// Whether it stays where it is when this is dropped.
+    pub(super) fn set_kept(&self, kept: bool) {
+        self.kept.store(kept, Ordering::SeqCst);
+    }
+
     /// The open file.
     pub(super) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_ref().expect("only a staged link has no file").as_fd()
@@ -385,6 +436,7 @@ impl Staging {
     pub(super) fn named(&self) -> Option<(BorrowedFd<'_>, &str)> {
         match &self.place {
             Place::State(name) => Some((self.store.state.as_ref()?.staging.as_fd(), name)),
+            Place::Kept(name) => Some((self.store.state.as_ref()?.staging_for(true).as_fd(), name)),
             Place::Beside(name) => Some((self.directory.as_fd(), name)),
             Place::Nameless | Place::Published => None,
         }
@@ -393,6 +445,9 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        if *self.kept.get_mut() {
+            return;
+        }
         let Some((directory, name)) = self.named() else { return };
         match sys::unlink(directory, name.as_bytes()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -423,12 +478,83 @@ pub struct Upload {
     announced: Option<u64>,
     /// Bytes that were written, in any order.
     written: AtomicU64,
-    /// Where the file ends, if nothing but [`Upload::write_at`] made it longer.
+    /// Where the file ends, if nothing but [`Upload::write_at`] made it longer. Holes don't.
     end: AtomicU64,
-    poisoned: AtomicBool,
+    /// What kind of failure made it unfit: the writes that follow fail for the same reason.
+    poisoned: OnceLock<ErrorKind>,
 }
 
 impl Upload {
+    pub(super) fn of(staging: Staging, path: RemotePath, name: Component, options: NewFile, written: u64) -> Upload {
+        Upload {
+            direct: staging.store.direct_handle(&staging, options.size),
+            staging,
+            path,
+            name,
+            if_exists: options.if_exists,
+            announced: options.size,
+            written: AtomicU64::new(written),
+            // Of content that was here before, only its own status tells the end.
+            end: AtomicU64::new(if written > 0 { u64::MAX } else { 0 }),
+            poisoned: OnceLock::new(),
+        }
+    }
+
+    /// Where its content is staged, for a record that finds it again; none when it cannot be found again.
+    #[must_use]
+    pub fn place(&self) -> Option<Vec<u8>> {
+        place_bytes(&self.staging.place)
+    }
+
+    /// Whether dropping it leaves what was written where it is, for [`Store::resume`]. After a failed write or sync
+    /// it is removed nevertheless.
+    pub fn keep(&self, keep: bool) {
+        self.staging.set_kept(keep && self.check_sound().is_ok());
+    }
+
+    /// Whether no write or sync of it has failed.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.check_sound().is_ok()
+    }
+
+    /// Bytes that it takes on disk.
+    #[must_use]
+    pub fn disk_size(&self) -> u64 {
+        disk_size(self.staging.file()).unwrap_or(0)
+    }
+
+    /// Makes what was written durable, without its name and metadata.
+    ///
+    /// # Errors
+    /// What a sync can fail with. It is final: the file is never published.
+    pub fn sync_content(&self) -> Result<()> {
+        self.check_sound()?;
+        retry_on_intr(|| rustix::fs::fdatasync(self.staging.file())).map_err(|errno| {
+            self.staging.store.sync_failed(errno);
+            self.poison(Error::io(format!("sync what has come of {}", self.path), errno))
+        })
+    }
+
+    /// Makes sure that what is read from now on comes from the disk: first it is made durable, then the system is
+    /// told to forget it.
+    ///
+    /// # Errors
+    /// As [`Upload::sync_content`].
+    pub fn reread(&self) -> Result<()> {
+        self.sync_content()?;
+        sys::begin_writeback(self.staging.file());
+        Ok(())
+    }
+
+    /// Gives back the space that was allocated beyond what is held.
+    pub fn trim(&self, len: u64) {
+        // Deliberate loss: it merely takes more space then.
+        let _ = sys::status(self.staging.file()).and_then(|status| {
+            if status.size > len { rustix::fs::ftruncate(self.staging.file(), len) } else { Ok(()) }
+        });
+    }
+
     /// What it will be called.
     #[must_use]
     pub fn path(&self) -> &RemotePath {
@@ -451,9 +577,12 @@ impl Upload {
             let message = format!("write {} at offset {offset}: more than a file can have", self.path);
             return Err(self.poison(Error::new(ErrorKind::Limit, message)));
         }
-        self.write_all(offset, bytes).map_err(|errno| self.write_error(offset, bytes.len() as u64, errno))?;
+        let is_long =
+            self.write_all(offset, bytes).map_err(|errno| self.write_error(offset, bytes.len() as u64, errno))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.end.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
+        if is_long {
+            self.end.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -483,6 +612,7 @@ impl Upload {
         match retry_on_intr(|| rustix::fs::ioctl_ficlone(self.staging.file(), base)) {
             Ok(()) => {
                 self.written.fetch_add(base.size(), Ordering::Relaxed);
+                self.end.store(u64::MAX, Ordering::Relaxed);
                 Ok(true)
             }
             Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::ROFS)) => {
@@ -532,6 +662,8 @@ impl Upload {
         }
         self.set_metadata(size, &metadata)
             .map_err(|errno| Error::io(format!("set size, mode and time of {}", self.path), errno))?;
+        // From here on it has its name soon, or is removed.
+        self.staging.set_kept(false);
         // Its handle for direct writes is not needed any more.
         self.direct = None;
         Ok(Staged { staging: self.staging, path: self.path, name: self.name, if_exists: self.if_exists })
@@ -554,7 +686,18 @@ impl Upload {
         Recorded { root: metadata.root, upload_id: metadata.upload_id }.set(file, &status)
     }
 
-    fn preallocate(&self) -> Result<()> {
+    /// Makes a range one that reads as zeros and takes no space, whatever was there. False where that cannot be.
+    fn leave_out(&self, offset: u64, len: u64) -> IoResult<bool> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), flags, offset, len)) {
+            Ok(()) => Ok(true),
+            Err(errno @ (Errno::IO | Errno::ROFS)) => Err(errno),
+            // Not offered here: zeros are written like everything else.
+            Err(_) => Ok(false),
+        }
+    }
+
+    pub(super) fn preallocate(&self) -> Result<()> {
         let Some(size) = self.announced.filter(|&size| size >= PREALLOCATE_SIZE_MIN) else { return Ok(()) };
         match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), FallocateFlags::empty(), 0, size)) {
             Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO | Errno::ROFS)) => {
@@ -565,7 +708,11 @@ impl Upload {
         }
     }
 
-    fn write_all(&self, mut offset: u64, mut bytes: &[u8]) -> IoResult<()> {
+    /// Whether the file reaches to the end of them now: what is left out does not make it longer.
+    fn write_all(&self, mut offset: u64, mut bytes: &[u8]) -> IoResult<bool> {
+        if bytes.len() >= HOLE_LEN_MIN && is_zero(bytes) && self.leave_out(offset, bytes.len() as u64)? {
+            return Ok(false);
+        }
         if let Some(direct) = &self.direct {
             let count = direct.write(offset, bytes)?;
             offset += count as u64;
@@ -580,7 +727,7 @@ impl Upload {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn copy_by_hand(&self, base: &StoredFile, range: Range<u64>) -> Result<()> {
@@ -597,15 +744,17 @@ impl Upload {
     }
 
     fn check_sound(&self) -> Result<()> {
-        if self.poisoned.load(Ordering::SeqCst) {
+        if let Some(&kind) = self.poisoned.get() {
             let message = format!("store {}: an earlier write failed, so it starts anew", self.path);
-            return Err(Error::new(ErrorKind::Io, message));
+            return Err(Error::new(kind, message));
         }
         Ok(())
     }
 
     fn poison(&self, error: Error) -> Error {
-        self.poisoned.store(true, Ordering::SeqCst);
+        // The first stays: others follow from it.
+        let _ = self.poisoned.set(error.kind());
+        self.staging.set_kept(false);
         error
     }
 
@@ -650,6 +799,11 @@ impl Direct {
         }
         Ok(done)
     }
+}
+
+/// Whether there is nothing but zeros. Ends with the first page that has something else.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(4 * KIB).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// A file with all its content and metadata that only lacks its name: [`Store::publish`] gives it.

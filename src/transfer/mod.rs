@@ -2,15 +2,18 @@
 //!
 //! [`Receiver`] judges the pieces of one file that come in, on a server for uploads and on a client for downloads;
 //! [`Sender`] decides which groups of one file go out; [`Fetcher`] decides which ranges a download asks for;
+//! [`Ledger`] knows what is held of a file that is not whole yet.
 //! [`Width`] says how many connections a transfer gets.
 //! They can be run against each other in a test (`tests/it/sim.rs`) with any link between them.
 
 mod fetcher;
+mod ledger;
 mod receiver;
 mod sender;
 mod width;
 
 pub use fetcher::Fetcher;
+pub use ledger::{Claim, Ledger, Record};
 pub use receiver::{Piece, Receiver};
-pub use sender::{Decision, Sender};
+pub use sender::{Decision, Sender, Taken};
 pub use width::{Seen, Width};

@@ -30,6 +30,10 @@ pub struct Receiver {
     tree: Tree,
     /// Groups of the base that may be kept: those that lie wholly within both versions, and the last if sizes agree.
     base: Option<u64>,
+    /// Groups that need not come: their bytes are where they belong, and were hashed there.
+    held: Tree,
+    /// Beginnings of groups that are where they belong: the rest may come alone.
+    prefixes: HashMap<u64, usize>,
     received: u64,
     finish: Option<Finish>,
 }
@@ -38,7 +42,35 @@ impl Receiver {
     /// A file of this size; none for a stream.
     #[must_use]
     pub fn new(size: Option<u64>) -> Receiver {
-        Receiver { size, open: HashMap::new(), tree: Tree::new(), base: None, received: 0, finish: None }
+        Receiver {
+            size,
+            open: HashMap::new(),
+            tree: Tree::new(),
+            base: None,
+            held: Tree::new(),
+            prefixes: HashMap::new(),
+            received: 0,
+            finish: None,
+        }
+    }
+
+    /// Takes note of a group whose bytes are where they belong already. One that comes nevertheless counts instead.
+    pub fn hold(&mut self, group: u64, hash: GroupHash) {
+        if !self.open.contains_key(&group) && self.tree.value(group).is_none() {
+            self.held.insert(group, hash);
+        }
+    }
+
+    /// Whether the beginning of a group that is there ends here, so that its rest may come alone.
+    #[must_use]
+    pub fn goes_on_at(&self, offset: u64) -> bool {
+        let start = offset % GROUP_LEN as u64;
+        self.prefixes.get(&(offset / GROUP_LEN as u64)).is_some_and(|&len| len as u64 == start)
+    }
+
+    /// Takes note of the beginning of a group that is where it belongs.
+    pub fn hold_prefix(&mut self, group: u64, len: usize) {
+        self.prefixes.insert(group, len);
     }
 
     /// Allows groups that never come to be taken from a base of this size.
@@ -65,6 +97,11 @@ impl Receiver {
     pub fn accept(&mut self, offset: u64, len: usize) -> Result<Piece, Breach> {
         let piece = self.check(offset, len)?;
         self.open.insert(piece.group, piece.start + len);
+        self.held.remove(piece.group);
+        if piece.start == 0 {
+            // What was there of it is being written over.
+            self.prefixes.remove(&piece.group);
+        }
         self.received += len as u64;
         Ok(piece)
     }
@@ -81,15 +118,18 @@ impl Receiver {
         if self.finish.is_some() {
             return Err(Breach::Data("a piece after the finish of its file"));
         }
-        let filled = self.open.get(&group).copied().unwrap_or(0);
-        if start != filled {
+        let goes_on = match self.open.get(&group) {
+            Some(&filled) => start == filled,
+            None => start == 0 || self.prefixes.get(&group) == Some(&start),
+        };
+        if !goes_on {
             return Err(Breach::Data("a piece out of order in its group"));
         }
         if self.size.is_none() && start == 0 && group > 0 && self.prefix_end(group - 1) != group_offset(group) {
             return Err(Breach::Data("a stream out of order"));
         }
         let whole = self.size.map_or(GROUP_LEN, |size| group_len(size, group));
-        Ok(Piece { group, start, completes: filled + len == whole })
+        Ok(Piece { group, start, completes: start + len == whole })
     }
 
     /// Says in which group a piece of this file would be, and where in it, whatever has come already.
@@ -141,7 +181,7 @@ impl Receiver {
     /// Forgets the pieces of an open group: it will come again.
     pub fn reset(&mut self, group: u64) {
         if let Some(len) = self.open.remove(&group) {
-            self.received -= len as u64;
+            self.received = self.received.saturating_sub(len as u64);
         }
     }
 
@@ -189,14 +229,27 @@ impl Receiver {
         self.open.is_empty() && self.missing(finish.size).all(|group| self.is_in_base(finish.size, group))
     }
 
+    /// Counts what is held as what came. Nothing more may come then.
+    pub fn take_held(&mut self) {
+        let Some(size) = self.finish.as_ref().map(|finish| finish.size) else { return };
+        for group in 0..group_count(size) {
+            if self.tree.value(group).is_none()
+                && let Some(hash) = self.held.hash(group)
+            {
+                self.tree.insert(group, hash);
+            }
+        }
+    }
+
     /// Whether this group can be taken from the base.
     fn is_in_base(&self, size: u64, group: u64) -> bool {
         self.base.is_some_and(|base| group_len(base, group) == group_len(size, group))
     }
 
-    /// The groups that did not come and are not being filled.
+    /// The groups that did not come, are not held, and are not being filled.
     pub fn missing(&self, size: u64) -> impl Iterator<Item = u64> + '_ {
-        (0..group_count(size)).filter(|&group| self.tree.value(group).is_none() && !self.open.contains_key(&group))
+        let is_there = |group| self.tree.value(group).is_some() || self.held.value(group).is_some();
+        (0..group_count(size)).filter(move |&group| !is_there(group) && !self.open.contains_key(&group))
     }
 
     /// Compares the root of what came with the sender's claim.
@@ -290,6 +343,34 @@ mod tests {
         receiver.set_base(2 * G + 6);
         receiver.set_finish(finish(2 * G + 5)).unwrap();
         assert!(!receiver.is_ready());
+    }
+
+    #[test]
+    fn what_is_held_need_not_come_and_what_comes_counts() {
+        let (a, b, c) = (vec![1; GROUP_LEN], vec![2; GROUP_LEN], vec![3; 10]);
+        let size = 2 * G + 10;
+        let root = Root::of(&[a.as_slice(), &b, &c].concat());
+        let mut receiver = Receiver::new(Some(size));
+        receiver.hold(0, GroupHash::of(0, &a));
+        receiver.hold(2, GroupHash::of(2, b"other"));
+        receiver.hold_prefix(1, 500);
+        assert!(receiver.check(G + 400, 10).is_err(), "neither its beginning nor where the prefix ends");
+        assert!(receiver.accept(G + 500, GROUP_LEN - 500).unwrap().completes);
+        receiver.insert(1, GroupHash::of(1, &b));
+        // Held, and sent all the same.
+        assert!(receiver.accept(2 * G, 10).unwrap().completes);
+        receiver.hold(2, GroupHash::of(2, b"other"));
+        receiver.set_finish(Finish { size, root }).unwrap();
+        assert!(!receiver.is_ready());
+        receiver.insert(2, GroupHash::of(2, &c));
+        assert!(receiver.is_ready());
+        receiver.take_held();
+        assert_eq!(receiver.verdict().unwrap(), root);
+        // A group of which only the beginning is held may come whole.
+        let mut receiver = Receiver::new(Some(size));
+        receiver.hold_prefix(1, 500);
+        receiver.accept(G, 100).unwrap();
+        assert!(receiver.check(G + 500, 10).is_err(), "the prefix counts no more");
     }
 
     #[test]

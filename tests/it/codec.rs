@@ -114,10 +114,12 @@ round_trips! {
             ClientHello { versions: List(versions), agent, join, redeem, receipts }
         });
     server_hello_goes_round:
-        (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(), maybe(key()))
-            .prop_map(|(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key)| {
+        (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(),
+            (maybe(key()), maybe((small(), small())))).prop_map(
+            |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, (receipt_key, modes))| {
                 ServerHello {
                     version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key,
+                    file_mode: modes, directory_mode: modes,
                 }
             });
     receipt_goes_round: (vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..70))
@@ -127,9 +129,10 @@ round_trips! {
         .prop_map(|(code, text, retry)| Failed { code, text, retry });
     working_goes_round: (prop_oneof![Just(Phase::Waiting), Just(Phase::Hashing), Just(Phase::Syncing)], number(), number())
         .prop_map(|(phase, done, total)| Working { phase, done, total });
-    put_goes_round: (path(), maybe(number()), maybe(mtime()), maybe(small()), id(), if_exists(), any::<(bool, bool)>())
-        .prop_map(|(path, size, mtime, mode, upload_id, if_exists, (unasked, no_base))| Put {
-            path, size, mtime, mode, upload_id, if_exists, unasked, no_base,
+    put_goes_round: (path(), maybe(number()), maybe(mtime()), maybe(small()), id(), if_exists(), any::<(bool, bool)>(),
+            maybe(id()))
+        .prop_map(|(path, size, mtime, mode, upload_id, if_exists, (unasked, no_base), resume)| Put {
+            path, size, mtime, mode, upload_id, if_exists, unasked, no_base, resume,
         });
     put_answer_goes_round: (prop_oneof![Just(Holding::Fresh), Just(Holding::Held), Just(Holding::Base)], number(),
             number(), any::<bool>(), ranges())
@@ -151,7 +154,8 @@ round_trips! {
     want_values_goes_round: (number(), number()).prop_map(|(first, count)| WantValues { first, count });
     close_goes_round: Just(Close {});
     stat_goes_round: path().prop_map(|path| Stat { path });
-    list_goes_round: path().prop_map(|path| ListDirectory { path });
+    list_goes_round: (path(), maybe(number()), maybe(number()))
+        .prop_map(|(path, after, count_max)| ListDirectory { path, after, count_max });
     hash_goes_round: (path(), maybe(any::<bool>())).prop_map(|(path, read)| Hash { path, read });
     make_directory_goes_round: path().prop_map(|path| MakeDirectory { path });
     make_link_goes_round: (path(), vec(any::<u8>(), 0..100), maybe(mtime()), if_exists())
@@ -165,8 +169,8 @@ round_trips! {
         .prop_map(|(from, to, if_exists, id)| Rename { from, to, if_exists, id });
     entry_goes_round: entry();
     entries_go_round: vec(entry(), 0..20).prop_map(|entries| Entries { entries: List(entries) });
-    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()))
-        .prop_map(|(count, root, size, path)| Done { count, root, size, path });
+    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()))
+        .prop_map(|(count, root, size, path, next)| Done { count, root, size, path, next });
 }
 
 // ---- what is not a message ---------------------------------------------------------------------------------
@@ -204,19 +208,22 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             let mut shorter = vec![0xa0 + fields.len() as u8 - 1];
             let others = fields.iter().enumerate().filter(|(index, _)| *index != left_out);
             others.for_each(|(_, field)| shorter.extend_from_slice(field));
-            let optional = match (vector.kind, fields[left_out][0]) {
+            let optional = matches!(
+                (vector.kind, fields[left_out][0]),
                 (Kind::ClientHello, 2 | 3 | 8)
-                | (Kind::ServerHello, 2 | 4 | 16)
-                | (Kind::Failed, 2)
-                | (Kind::Hash, 1)
-                | (Kind::Put | Kind::Done, 1..=3)
-                | (Kind::Stored, 1 | 3)
-                | (Kind::GetAnswer, 4)
-                | (Kind::MakeLink, 2)
-                | (Kind::SetDirectory, 1 | 2)
-                | (Kind::Entry, 5) => !(vector.kind == Kind::Put && fields[left_out][0] > 3),
-                _ => false,
-            };
+                    | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16)
+                    | (Kind::Failed, 2)
+                    | (Kind::Put | Kind::Done, 1..=3)
+                    | (Kind::Put, 8)
+                    | (Kind::Done, 4)
+                    | (Kind::List, 1 | 2)
+                    | (Kind::Hash, 1)
+                    | (Kind::Stored, 1 | 3)
+                    | (Kind::GetAnswer, 4)
+                    | (Kind::MakeLink, 2)
+                    | (Kind::SetDirectory, 1 | 2)
+                    | (Kind::Entry, 5)
+            );
             let decoded = recode(vector.kind, 0, &shorter);
             assert_eq!(decoded.is_ok(), optional, "{} without field {}", vector.name, fields[left_out][0]);
         }

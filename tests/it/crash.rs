@@ -250,6 +250,7 @@ fn one_upload_outlives_many_servers() {
     let mut server = world.serve();
     // Each server dies after some of the bytes of its first connection.
     let pids: Arc<Mutex<Option<Pid>>> = Arc::new(Mutex::new(Some(server.pid())));
+    // What a server has received the next one need not: there is less to come each time.
     let at: Vec<u64> = (0..deaths).map(|_| 5000 + numbers.below(600 << 10)).collect();
     let proxy = {
         let pids = Arc::clone(&pids);

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 27] = [
+const COMMANDS: [&str; 31] = [
     "certs",
     "serve",
     "put",
     "get",
+    "sync",
     "ls",
     "stat",
     "hash",
@@ -31,6 +32,9 @@ const COMMANDS: [&str; 27] = [
     "grant",
     "verify",
     "scrub",
+    "uploads",
+    "uploads ls",
+    "uploads rm",
 ];
 
 /// The arguments that ask for the help of a command.

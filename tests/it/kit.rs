@@ -21,6 +21,8 @@ pub(crate) fn program() -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"SEALIFT_")) {
         command.env_remove(name);
     }
+    // Nothing that a test does is remembered at home.
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     // Nobody's own configuration.
     command.env("XDG_CONFIG_HOME", "/nonexistent").env_remove("NO_COLOR");
     command
@@ -153,8 +155,9 @@ impl Server {
     pub(crate) fn assert_no_leftovers(&self) {
         for (name, _) in tree(&self.root()) {
             let name = String::from_utf8_lossy(&name).into_owned();
-            let is_state = ["", ".sealift", ".sealift/lock", ".sealift/receipt-key.pem", ".sealift/staging"]
-                .contains(&name.as_str());
+            let is_state =
+                ["", ".sealift", ".sealift/lock", ".sealift/receipt-key.pem", ".sealift/staging", ".sealift/partial"]
+                    .contains(&name.as_str());
             assert!(is_state || !name.contains(".sealift"), "left over: {name}");
         }
         for (name, _) in tree(&self.folder.path().join("local")) {

@@ -25,10 +25,13 @@ mod real;
 mod receipts;
 mod refusals;
 mod remotes;
+mod resume;
 mod rig;
 mod scrub;
 mod secrets;
 mod streams;
+mod sync;
+mod sync_model;
 #[expect(unreachable_pub, reason = "it is the library of the fuzz targets too")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;

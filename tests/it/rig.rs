@@ -137,6 +137,8 @@ fn clean(mut command: Command) -> Command {
             command.env_remove(name);
         }
     }
+    // Nothing that a test does is remembered at home.
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     // Nobody's own configuration.
     command.env("XDG_CONFIG_HOME", "/nonexistent");
     command.stdin(Stdio::null());
@@ -178,7 +180,7 @@ pub(crate) struct Server {
 
 impl Server {
     #[track_caller]
-    fn start(mut command: Command, certs: PathBuf) -> Server {
+    pub(crate) fn start(mut command: Command, certs: PathBuf) -> Server {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let lines = Arc::clone(&log);
@@ -489,6 +491,8 @@ pub(crate) struct Plan {
     pub(crate) up: Option<(u64, Hook)>,
     /// The same towards the client.
     pub(crate) down: Option<(u64, Hook)>,
+    /// Bytes that go to the server in a second, and that come from it.
+    pub(crate) rate: Option<u64>,
 }
 
 /// Stands between clients and a server, and does to the n-th connection what the test planned.
@@ -536,15 +540,15 @@ impl Proxy {
                 let (client, server) = (Arc::new(client.unwrap()), Arc::new(server));
                 shared.streams.lock().unwrap().extend([Arc::clone(&client), Arc::clone(&server)]);
                 shared.pumps.fetch_add(2, Ordering::SeqCst);
-                let Plan { cut, cut_up, up, down } = plan(number);
+                let Plan { cut, up, down, cut_up, rate } = plan(number);
                 let (state, from, to) = (Arc::clone(&shared), Arc::clone(&client), Arc::clone(&server));
                 std::thread::spawn(move || {
-                    pump(&state, &state.up, &from, &to, cut_up, up);
+                    pump(&state, &state.up, &from, &to, cut_up, up, rate);
                     state.pumps.fetch_sub(1, Ordering::SeqCst);
                 });
                 let state = Arc::clone(&shared);
                 std::thread::spawn(move || {
-                    pump(&state, &state.down, &server, &client, cut, down);
+                    pump(&state, &state.down, &server, &client, cut, down, rate);
                     state.pumps.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -586,6 +590,7 @@ fn pump(
     to: &Arc<TcpStream>,
     cut: Option<(u64, Cut)>,
     mut hook: Option<(u64, Hook)>,
+    rate: Option<u64>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     let mut passed = 0;
@@ -622,6 +627,9 @@ fn pump(
                 count.fetch_add(len as u64, Ordering::SeqCst);
                 // Whoever has left does not mind.
                 let _ = (&**to).write_all(&buffer[..len]);
+                if let Some(rate) = rate {
+                    std::thread::sleep(Duration::from_secs_f64(len as f64 / rate as f64));
+                }
             }
             Ok(0) | Err(_) => {
                 let _ = to.shutdown(Shutdown::Write);
@@ -671,6 +679,20 @@ impl Mount {
             return Some(Mount(path.to_path_buf()));
         }
         println!("skipped, no directory can be mounted here");
+        None
+    }
+
+    /// Mounts an XFS whose files can share blocks, from an image in this folder; none, with a word about it, where that
+    /// is not possible.
+    pub(crate) fn xfs(path: &Path, image: &Path) -> Option<Mount> {
+        fs::create_dir_all(path).unwrap();
+        fs::File::create(image).unwrap().set_len(400 << 20).unwrap();
+        let works = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let made = works(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(image));
+        if made && works(Command::new("mount").args(["-o", "loop"]).args([image, path])) {
+            return Some(Mount(path.to_path_buf()));
+        }
+        println!("skipped, no XFS can be made and mounted here");
         None
     }
 

@@ -58,6 +58,7 @@ pub(super) fn vectors() -> Vec<Vector> {
         if_exists: IfExists::Overwrite,
         unasked: true,
         no_base: false,
+        resume: None,
     };
     let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None };
     let statement = Statement {
@@ -122,6 +123,8 @@ pub(super) fn vectors() -> Vec<Vector> {
                 open_max: limits::OPEN_TRANSFERS_MAX as u32,
                 idle_seconds: 300,
                 now: 1_700_000_000,
+                file_mode: None,
+                directory_mode: None,
                 receipt_key: Some(Bytes32(numbered(0x40))),
             },
         ),
@@ -138,6 +141,26 @@ pub(super) fn vectors() -> Vec<Vector> {
                 open_max: 1,
                 idle_seconds: 0,
                 now: -1,
+                file_mode: None,
+                directory_mode: None,
+                receipt_key: None,
+            },
+        ),
+        vector(
+            "ServerHello modes",
+            0,
+            ServerHello {
+                version: 1,
+                agent: String::new(),
+                principal: None,
+                rights: Rights::CREATE.0,
+                token: None,
+                unasked_max: 0,
+                open_max: 1,
+                idle_seconds: 0,
+                now: 0,
+                file_mode: Some((0o640, 0o660)),
+                directory_mode: Some((0, 0o775)),
                 receipt_key: None,
             },
         ),
@@ -157,6 +180,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 if_exists: IfExists::Rename,
                 unasked: false,
                 no_base: true,
+                resume: Some(id),
                 ..put
             },
         ),
@@ -183,7 +207,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             },
         ),
         vector(
-            "PutAnswer reserved",
+            "PutAnswer held",
             8,
             PutAnswer {
                 holding: Holding::Held,
@@ -232,7 +256,8 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("WantValues", 10, WantValues { first: 0, count: 2 }),
         vector("Close", 10, Close {}),
         vector("Stat", 11, Stat { path: RemotePath::root() }),
-        vector("List", 12, ListDirectory { path: path("in") }),
+        vector("List", 12, ListDirectory { path: path("in"), ..ListDirectory::default() }),
+        vector("List page", 12, ListDirectory { path: path("in"), after: Some(1 << 40), count_max: Some(512) }),
         vector("Hash", 13, Hash { path: path("in/a b"), read: None }),
         vector("Hash read", 13, Hash { path: path("in/a b"), read: Some(true) }),
         vector("MakeDirectory", 14, MakeDirectory { path: path("in/new") }),
@@ -250,8 +275,13 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("Entry", 11, entry.clone()),
         vector("Entry link", 11, link.clone()),
         vector("Entries", 12, Entries { entries: List(vec![entry, link]) }),
-        vector("Done", 12, Done { count: 2, root: None, size: None, path: None }),
-        vector("Done hash", 13, Done { count: 1, root: Some(root), size: Some(3), path: Some(path("b/c (1)")) }),
+        vector("Done", 12, Done { count: 2, root: None, size: None, path: None, next: None }),
+        vector(
+            "Done hash",
+            13,
+            Done { count: 1, root: Some(root), size: Some(3), path: Some(path("b/c (1)")), next: None },
+        ),
+        vector("Done page", 12, Done { count: 512, root: None, size: None, path: None, next: Some(1 << 40) }),
     ]
 }
 

@@ -161,7 +161,7 @@ fn a_program_that_could_not_be_told_sees_a_failure() {
 fn the_bar_says_what_is_done_and_left() {
     let mut reporter = Reporter::to(Box::new(Paper::default()), "put", Detail::Normal, false);
     events().iter().for_each(|event| reporter.add(event));
-    reporter.add(&Event::Progress { item: 1, bytes: 2048, moved: 2048 });
+    reporter.add(&Event::Progress { item: 1, bytes: 2048, moved: 2048, resent: 0, held: 0 });
     let (bytes, files) = reporter.progress_text(1024.0);
     assert_eq!(bytes, "2.00 KiB of 6.00 KiB+  1.00 KiB/s");
     assert_eq!(files, "files: 5 done, 0+ left, 1 skipped, 2 failed");

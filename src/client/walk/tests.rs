@@ -16,6 +16,7 @@ fn lines(root: &Path, items: Vec<PutItem>) -> Vec<String> {
             Found::DirectoryEnd { target, .. } => format!("end {target}"),
             Found::File { target, version, .. } => format!("file {target} {}", version.size),
             Found::Link { target, points_to, .. } => format!("link {target} -> {}", Escaped(&points_to)),
+            Found::LeftOut { rule } => format!("out {rule}"),
             Found::Stream { target } => format!("stream {target}"),
             Found::Skipped { path, why } => format!("skip {}: {why}", below(&path)),
             Found::Failed { path, error } => format!("fail {}: {:?}", below(&path), error.kind()),

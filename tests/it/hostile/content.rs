@@ -203,7 +203,9 @@ async fn a_base_is_filled_only_with_what_fits() {
     ] {
         let mut peer = world.greeted().await;
         let (transfer, answer) = peer.begin(&put("there", size)).await;
-        assert_eq!((answer.holding, answer.held_size), (Holding::Base, before.len() as u64));
+        // What came with a finish too early was right, and is held for another attempt; with a wrong root, nothing is.
+        let holding = if what == "the right root" { Holding::Held } else { Holding::Base };
+        assert_eq!((answer.holding, answer.held_size), (holding, before.len() as u64), "{what}");
         for piece in 0..4_u64 {
             peer.data(transfer, G + (piece << 18), &[9; 256 << 10]).await;
         }

@@ -462,7 +462,8 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
     let answer = match verb {
         Verb::Stat => peer.ask(&Stat { path: place }).await,
         Verb::List => {
-            let (mut kind, mut payload) = peer.ask(&ListDirectory { path: place }).await?;
+            let (mut kind, mut payload) =
+                peer.ask(&ListDirectory { path: place, after: None, count_max: None }).await?;
             let mut names = BTreeSet::new();
             while kind == Kind::Entries {
                 let entries = Entries::from_payload(&payload).unwrap().entries.0;

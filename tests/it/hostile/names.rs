@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use sealift::ErrorKind;
-use sealift::protocol::{self, Entries, Header, IfExists, Kind, ListDirectory, Message as _};
+use sealift::protocol::{self, Done, Entries, Header, IfExists, Kind, ListDirectory, Message as _};
 
 use super::peer::{Peer, World, finish};
 
@@ -260,13 +260,68 @@ async fn the_servers_own_state_does_not_exist_for_anyone() {
     }
     // Nor does a listing show it.
     let transfer = peer.number();
-    peer.send(transfer, &ListDirectory { path: super::peer::path("") }).await;
+    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after: None, count_max: None }).await;
     let (_, payload) = peer.answer(transfer).await.unwrap();
     let names: Vec<_> =
         Entries::from_payload(&payload).unwrap().entries.0.into_iter().map(|entry| entry.name).collect();
     assert!(names.iter().all(|name| !name.starts_with(b".sealift")), "{names:?}");
     drop(peer);
     world.check(&PLANTED).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_goes_on_from_any_place_without_harm() {
+    let world = World::new().await;
+    plant(&world);
+    let before = snapshot(&world.root());
+    let mut peer = world.greeted().await;
+    let mut places = vec![None];
+    // The places that the server gives, one after the other, lead to the end, and each name comes once.
+    let mut seen = Vec::new();
+    let mut after = None;
+    loop {
+        let (names, next) = page(&mut peer, after, Some(1)).await.unwrap();
+        assert!(names.len() <= 1, "{names:?}");
+        seen.extend(names);
+        after = next;
+        places.push(next);
+        if next.is_none() {
+            break;
+        }
+    }
+    let (all, next) = page(&mut peer, None, None).await.unwrap();
+    assert_eq!((&seen, next), (&all, None));
+    // Those that it never gave do no harm.
+    places.extend([0, 1, 12_345, u64::MAX, i64::MAX as u64, i64::MAX as u64 + 1, 1 << 62].map(Some));
+    for after in places {
+        for count_max in [Some(0), Some(1), Some(u64::MAX), None] {
+            if let Ok((names, _)) = page(&mut peer, after, count_max).await {
+                assert!(names.iter().all(|name| !name.starts_with(b".sealift")), "{after:?}: {names:?}");
+                assert!(names.iter().all(|name| all.contains(name)), "{after:?}: {names:?}");
+            }
+        }
+    }
+    assert_eq!(snapshot(&world.root()), before);
+    drop(peer);
+    world.check(&PLANTED).await;
+}
+
+/// The names of one piece of the root's listing, and the place to go on from.
+async fn page(
+    peer: &mut Peer,
+    after: Option<u64>,
+    count_max: Option<u64>,
+) -> Result<(Vec<Vec<u8>>, Option<u64>), ErrorKind> {
+    let transfer = peer.number();
+    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after, count_max }).await;
+    let mut names = Vec::new();
+    loop {
+        let (kind, payload) = peer.answer(transfer).await?;
+        if kind == Kind::Done {
+            return Ok((names, Done::from_payload(&payload).unwrap().next));
+        }
+        names.extend(Entries::from_payload(&payload).unwrap().entries.0.into_iter().map(|entry| entry.name));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

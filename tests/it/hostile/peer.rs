@@ -389,12 +389,21 @@ fn collect(root: &Path, directory: &Path, found: &mut BTreeMap<String, Vec<u8>>)
 fn staging(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut directories = vec![root.to_owned()];
+    // What was cut is kept for its owner: each with a record.
+    let kept = root.join(".sealift/partial");
+    let names: Vec<PathBuf> = fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let is_content = |path: &&PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(".sealift-");
+    if names.iter().filter(is_content).count() * 2 != names.len() {
+        found.extend(names);
+    }
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap_or_default().to_owned();
             if path.is_dir() && !path.is_symlink() {
-                directories.push(path);
+                if path != kept {
+                    directories.push(path);
+                }
             } else if name.starts_with(".sealift-") {
                 found.push(path);
             }
@@ -633,6 +642,7 @@ pub(super) fn put(name: &str, size: u64) -> Put {
         if_exists: IfExists::Overwrite,
         unasked: false,
         no_base: false,
+        resume: None,
     }
 }
 

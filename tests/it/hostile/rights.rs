@@ -166,7 +166,7 @@ async fn attempt(peer: &mut Peer, attempt: Try) -> Result<(), ErrorKind> {
     let rename = |to, if_exists| Rename { from: path("other"), to: path(to), if_exists, id };
     let answer = match attempt {
         Try::Stat => peer.ask(&Stat { path: path("file") }).await,
-        Try::List => peer.ask(&ListDirectory { path: path("dir") }).await,
+        Try::List => peer.ask(&ListDirectory { path: path("dir"), after: None, count_max: None }).await,
         Try::Get => peer.ask(&Get { path: path("file"), unasked_max: 100 }).await,
         Try::Hash => peer.ask(&Hash { path: path("file"), read: None }).await,
         Try::PutNew => return peer.store(put_small("new", b"new"), b"new").await.map(|_| ()),

@@ -1,0 +1,101 @@
+//! What a server lists: a directory at a time, or a piece of one, so that memory need not grow with it.
+
+use crate::client::Client;
+use crate::client::session::Reply;
+use crate::error::{Error, ErrorKind, Result};
+use crate::path::{Component, Escaped, RemotePath};
+use crate::protocol::{Entry, ListDirectory};
+
+/// Entries that are asked for at once: enough for nearly every directory, and about a megabyte.
+pub(crate) const PIECE_MAX: u64 = 8192;
+/// Entries of one directory that are kept in memory, about 150 bytes each. More: that directory is refused where all
+/// of it is needed at once.
+pub(crate) const ENTRIES_MAX: usize = 1 << 22;
+
+impl Client {
+    /// The entries of a directory, in the server's order. Every name is one that a path can have, and unique.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `Rights`; `Limit` for a directory with more than four million entries;
+    /// `Protocol` for names that cannot be.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn list(&self, path: &RemotePath) -> Result<Vec<Entry>> {
+        let (mut entries, mut next) = self.list_piece(path, None).await?;
+        while let Some(after) = next {
+            let (more, then) = self.list_piece(path, Some(after)).await?;
+            entries.extend(more);
+            check_count(path, entries.len())?;
+            next = then;
+        }
+        check_names(path, &entries)?;
+        Ok(entries)
+    }
+
+    /// Some entries of a directory, from behind a place on, and the place from which to go on if there may be more.
+    /// Names are ones that a path can have, and unique within the piece.
+    ///
+    /// # Errors
+    /// As [`Client::list`], without `Limit`.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn list_piece(&self, path: &RemotePath, after: Option<u64>) -> Result<(Vec<Entry>, Option<u64>)> {
+        let mut retry = self.retry();
+        loop {
+            match self.list_once(path, after).await {
+                Ok(piece) => return Ok(piece),
+                Err(error) => retry.after(error).await?,
+            }
+        }
+    }
+
+    async fn list_once(&self, path: &RemotePath, after: Option<u64>) -> Result<(Vec<Entry>, Option<u64>)> {
+        let session = self.session().await?;
+        let request = ListDirectory { path: path.clone(), after, count_max: Some(PIECE_MAX) };
+        let mut exchange = session.open(&request).await?;
+        let mut entries: Vec<Entry> = Vec::new();
+        let next = loop {
+            match exchange.next().await? {
+                Reply::Entries(page) => {
+                    // Also from a server that knows no pieces and sends everything.
+                    check_count(path, entries.len() + page.len())?;
+                    entries.extend(page);
+                }
+                Reply::Done(done) => break done.next,
+                other => return Err(exchange.unexpected(&other)),
+            }
+        };
+        check_names(path, &entries)?;
+        if next.is_some() && (next == after || entries.is_empty()) {
+            let message = format!("the server lists {path} without end");
+            return Err(Error::new(ErrorKind::Protocol, message));
+        }
+        // Not page by page: a piece that breaks and begins anew gets nowhere.
+        self.progressed();
+        Ok((entries, next))
+    }
+}
+
+pub(crate) fn check_count(path: &RemotePath, count: usize) -> Result<()> {
+    if count <= ENTRIES_MAX {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Limit, format!("{path} has more than {ENTRIES_MAX} entries")))
+}
+
+/// Refuses a listing with names that no path can have, or one of them twice.
+fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
+    let bad = |what: String| Err(Error::new(ErrorKind::Protocol, format!("the server lists in {path} {what}")));
+    let mut names = std::collections::HashSet::with_capacity(entries.len());
+    for entry in entries {
+        if let Err(error) = Component::new(&entry.name) {
+            return bad(error.to_string());
+        }
+        if !names.insert(&entry.name) {
+            return bad(format!("{} twice", Escaped(&entry.name)));
+        }
+    }
+    Ok(())
+}
