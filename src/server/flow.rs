@@ -372,7 +372,14 @@ impl Flow {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "no content was asked for" }.into());
             }
         }
-        upload.groups.lock().receiver.set_finish(finish.clone())?;
+        {
+            let mut groups = upload.groups.lock();
+            if groups.has_failed() {
+                // A disk thread knows already; its word ends the transfer. What came since then was not counted.
+                return Ok(());
+            }
+            groups.receiver.set_finish(finish.clone())?;
+        }
         if matches!(upload.phase, Phase::Unasked) {
             if upload.groups.lock().receiver.received() != finish.size {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());

@@ -229,6 +229,11 @@ impl State {
         group >= self.told && next_claimed(&self.claimed, group) == Some(group)
     }
 
+    /// Whether something could not be written.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
     /// Whether content is of no use any more.
     pub(super) fn is_over(&self) -> bool {
         self.is_over

@@ -68,10 +68,10 @@ impl House {
         let mut command = self.client(name, &["put", "-", &server.at(path)]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.as_mut().unwrap().write_all(&vec![7; 3 << 20]).unwrap();
-        let staging = self.world.root().join(".sealift/staging");
+        let places = ["staging", "partial"].map(|name| self.world.root().join(".sealift").join(name));
         until("the upload begins", || {
-            let sizes = fs::read_dir(&staging).unwrap().filter_map(|entry| entry.ok()?.metadata().ok());
-            sizes.into_iter().any(|file| file.len() > 0).then_some(())
+            let entries = places.iter().flat_map(|place| fs::read_dir(place).unwrap());
+            entries.filter_map(|entry| entry.ok()?.metadata().ok()).any(|file| file.len() > 0).then_some(())
         });
         child
     }
