@@ -119,7 +119,7 @@ fn large(server: &Server, name: &str, len: usize) {
 fn bars_show_and_are_gone_at_the_end() {
     let server = Server::start(&[]);
     large(&server, "big", 96 << 20);
-    let terminal = Terminal::start(server.command(&["put", "big", "@in/"]), 24, 80);
+    let terminal = Terminal::start(server.command(&["put", "--bwlimit", "64M", "big", "@in/"]), 24, 80);
     terminal.until("files: 0 done, 1 left");
     assert!(terminal.screen().contains("96.0 MiB"), "{}", terminal.screen());
     let (status, screen, bytes) = terminal.end();
@@ -135,7 +135,7 @@ fn bars_show_and_are_gone_at_the_end() {
 fn narrow_terminals_show_no_broken_lines() {
     let server = Server::start(&[]);
     large(&server, "big", 96 << 20);
-    let terminal = Terminal::start(server.command(&["put", "big", "@in/"]), 10, 32);
+    let terminal = Terminal::start(server.command(&["put", "--bwlimit", "64M", "big", "@in/"]), 10, 32);
     terminal.until("files: 0 done");
     let (status, screen, bytes) = terminal.end();
     assert!(status.success(), "{screen}");
