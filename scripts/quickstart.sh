@@ -95,7 +95,7 @@ for source in "${sources[@]}"; do
     different=yes
   fi
 done
-first=$(find "$scratch/back" -type f | head -n 1)
+first=$(find "$scratch/back" -type f -print -quit)
 if [ -n "$first" ]; then
   run sealift hash "$remote/quickstart/${first#"$scratch/back/"}"
   if command -v b3sum >/dev/null; then run b3sum "$first"; fi
