@@ -233,7 +233,7 @@ async fn hello(
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
-pub(super) async fn say_goodbye(mut connection: Connection, error: &Error) {
+async fn say_goodbye(mut connection: Connection, error: &Error) {
     if !error.is_from_peer() && error.kind() != ErrorKind::Connection {
         connection.send(0, &Goodbye::from_error(error));
     }
@@ -335,6 +335,11 @@ async fn run(
         traffic.sent,
         started.elapsed().as_secs_f64()
     );
+    part(connection, end, &summary).await;
+}
+
+/// Writes down how a connection ended, and ends it in order.
+pub(super) async fn part(connection: Connection, end: Result<()>, summary: &str) {
     match end {
         Ok(()) => {
             info!("{summary}");

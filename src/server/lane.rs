@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
-use tracing::{info, warn};
 
-use super::connection::{Watch, say_goodbye};
+use super::connection::{Watch, part};
 use super::flow::{Flow, Job, drop_elsewhere};
 use super::session::Session;
 use super::shared::{Shared, Who};
-use crate::error::{Blame, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::net::{Connection, Event};
 use crate::protocol::{Breach, Goodbye, Kind, List, Message, Phase, WRITTEN_MAX, Want, Working, Written};
@@ -51,20 +50,7 @@ pub(super) async fn run(
     let traffic = connection.traffic();
     let (received, sent, seconds) = (traffic.received, traffic.sent, started.elapsed().as_secs_f64());
     let summary = format!("{principal}: a lane, {received} bytes in, {sent} out, {seconds:.1} s");
-    match end {
-        Ok(()) => {
-            info!("{summary}");
-            connection.close().await;
-        }
-        Err(error) => {
-            match error.kind().blame() {
-                Blame::Ourselves => tracing::error!("{summary}; ended: {}", error.chain()),
-                Blame::Peer => warn!("{summary}; ended: {}", error.chain()),
-                _ => info!("{summary}; ended: {}", error.chain()),
-            }
-            say_goodbye(connection, &error).await;
-        }
-    }
+    part(connection, end, &summary).await;
 }
 
 impl Lane {
