@@ -54,6 +54,12 @@ pub const WANTED_RANGES_MAX: usize = 4096;
 pub const HELD_RANGES_MAX: usize = 2048;
 /// Entries of a listing in one frame; a page also ends when the frame is full.
 pub const LIST_PAGE_MAX: usize = 512;
+/// Files with several names that a transfer remembers, to keep them one file at the destination: about 200 bytes each,
+/// 50 MiB. The names of more are moved as files of their own, which is told.
+pub const SHARED_FILES_MAX: usize = 262_144;
+/// Further names of such files that wait for the first to be there: about 400 bytes each. At the bound they are made
+/// before anything else is moved.
+pub const SHARED_WAITING_MAX: usize = 4096;
 /// Bytes of symbolic link target: what Linux takes.
 pub const LINK_TARGET_LEN_MAX: usize = 4095;
 

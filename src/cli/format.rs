@@ -244,6 +244,7 @@ mod tests {
             mtime: Mtime { seconds: 0, nanos: 7 },
             mode: 0o640,
             target: target.map(<[u8]>::to_vec),
+            same: None,
         }
     }
 

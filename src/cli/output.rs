@@ -368,6 +368,7 @@ impl Reporter {
             }
         };
         part(summary.stored, "stored");
+        part(summary.linked, if summary.linked == 1 { "of them a hard link" } else { "of them hard links" });
         part(summary.planned, "would be moved");
         part(summary.unchanged, "unchanged");
         part(summary.equal, "equal");
@@ -473,6 +474,7 @@ impl Reporter {
         for (key, count) in [
             ("stored", summary.stored),
             ("renamed", summary.renamed),
+            ("linked", summary.linked),
             ("unchanged", summary.unchanged),
             ("kept", summary.kept),
             ("planned", summary.planned),
@@ -565,6 +567,7 @@ fn kind_name(kind: ErrorKind) -> String {
 fn outcome_name(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Stored => "stored",
+        Outcome::Linked => "linked",
         Outcome::Unchanged => "unchanged",
         Outcome::Kept => "kept",
         Outcome::Renamed => "renamed",

@@ -12,7 +12,7 @@ use crate::client::link::check_link;
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind};
 use crate::path::Escaped;
-use crate::protocol::{Entry, EntryKind, IfExists, Mtime};
+use crate::protocol::{Bytes16, Entry, EntryKind, IfExists, Mtime};
 use crate::storage::{ModeRange, StoreOptions};
 
 /// What becomes of symbolic links in the source.
@@ -86,10 +86,20 @@ pub enum Action {
         /// A file of the same size is there: what is the same of it is not sent.
         is_there: bool,
     },
+    /// A file with several names at the source that is the same: whether these are names of one file at the
+    /// destination, too, is seen over all directories.
+    Same {
+        /// At the source.
+        source: Entry,
+        /// Which file it is there, if that has several names.
+        there: Option<Bytes16>,
+    },
     /// Files of the same size are compared by their hashes, and moved if these differ.
     Check {
         /// At the source.
         source: Entry,
+        /// Which file it is at the destination, if that has several names.
+        there: Option<Bytes16>,
         /// Whether time and mode are the same, so that nothing is left to do when the content is.
         is_same_otherwise: bool,
     },
@@ -224,6 +234,15 @@ impl Compared {
         self.unchanged_bytes = self.unchanged_bytes.saturating_add(size);
     }
 
+    /// A file is the same.
+    pub(crate) fn same_file(&mut self, source: Entry, there: Option<Bytes16>) {
+        if source.same.is_some() {
+            self.actions.push(Action::Same { source, there });
+        } else {
+            self.same(source.size);
+        }
+    }
+
     fn send(&mut self, source: Entry, is_there: bool) {
         self.is_touched = true;
         self.actions.push(Action::Send { source, is_there });
@@ -312,9 +331,9 @@ impl Compared {
         let is_same_mode = is_same_mode(source.mode, there.mode, settings.file_mode);
         if settings.checksum {
             let is_same_otherwise = is_same_time && is_same_mode;
-            self.actions.push(Action::Check { source, is_same_otherwise });
+            self.actions.push(Action::Check { source, there: there.same, is_same_otherwise });
         } else if is_same_time && (is_same_mode || settings.if_exists != IfExists::Overwrite) {
-            self.same(source.size);
+            self.same_file(source, there.same);
         } else if settings.if_exists == IfExists::Overwrite {
             self.send(source, true);
         } else {

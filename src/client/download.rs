@@ -8,12 +8,14 @@
 //! Invariants: a name here changes only when the whole content is on disk and has the server's hash; content that
 //! was not asked for ends the connection (`session`); modes and times of directories are set last.
 
+mod names;
 mod tree;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -23,18 +25,20 @@ use tokio::time::Instant;
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
 use crate::client::compare::Links;
+use crate::client::download::names::{Landed, Role};
 use crate::client::download::tree::{Filled, Settling};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::{Filter, Subject};
 use crate::client::keep::{self, Found, Keeper};
 use crate::client::lanes::{Pace, Report};
+use crate::client::names::{Met, Names};
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
 use crate::client::session::{Exchange, Reply, Session};
 use crate::client::stalls::Cause;
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
-use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, MIB, UNASKED_FILE_MAX};
+use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, MIB, SHARED_WAITING_MAX, UNASKED_FILE_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{Done, Entry, EntryKind, Get, GetAnswer, Hash, IfExists, Mtime};
 use crate::storage::{self, FileMetadata, NewFile, Store, StoredFile};
@@ -99,6 +103,8 @@ struct Job {
     dry_run: bool,
     filter: Arc<Filter>,
     links: Links,
+    /// Names of one file there that are files of their own here.
+    parted: AtomicU64,
 }
 
 /// Where a file is saved.
@@ -121,6 +127,7 @@ struct FileJob {
     place: Place,
     /// The directory that it goes into, which is done when nobody holds it any more.
     _directory: Option<Arc<Filled>>,
+    role: Role,
 }
 
 impl Client {
@@ -165,6 +172,7 @@ struct Run {
     large: Arc<Semaphore>,
     batch: Vec<FileJob>,
     batch_len: u64,
+    names: Names<Landed, FileJob>,
     /// Directories that single files are saved into.
     stores: HashMap<PathBuf, Store>,
     settling: Settling,
@@ -179,6 +187,7 @@ impl Run {
                 dry_run: options.dry_run,
                 filter: Arc::clone(&options.filter),
                 links: options.links,
+                parted: AtomicU64::new(0),
             }),
             into_directory: options.into_directory,
             tasks: JoinSet::new(),
@@ -186,6 +195,7 @@ impl Run {
             large: Arc::new(Semaphore::new(LARGE_MAX)),
             batch: Vec::new(),
             batch_len: 0,
+            names: Names::default(),
             stores: HashMap::new(),
             settling: Settling::start(client.clone()),
         }
@@ -268,7 +278,19 @@ impl Run {
         let item = self.job.client.item(remote.to_bytes());
         self.job.client.events().tell(Event::Found { files: 1, bytes: size }).await;
         let metadata = (entry.mode, entry.mtime);
-        let file = FileJob { item, remote, size, metadata, place, _directory: directory };
+        let mut file = FileJob { item, remote, size, metadata, place, _directory: directory, role: Role::Alone };
+        match entry.same.map(|same| (same, self.names.meet(same))) {
+            None => {}
+            Some((_, Met::First(lead))) => file.role = Role::First(lead),
+            Some((same, Met::Further)) => {
+                self.names.wait(same, file);
+                if self.names.waiting() >= SHARED_WAITING_MAX {
+                    self.get_names().await?;
+                }
+                return Ok(());
+            }
+            Some((_, Met::Unknown)) => self.job.part(),
+        }
         if size <= UNASKED_FILE_MAX {
             self.batch_len += size;
             let is_other_store =
@@ -325,7 +347,9 @@ impl Run {
     async fn finish(mut self) -> Result<()> {
         self.send_batch().await?;
         self.job.client.events().tell(Event::FoundAll).await;
+        self.get_names().await?;
         self.drain().await?;
+        self.job.tell_parted().await;
         let client = self.job.client.clone();
         self.settling.finish().await?;
         client.check_alive()
@@ -577,6 +601,7 @@ impl Job {
                     match self.compare(&file, local, theirs, size).await {
                         Ok(Compared::Same(root)) => {
                             file.item.advance(size, 0);
+                            file.role.is_there(&file.place, None, root);
                             self.tell_done(file.item, size, Some(root), Outcome::Unchanged, None).await;
                         }
                         Ok(Compared::Other(Here::Kept)) => {
@@ -733,6 +758,9 @@ impl Job {
             storage::Outcome::Renamed => (Outcome::Renamed, Some(renamed_path(&file.place, &published.path))),
             storage::Outcome::Skipped => (Outcome::Kept, None),
         };
+        if outcome != Outcome::Kept {
+            file.role.is_there(&file.place, Some(&published.path), root);
+        }
         self.tell_done(file.item, size, Some(root), outcome, renamed).await;
     }
 
@@ -749,6 +777,7 @@ impl Job {
                     return;
                 }
                 Ok(End::Unchanged(size, root)) => {
+                    file.role.is_there(&file.place, None, root);
                     self.tell_done(file.item, size, Some(root), Outcome::Unchanged, None).await;
                     return;
                 }

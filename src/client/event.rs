@@ -29,6 +29,8 @@ pub type ItemId = u64;
 pub enum Outcome {
     /// New content is there, durably.
     Stored,
+    /// It is there as a further name of a file that this transfer has stored, or found to be there.
+    Linked,
     /// The same content was there already.
     Unchanged,
     /// Something else was there, and was left.
@@ -303,6 +305,8 @@ pub struct Summary {
     pub stored: u64,
     /// Of those, how many got another name than was asked for.
     pub renamed: u64,
+    /// Of those that are stored, how many are further names of a file (hard links).
+    pub linked: u64,
     /// Files whose content was there already.
     pub unchanged: u64,
     /// Files that were left because something was there (`--if-exists skip`).
@@ -354,6 +358,10 @@ impl Summary {
                     Outcome::Kept => &mut self.kept,
                     Outcome::Planned | Outcome::Removed | Outcome::PlannedRemoval => &mut self.planned,
                     Outcome::Equal => &mut self.equal,
+                    Outcome::Linked => {
+                        self.linked += 1;
+                        &mut self.stored
+                    }
                     Outcome::Renamed => {
                         self.renamed += 1;
                         &mut self.stored

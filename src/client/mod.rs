@@ -18,6 +18,7 @@ mod library;
 pub mod link;
 mod listing;
 pub mod look;
+mod names;
 pub mod plan;
 pub mod receipts;
 pub mod remote;

@@ -124,7 +124,8 @@ fn entry_of(name: Vec<u8>, stat: &rustix::fs::Stat) -> Entry {
     let (version, attributes) = walk::look(stat);
     let kind = walk::kind_of(FileType::from_raw_mode(stat.st_mode));
     let size = if kind == EntryKind::File { version.size } else { 0 };
-    Entry { name, kind, size, mtime: attributes.mtime, mode: attributes.mode, target: None }
+    let same = walk::same_of(stat);
+    Entry { name, kind, size, mtime: attributes.mtime, mode: attributes.mode, target: None, same }
 }
 
 pub(crate) fn entry_of_stored(entry: storage::Entry) -> Entry {
@@ -141,6 +142,10 @@ pub(crate) fn entry_of_stored(entry: storage::Entry) -> Entry {
         mtime: Mtime { seconds: entry.mtime.secs(), nanos: entry.mtime.nanos() },
         mode: entry.mode,
         target: entry.link_target,
+        same: (kind == EntryKind::File && entry.names > 1).then(|| {
+            let identity = entry.version.identity;
+            walk::same_file(identity.device, identity.inode)
+        }),
     }
 }
 

@@ -208,6 +208,8 @@ impl Client {
             mtime: open.version.mtime,
             mode: open.attributes.mode,
             target: None,
+            // It is the only one, so nothing shares it.
+            same: None,
         };
         crate::path::NamePolicy::default().check(&target).map_err(crate::client::side::name_error)?;
         let name = path.as_os_str().as_bytes().to_vec();
@@ -386,9 +388,14 @@ fn to_found(step: Step, tree: &LocalTree, base: &RemotePath, asks: bool) -> Foun
                 // It is looked at once more when it is opened; only the size counts until then.
                 let version = SourceVersion { device: 0, inode: 0, size, mtime, ctime: mtime };
                 let (source, attributes, ask) = (tree.source(&below), attributes(&entry), is_there && asks);
-                Found::File { target, source, version, attributes, ask }
+                Found::File { target, source, version, attributes, ask, same: entry.same }
             }
             Err(error) => failed(&below, error),
+        },
+        Step::Known { below, entry } => match (target(&below), entry.same) {
+            (Ok(target), Some(same)) => Found::Known { target, same },
+            (Ok(_), None) => failed(&below, Error::new(ErrorKind::Internal, "a file with one name has no others")),
+            (Err(error), _) => failed(&below, error),
         },
         Step::Link { below, entry } => match target(&below) {
             Ok(target) => {

@@ -5,6 +5,7 @@
 //! holds two listings of one directory, a few thousand names of some others, what is to be removed, and the directories
 //! that still wait.
 
+use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use crate::client::filter::{Filter, Ignores, Subject};
 use crate::client::plan::local_path;
 use crate::client::side::{Listing, Side, name_error};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::SHARED_FILES_MAX;
 use crate::path::{Component, NamePolicy, RemotePath};
-use crate::protocol::{Entry, EntryKind};
+use crate::protocol::{Bytes16, Entry, EntryKind};
 
 /// Directories that are listed and compared at once.
 const AHEAD_MAX: usize = 24;
@@ -37,6 +39,8 @@ pub(crate) enum Step {
     Directory { below: RemotePath, entry: Entry },
     /// The same, after what is in it.
     DirectoryEnd { below: RemotePath },
+    /// A file with several names that is there already, as the first of them that was met.
+    Known { below: RemotePath, entry: Entry },
     /// A file that is to be moved. `is_there`: one of the same size is there.
     File { below: RemotePath, entry: Entry, is_there: bool },
     /// A link that is to be made.
@@ -155,6 +159,9 @@ pub(crate) struct Traversal<T> {
     listing: JoinSet<()>,
     ahead: usize,
     stack: Vec<Task>,
+    /// Files of the source with several names that were met, and which file at the destination the first of these is,
+    /// if it stays and has several as well.
+    shared: HashMap<Bytes16, Option<Bytes16>>,
     pub(crate) findings: Findings,
 }
 
@@ -174,6 +181,7 @@ impl<T> Traversal<T> {
             listing: JoinSet::new(),
             ahead: 0,
             stack: Vec::new(),
+            shared: HashMap::new(),
             findings: Findings::default(),
         }
     }
@@ -267,7 +275,8 @@ impl<T> Traversal<T> {
                 return Ok(());
             }
         };
-        let Examined { compared, ignores, failed } = examined;
+        let Examined { mut compared, ignores, failed } = examined;
+        self.compare_names(&mut compared);
         for (name, error) in failed {
             let name = joined(&self.sides.source.name(&visit.below), &name);
             self.fail(name, error).await;
@@ -307,6 +316,39 @@ impl<T> Traversal<T> {
         Ok(())
     }
 
+    /// Sees which names of one file at the source are not names of one file at the destination, though they are the
+    /// same otherwise: these are made anew.
+    fn compare_names(&mut self, compared: &mut Compared) {
+        for action in std::mem::take(&mut compared.actions) {
+            let (file, there, is_same) = match &action {
+                Action::Same { source, there } => (source.same, *there, true),
+                Action::Send { source, .. } | Action::Check { source, .. } => (source.same, None, false),
+                _ => (None, None, false),
+            };
+            let first = file.and_then(|file| self.shared.get(&file).copied());
+            if let (Some(file), None) = (file, first)
+                && self.shared.len() < SHARED_FILES_MAX
+            {
+                self.shared.insert(file, there);
+            }
+            match action {
+                Action::Same { source, .. } if first.is_some_and(|first| first.is_none() || first != there) => {
+                    compared.is_touched = true;
+                    compared.actions.push(Action::Send { source, is_there: true });
+                }
+                Action::Same { source, there } => {
+                    compared.unchanged += 1;
+                    compared.unchanged_bytes = compared.unchanged_bytes.saturating_add(source.size);
+                    if first.is_none() {
+                        compared.actions.push(Action::Same { source, there });
+                    }
+                }
+                action => compared.actions.push(action),
+            }
+            debug_assert!(!is_same || file.is_some(), "only files with several names are looked at");
+        }
+    }
+
     async fn act(
         &mut self,
         action: Action,
@@ -317,6 +359,7 @@ impl<T> Traversal<T> {
     ) {
         let (name, is_surplus) = match &action {
             Action::Send { source, .. }
+            | Action::Same { source, .. }
             | Action::Check { source, .. }
             | Action::Enter { source, .. }
             | Action::Conflict { source, .. }
@@ -338,6 +381,7 @@ impl<T> Traversal<T> {
                 EntryKind::Link => self.step(Step::Link { below, entry: source }).await,
                 _ => self.step(Step::File { below, entry: source, is_there }).await,
             },
+            Action::Same { source, .. } => self.step(Step::Known { below, entry: source }).await,
             // Those that are the same were taken out when they were checked.
             Action::Check { source, .. } => self.step(Step::File { below, entry: source, is_there: true }).await,
             Action::Enter { source, is_there, differs } => {
@@ -512,7 +556,7 @@ impl Sides {
         while let Some(checked) = running.join_next().await {
             let panicked = |error| Error::new(ErrorKind::Internal, "a comparison failed").with_source(error);
             let (index, result) = checked.map_err(panicked)?;
-            let Some(Action::Check { source, is_same_otherwise }) = compared.actions.get(index) else { continue };
+            let Some(Action::Check { source, is_same_otherwise, .. }) = compared.actions.get(index) else { continue };
             match result {
                 Ok(is_same) => same[index] = is_same && *is_same_otherwise,
                 Err(error) => {
@@ -523,17 +567,14 @@ impl Sides {
         }
         let actions = std::mem::take(&mut compared.actions);
         for (index, action) in actions.into_iter().enumerate() {
-            match &action {
+            match action {
                 Action::Check { .. } if bad[index] => {}
-                Action::Check { source, .. } if same[index] => {
-                    compared.unchanged += 1;
-                    compared.unchanged_bytes = compared.unchanged_bytes.saturating_add(source.size);
-                }
+                Action::Check { source, there, .. } if same[index] => compared.same_file(source, there),
                 Action::Check { .. } => {
                     compared.is_touched = true;
                     compared.actions.push(action);
                 }
-                _ => compared.actions.push(action),
+                action => compared.actions.push(action),
             }
         }
         Ok(())

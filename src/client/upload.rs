@@ -16,6 +16,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -28,13 +29,14 @@ use crate::client::compare::Links;
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::Filter;
 use crate::client::lanes::Report;
+use crate::client::names::{Lead, Met, Names, Turn};
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
-use crate::limits::{GROUP_LEN, MIB, UNASKED_FILE_MAX};
+use crate::limits::{GROUP_LEN, MIB, SHARED_WAITING_MAX, UNASKED_FILE_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{
     self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
@@ -121,6 +123,8 @@ struct Job {
     remove_source: bool,
     expect_size: Option<u64>,
     expect_root: Option<Root>,
+    /// Names of one file here that are files of their own there.
+    parted: AtomicU64,
 }
 
 /// A directory that is being filled. Whoever lets go of it last sets its mode and time.
@@ -138,6 +142,26 @@ struct FileJob {
     source: Source,
     upload_id: UploadId,
     directory: Option<Arc<Directory>>,
+    /// Which file it is, if that has several names.
+    same: Option<Bytes16>,
+    role: Role,
+}
+
+/// What a name is among those of its file.
+enum Role {
+    /// The only one that is known.
+    Alone,
+    /// The first; others wait for it.
+    First(Lead<Landed>),
+    /// A further one of what is there.
+    Further(Landed),
+}
+
+/// Where the first name of a file is, durably.
+#[derive(Clone)]
+struct Landed {
+    path: RemotePath,
+    root: Option<Root>,
 }
 
 /// Under what id each version of a file is sent: the same in every attempt, so that a lost answer is found again,
@@ -229,6 +253,7 @@ impl Client {
             directories: Vec::new(),
             batch: Vec::new(),
             batch_len: 0,
+            names: Names::default(),
         };
         let mut some = Vec::new();
         while self.check_alive().is_ok() && found.recv_many(&mut some, BATCH_FILES).await > 0 {
@@ -245,7 +270,9 @@ impl Client {
         run.send_batch().await?;
         run.directories.clear();
         self.events().tell(Event::FoundAll).await;
+        run.put_names().await?;
         run.drain().await?;
+        run.job.tell_parted().await;
         self.check_alive()
     }
 }
@@ -269,6 +296,7 @@ struct Run {
     directories: Vec<(Arc<Directory>, bool)>,
     batch: Vec<FileJob>,
     batch_len: u64,
+    names: Names<Landed, FileJob>,
 }
 
 impl Run {
@@ -288,7 +316,12 @@ impl Run {
                 self.leave_until(&target);
                 self.end_directory(&target).await?;
             }
-            Found::File { target, source, version, ask, .. } => {
+            Found::Known { target, same } => {
+                if let Met::First(lead) = self.names.meet(same) {
+                    lead.is_there(Landed { path: target, root: None });
+                }
+            }
+            Found::File { target, source, version, ask, same, .. } => {
                 self.leave_until(&target);
                 let directory = self.parent();
                 let item = self.job.client.item(source.path().into_os_string().as_bytes().to_vec());
@@ -297,7 +330,20 @@ impl Run {
                     events.tell(planned(&item, ItemKind::File, version.size)).await;
                     return Ok(());
                 }
-                let file = FileJob { item, target, source, upload_id: UploadId::default(), directory };
+                let role = Role::Alone;
+                let mut file = FileJob { item, target, source, upload_id: UploadId::default(), directory, same, role };
+                match same.map(|same| (same, self.names.meet(same))) {
+                    None => {}
+                    Some((_, Met::First(lead))) => file.role = Role::First(lead),
+                    Some((same, Met::Further)) => {
+                        self.names.wait(same, file);
+                        if self.names.waiting() >= SHARED_WAITING_MAX {
+                            self.put_names().await?;
+                        }
+                        return Ok(());
+                    }
+                    Some((_, Met::Unknown)) => self.job.part(),
+                }
                 if version.size <= UNASKED_FILE_MAX && !ask && self.job.may_be_small() {
                     self.batch_len += version.size;
                     self.batch.push(file);
@@ -422,6 +468,31 @@ impl Run {
         Ok(())
     }
 
+    /// Makes the further names that wait, once the first ones are there.
+    async fn put_names(&mut self) -> Result<()> {
+        self.send_batch().await?;
+        while self.names.waiting() > 0 && self.job.client.check_alive().is_ok() {
+            self.drain().await?;
+            for (mut file, turn) in self.names.take() {
+                let permits = match turn {
+                    Turn::First(lead) => {
+                        file.role = Role::First(lead);
+                        &self.large
+                    }
+                    Turn::Further(landed) => {
+                        file.role = Role::Further(landed);
+                        &self.requests
+                    }
+                };
+                let permit = permit(permits).await?;
+                let job = Arc::clone(&self.job);
+                self.tasks.spawn(async move { job.put_large(file, permit).await });
+                self.reap()?;
+            }
+        }
+        Ok(())
+    }
+
     fn reap(&mut self) -> Result<()> {
         while let Some(ended) = self.tasks.try_join_next() {
             ended.map_err(panicked)?;
@@ -517,6 +588,7 @@ impl Job {
             remove_source: options.remove_source,
             expect_size: options.expect_size,
             expect_root: options.expect_root,
+            parted: AtomicU64::new(0),
         }
     }
 
@@ -564,6 +636,8 @@ impl Job {
             unasked: false,
             no_base: false,
             resume: self.client.resume_key(),
+            same_as: None,
+            same_root: None,
         }
     }
 
@@ -711,15 +785,33 @@ impl Job {
                             return;
                         }
                     };
-                    let put = Put {
+                    let mut put = Put {
                         size: Some(version.size),
                         mtime: Some(attributes.mtime),
                         mode: Some(attributes.mode),
                         no_base,
                         ..self.put_message(&file.target, upload_id)
                     };
+                    if let Role::Further(Landed { path, root }) = &file.role
+                        && file.same == Some(version.file())
+                    {
+                        (put.same_as, put.same_root) = (Some(path.clone()), *root);
+                    }
                     match self.send_known(&put, &Content::File(Arc::new(open)), &mut file.item).await {
                         Ok(Known::Stored(stored, root)) => {
+                            if put.same_as.is_some() {
+                                file.role = Role::Alone;
+                                // What is left alone may well be a name of that file.
+                                let is_left = stored.outcome != protocol::Outcome::Stored;
+                                if !is_left || self.if_exists == IfExists::Overwrite {
+                                    self.part();
+                                }
+                            }
+                            self.stored(file, &stored, version.size, root, &version).await;
+                            return;
+                        }
+                        Ok(Known::Named(stored)) => {
+                            let root = stored.root.or(put.same_root).unwrap_or(UNKNOWN);
                             self.stored(file, &stored, version.size, root, &version).await;
                             return;
                         }
@@ -755,7 +847,13 @@ impl Job {
         match exchange.next().await? {
             Reply::Stored(stored) => {
                 item.advance(size, 0);
-                let root = stored.root.unwrap_or(Root([0; 32]));
+                if put.same_as.is_some() {
+                    if let Some(root) = put.same_root {
+                        check_root(&stored, root)?;
+                    }
+                    return Ok(Known::Named(stored));
+                }
+                let root = stored.root.unwrap_or(UNKNOWN);
                 return Ok(Known::Stored(stored, root));
             }
             Reply::PutAnswer(answer) => match answer.holding {
@@ -768,7 +866,7 @@ impl Job {
         let finish = match self.send_groups(&mut exchange, &mut sender, content, item).await? {
             Sent::Finished(finish) => finish,
             Sent::Stored(stored) => {
-                let root = stored.root.unwrap_or(Root([0; 32]));
+                let root = stored.root.unwrap_or(UNKNOWN);
                 return Ok(Known::Stored(stored, root));
             }
             Sent::Differs => {
@@ -777,7 +875,7 @@ impl Job {
                 return match self.if_exists {
                     IfExists::Skip => {
                         let stored = Stored { outcome: protocol::Outcome::Skipped, root: None, size, path: None };
-                        Ok(Known::Stored(stored, Root([0; 32])))
+                        Ok(Known::Stored(stored, UNKNOWN))
                     }
                     _ => Err(error),
                 };
@@ -876,7 +974,7 @@ impl Job {
     async fn put_stream(self: Arc<Job>, mut item: Item, target: RemotePath, stream: StreamSource) {
         item.started(self.expect_size).await;
         match self.send_stream(&target, stream, &mut item).await {
-            Ok((stored, root, size)) => self.told_stored(item, &stored, size, root).await,
+            Ok((stored, root, size)) => self.told_stored(item, &stored, size, root, false).await,
             Err(error) => item.failed(self.explain(error, &target)).await,
         }
     }
@@ -904,7 +1002,7 @@ impl Job {
             match self.open_stream(&put).await {
                 Ok(Opened::Exchange(exchange)) => break exchange,
                 Ok(Opened::Stored(stored)) => {
-                    let (root, size) = (stored.root.unwrap_or(Root([0; 32])), stored.size);
+                    let (root, size) = (stored.root.unwrap_or(UNKNOWN), stored.size);
                     return Ok((stored, root, size));
                 }
                 Err(error) => retry.after(error).await?,
@@ -966,6 +1064,9 @@ impl Job {
         loop {
             match self.send_known(&put, &content, item).await {
                 Ok(Known::Stored(stored, root)) => return Ok((stored, root, size)),
+                Ok(Known::Named(_)) => {
+                    return Err(Error::new(ErrorKind::Internal, "a stream is no further name of a file"));
+                }
                 Ok(Known::Unexpected(error)) => return Err(error),
                 Err(error) => {
                     item.restart();
@@ -1097,12 +1198,18 @@ impl Job {
 
     /// A file is there, durably.
     async fn stored(&self, file: FileJob, stored: &Stored, size: u64, root: Root, version: &SourceVersion) {
-        let FileJob { item, source, directory, .. } = file;
+        let FileJob { item, source, directory, target, same, role, .. } = file;
         let name = item.name.clone();
-        self.told_stored(item, stored, size, root).await;
+        if let Role::First(lead) = &role
+            && stored.outcome != protocol::Outcome::Skipped
+        {
+            let path = stored.path.clone().unwrap_or(target);
+            lead.is_there(Landed { path, root: stored.root.or((root != UNKNOWN).then_some(root)) });
+        }
+        self.told_stored(item, stored, size, root, matches!(role, Role::Further(_))).await;
         if self.remove_source && stored.outcome != protocol::Outcome::Skipped {
-            let version = *version;
-            let removed = spawn_blocking(move || source.remove(&version)).await;
+            let (version, has_several) = (*version, same.is_some());
+            let removed = spawn_blocking(move || source.remove(&version, has_several)).await;
             if let Err(error) = removed.map_err(panicked).and_then(|removed| removed) {
                 let error = error.context("it is stored, and was not removed here");
                 self.client.events().tell(Event::Failed { item: None, name, error }).await;
@@ -1111,14 +1218,37 @@ impl Job {
         self.let_go(directory).await;
     }
 
-    async fn told_stored(&self, mut item: Item, stored: &Stored, size: u64, root: Root) {
+    /// A name of a file with several is moved as a file of its own.
+    fn part(&self) {
+        self.parted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn tell_parted(&self) {
+        let count = self.parted.load(Ordering::Relaxed);
+        if count > 0 && self.client.check_alive().is_ok() {
+            let text = format!(
+                "hard links: {count} of the names that share a file here are files of their own there, because the \
+                 server cannot link them, or not for this client"
+            );
+            self.client.events().tell(Event::Warning(text)).await;
+        }
+    }
+
+    async fn told_stored(&self, mut item: Item, stored: &Stored, size: u64, root: Root, is_linked: bool) {
         if stored.outcome != protocol::Outcome::Skipped {
             item.held_rest(size);
         }
         item.settle().await;
-        let root = (stored.outcome != protocol::Outcome::Skipped).then_some(stored.root.unwrap_or(root));
+        let is_known = stored.outcome != protocol::Outcome::Skipped && (stored.root.is_some() || root != UNKNOWN);
+        let root = is_known.then_some(stored.root.unwrap_or(root));
         self.client.progressed();
-        self.client.events().tell(done_event(&item, ItemKind::File, stored, size, root)).await;
+        let mut event = done_event(&item, ItemKind::File, stored, size, root);
+        if let Event::Done { outcome: outcome @ Outcome::Stored, .. } = &mut event
+            && is_linked
+        {
+            *outcome = Outcome::Linked;
+        }
+        self.client.events().tell(event).await;
     }
 
     /// A file failed for good.
@@ -1166,8 +1296,13 @@ fn done_event(item: &Item, kind: ItemKind, stored: &Stored, size: u64, root: Opt
     Event::Done { item: item.id, name: item.name.clone(), kind, size, root, outcome, renamed_to }
 }
 
+/// Stands for a hash that neither side has said.
+const UNKNOWN: Root = Root([0; 32]);
+
 /// How sending content of known size ended.
 enum Known {
+    /// It is there as a further name of a file that is there.
+    Named(Stored),
     /// It is there; this is the root of what was read.
     Stored(Stored, Root),
     /// It is not what was expected, and reading it again would not change that.

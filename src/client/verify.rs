@@ -107,7 +107,7 @@ impl Run {
         let events = self.client.events().clone();
         match found {
             // Nothing is filtered here.
-            Found::LeftOut { .. } => {}
+            Found::LeftOut { .. } | Found::Known { .. } => {}
             Found::Directory { target, .. } => {
                 let there = match self.there(&target).await {
                     There::Entry(entry) if entry.kind == EntryKind::Directory => self.list(&target).await,

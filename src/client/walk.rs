@@ -26,7 +26,7 @@ use crate::client::plan::{PutItem, PutSource};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits;
 use crate::path::{Component, Escaped, RemotePath};
-use crate::protocol::{EntryKind, Mtime};
+use crate::protocol::{Bytes16, EntryKind, Mtime};
 
 /// Opening a directory to read it.
 pub(super) const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -63,6 +63,15 @@ pub enum Found {
         attributes: Attributes,
         /// A file of the same size is known to be there: it is asked about before any content is sent.
         ask: bool,
+        /// Which file it is, if that has several names.
+        same: Option<Bytes16>,
+    },
+    /// A file with several names is known to be there already under the one that was met first.
+    Known {
+        /// Its name on the server.
+        target: RemotePath,
+        /// Which file it is here.
+        same: Bytes16,
     },
     /// A symbolic link that is to be made as one.
     Link {
@@ -175,6 +184,28 @@ pub(super) fn look(stat: &Stat) -> (SourceVersion, Attributes) {
     (version, Attributes { mode: stat.st_mode as u32 & 0o777, mtime })
 }
 
+/// Which file this is, if it is a file with several names.
+pub(super) fn same_of(stat: &Stat) -> Option<Bytes16> {
+    let has_several = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink > 1;
+    has_several.then(|| look(stat).0.file())
+}
+
+impl SourceVersion {
+    /// Which file it is of.
+    pub(super) fn file(&self) -> Bytes16 {
+        same_file(self.device, self.inode)
+    }
+}
+
+/// Which file this is, on this machine.
+pub(super) fn same_file(device: u64, inode: u64) -> Bytes16 {
+    let mut file = [0; 16];
+    let (first, second) = file.split_at_mut(8);
+    first.copy_from_slice(&device.to_be_bytes());
+    second.copy_from_slice(&inode.to_be_bytes());
+    Bytes16(file)
+}
+
 /// How to open a file that was met; cheap to keep for the many that wait for their turn.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -282,12 +313,13 @@ impl Source {
         Ok(OpenSource { file: File::from(handle), version, attributes, path })
     }
 
-    /// Removes the file, if it is still the one that `version` tells of.
+    /// Removes the file, if it is still the one that `version` tells of. Of one with several names, the removal of
+    /// another name is no change.
     ///
     /// # Errors
     /// [`ErrorKind::Changed`] when it is another by now, [`ErrorKind::Link`] when it was named through a link (only
     /// the link could be removed, and the file would stay), or what the file system says.
-    pub fn remove(&self, version: &SourceVersion) -> Result<()> {
+    pub fn remove(&self, version: &SourceVersion, has_several_names: bool) -> Result<()> {
         let path = self.path();
         let (parent, name) = match (self.path.parent(), self.path.file_name()) {
             (Some(parent), Some(name)) => (parent, name),
@@ -307,7 +339,11 @@ impl Source {
                 format!("{}: it is a link, and its file is elsewhere", doing("remove", &path)),
             ));
         }
-        if look(&stat).0 != *version {
+        let mut now = look(&stat).0;
+        if has_several_names {
+            now.ctime = version.ctime;
+        }
+        if now != *version {
             return Err(changed(&path));
         }
         rustix::fs::unlinkat(&directory, name, AtFlags::empty()).while_doing(|| doing("remove", &path))
@@ -451,7 +487,8 @@ impl Walk {
                     return Ok(Found::LeftOut { rule });
                 }
                 let source = Source::named(path.to_path_buf());
-                Ok(Found::File { target, source, version, attributes, ask: false })
+                let same = same_of(&stat);
+                Ok(Found::File { target, source, version, attributes, ask: false, same })
             }
             FileType::Directory => {
                 let tree = Tree::open(path, self.links == Links::Follow)?;
@@ -526,7 +563,8 @@ impl Walk {
         match kind {
             FileType::RegularFile => {
                 let source = tree.source(path);
-                Ok(Found::File { target, source, version, attributes, ask: false })
+                let same = same_of(&stat);
+                Ok(Found::File { target, source, version, attributes, ask: false, same })
             }
             FileType::Symlink => {
                 let points_to = rustix::fs::readlinkat(handle, name, Vec::new())

@@ -361,6 +361,12 @@ pub struct Put {
     /// From a client without a certificate: its secret, by which what is held of this upload is its own.
     #[n(8)]
     pub resume: Option<Bytes16>,
+    /// It is another name of the file that has this one: if that is so there, no content comes and the name is made.
+    #[n(9)]
+    pub same_as: Option<RemotePath>,
+    /// The hash that the file of that name has, as far as the sender knows it.
+    #[n(10)]
+    pub same_root: Option<Root>,
 }
 
 /// What the server holds of a described file.
@@ -728,6 +734,9 @@ pub struct Entry {
     /// Where a symbolic link points.
     #[cbor(n(5), with = "minicbor::bytes")]
     pub target: Option<Vec<u8>>,
+    /// For a file with several names: which file it is. Names of one file have the same.
+    #[n(6)]
+    pub same: Option<Bytes16>,
 }
 
 /// Some entries of a directory; [`Done`] follows the last.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::convert;
 use super::held::{Begun, Right, Sink, stored_otherwise};
+use super::names;
 use super::offer::{Copying, Offer};
 use super::outcomes::{Attempt, Begin};
 use super::quota::{Reservation, Seat};
@@ -152,6 +153,11 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         Begin::Known(stored) => return Ok(Opened::Ended(stored)),
         Begin::Go(attempt) => attempt,
     };
+    if let Some(stored) = names::give(shared, who, &pass, put, if_exists, &attempt)? {
+        attempt.ended(&stored);
+        stored_otherwise(&pass.store, &who.principal, put);
+        return Ok(Opened::Ended(stored));
+    }
     let key = attempt.key();
     if if_exists == IfExists::Rename
         && let Some(stored) = known_renamed(&pass, put)?

@@ -1,5 +1,6 @@
 //! Between the words of the wire and those of the disk.
 
+use super::names;
 use crate::protocol::{Entry, EntryKind, IfExists, Mtime};
 use crate::storage;
 
@@ -21,17 +22,19 @@ pub(super) fn mtime(mtime: storage::Mtime) -> Mtime {
 }
 
 pub(super) fn entry(entry: storage::Entry) -> Entry {
+    let kind = match entry.kind {
+        storage::Kind::File => EntryKind::File,
+        storage::Kind::Directory => EntryKind::Directory,
+        storage::Kind::Link => EntryKind::Link,
+        storage::Kind::Special => EntryKind::Special,
+    };
     Entry {
         name: entry.name,
-        kind: match entry.kind {
-            storage::Kind::File => EntryKind::File,
-            storage::Kind::Directory => EntryKind::Directory,
-            storage::Kind::Link => EntryKind::Link,
-            storage::Kind::Special => EntryKind::Special,
-        },
+        kind,
         size: if entry.kind == storage::Kind::File { entry.size } else { 0 },
         mtime: mtime(entry.mtime),
         mode: entry.mode,
         target: entry.link_target,
+        same: names::same(kind, entry.names, entry.version.identity),
     }
 }

@@ -674,6 +674,8 @@ impl Flow {
             unasked: false,
             no_base: false,
             resume: None,
+            same_as: None,
+            same_root: None,
         };
         let phase = Phase::Lent;
         // Its seat is taken, and its rights are looked at, on the first connection.

@@ -14,6 +14,7 @@ mod flow;
 mod groups;
 mod held;
 mod lane;
+mod names;
 mod offer;
 mod outcomes;
 mod quota;

@@ -75,6 +75,12 @@ impl Outcomes {
         drop(table);
         Ok(Begin::Go(Attempt { table: self.clone(), key, generation }))
     }
+
+    /// Whether this upload of the principal was stored under this name, as far as that is remembered.
+    pub(crate) fn has_stored(&self, principal: &Principal, id: &Bytes16, path: &RemotePath) -> bool {
+        let key = key(principal, id, path);
+        matches!(self.lock().states.get(&key), Some(State::Ended(_)))
+    }
 }
 
 impl Attempt {
@@ -100,6 +106,14 @@ impl Attempt {
                 Ok(())
             }
             _ => Err(Error::new(ErrorKind::Superseded, format!("a newer attempt has taken over the upload of {path}"))),
+        }
+    }
+
+    /// Goes back to receiving: nothing was committed.
+    pub(crate) fn leave_commit(&self) {
+        let mut table = self.table.lock();
+        if let Some(state) = table.states.get_mut(&self.key).filter(|state| state.is(self.generation)) {
+            *state = State::Receiving(self.generation);
         }
     }
 

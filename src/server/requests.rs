@@ -129,7 +129,7 @@ pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Res
     pass.decide(Action::List(&rest.path))?;
     let hides_some = pass.hides_some(&rest.path);
     // What an entry costs beside its name and target, at most.
-    const ENTRY_OVERHEAD: usize = 64;
+    const ENTRY_OVERHEAD: usize = 96;
     let mut page = Vec::new();
     let mut len = ENTRY_OVERHEAD;
     let mut next = None;

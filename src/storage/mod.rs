@@ -28,6 +28,7 @@ mod change;
 mod check;
 mod durable;
 mod health;
+mod names;
 mod open;
 mod partial;
 mod publish;
@@ -44,6 +45,7 @@ mod tests;
 
 pub use append::{Append, Tail};
 pub use check::Space;
+pub use names::Named;
 pub use partial::{KeepPartial, Kept, Partial, PartialKey, list_partials, now, remove_partial};
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};

@@ -42,6 +42,8 @@ pub struct Entry {
     pub mode: u32,
     /// Where a symbolic link points.
     pub link_target: Option<Vec<u8>>,
+    /// How many names it has.
+    pub names: u64,
     /// Which version of it this is.
     pub version: Version,
 }
@@ -200,8 +202,8 @@ pub(super) fn read_link(directory: impl AsFd, name: &[u8]) -> rustix::io::Result
 }
 
 fn entry(name: Vec<u8>, status: &Status, link_target: Option<Vec<u8>>) -> Entry {
-    let &Status { kind, size, mtime, mode, .. } = status;
-    Entry { name, kind, size, mtime, mode, link_target, version: status.version() }
+    let &Status { kind, size, mtime, mode, names, .. } = status;
+    Entry { name, kind, size, mtime, mode, link_target, names, version: status.version() }
 }
 
 fn not_a_file(path: &RemotePath, kind: Kind) -> Error {
@@ -391,6 +393,12 @@ impl StoredFile {
     #[must_use]
     pub fn mode(&self) -> u32 {
         self.status.mode
+    }
+
+    /// The permission bits that it would get for these, in its store.
+    #[must_use]
+    pub fn mode_for(&self, asked: u32) -> u32 {
+        self.store.options.file_mode.apply(asked)
     }
 
     /// Fills `buffer` from `offset` on.

@@ -458,6 +458,35 @@ fn hard_links_are_never_written_through() {
 }
 
 #[test]
+fn a_further_name_is_one_of_the_file_that_was_opened() {
+    let dir = disk();
+    let (store, root) = served(&dir);
+    put(&store, "a", b"shared", IfExists::Overwrite).unwrap();
+    put(&store, "d/b", b"other", IfExists::Overwrite).unwrap();
+    std::fs::hard_link(root.join("d/b"), root.join("kept")).unwrap();
+    let file = store.open_file(&path("a")).unwrap();
+    let give = |name: &str, policy| store.give_name(&file, &path(name), policy);
+    check_kind(give("d/b", IfExists::Fail), ErrorKind::Exists, "taken");
+    check_kind(give("d/b", IfExists::Skip), ErrorKind::Exists, "taken");
+    check_kind(give("d", IfExists::Overwrite), ErrorKind::IsDirectory, "a directory");
+    check_kind(give(".sealift/x", IfExists::Overwrite), ErrorKind::Name, "reserved");
+    let Ok(Named::New(published)) = give("d/b", IfExists::Overwrite) else { panic!("it has the name") };
+    assert_eq!((published.outcome, published.replaced_size), (Outcome::Replaced, 5));
+    assert_eq!(content(&store, "d/b").unwrap(), b"shared");
+    assert_eq!(content(&store, "kept").unwrap(), b"other", "its other names stay");
+    assert!(matches!(give("d/b", IfExists::Overwrite), Ok(Named::Already)));
+    let Ok(Named::New(published)) = give("d/b", IfExists::Rename) else { panic!("it has another name") };
+    assert_eq!(published.path, path("d/b (1)"));
+    // Another file has the first name by now: the one that was opened is meant.
+    put(&store, "a", b"newer", IfExists::Overwrite).unwrap();
+    assert!(matches!(give("new/c", IfExists::Fail), Ok(Named::New(_))));
+    assert_eq!(content(&store, "new/c").unwrap(), b"shared");
+    let names = std::fs::read_dir(root.join("d")).unwrap().count();
+    assert_eq!(names, 2, "nothing hidden is left");
+    store.check().unwrap();
+}
+
+#[test]
 fn rivals_for_one_name() {
     let dir = disk();
     let (store, root) = served(&dir);

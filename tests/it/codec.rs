@@ -84,8 +84,8 @@ fn entry() -> impl Strategy<Value = Entry> {
     let kind =
         prop_oneof![Just(EntryKind::File), Just(EntryKind::Directory), Just(EntryKind::Link), Just(EntryKind::Special)];
     let name = vec(any::<u8>(), 0..20);
-    (name, kind, number(), mtime(), small(), maybe(vec(any::<u8>(), 0..40)))
-        .prop_map(|(name, kind, size, mtime, mode, target)| Entry { name, kind, size, mtime, mode, target })
+    (name, kind, number(), mtime(), small(), maybe(vec(any::<u8>(), 0..40)), maybe(id()))
+        .prop_map(|(name, kind, size, mtime, mode, target, same)| Entry { name, kind, size, mtime, mode, target, same })
 }
 
 #[track_caller]
@@ -130,9 +130,9 @@ round_trips! {
     working_goes_round: (prop_oneof![Just(Phase::Waiting), Just(Phase::Hashing), Just(Phase::Syncing)], number(), number())
         .prop_map(|(phase, done, total)| Working { phase, done, total });
     put_goes_round: (path(), maybe(number()), maybe(mtime()), maybe(small()), id(), if_exists(), any::<(bool, bool)>(),
-            maybe(id()))
-        .prop_map(|(path, size, mtime, mode, upload_id, if_exists, (unasked, no_base), resume)| Put {
-            path, size, mtime, mode, upload_id, if_exists, unasked, no_base, resume,
+            maybe(id()), (maybe(path()), maybe(root())))
+        .prop_map(|(path, size, mtime, mode, upload_id, if_exists, (unasked, no_base), resume, same)| Put {
+            path, size, mtime, mode, upload_id, if_exists, unasked, no_base, resume, same_as: same.0, same_root: same.1,
         });
     put_answer_goes_round: (prop_oneof![Just(Holding::Fresh), Just(Holding::Held), Just(Holding::Base)], number(),
             number(), any::<bool>(), ranges())
@@ -214,7 +214,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16)
                     | (Kind::Failed, 2)
                     | (Kind::Put | Kind::Done, 1..=3)
-                    | (Kind::Put, 8)
+                    | (Kind::Put, 8..=10)
                     | (Kind::Done, 4)
                     | (Kind::List, 1 | 2)
                     | (Kind::Hash, 1)
@@ -222,7 +222,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::GetAnswer, 4)
                     | (Kind::MakeLink, 2)
                     | (Kind::SetDirectory, 1 | 2)
-                    | (Kind::Entry, 5)
+                    | (Kind::Entry, 5 | 6)
             );
             let decoded = recode(vector.kind, 0, &shorter);
             assert_eq!(decoded.is_ok(), optional, "{} without field {}", vector.name, fields[left_out][0]);

@@ -18,6 +18,7 @@ mod kit;
 mod layers;
 mod library;
 mod many;
+mod metadata;
 mod order;
 mod policy;
 mod quota;

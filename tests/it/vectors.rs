@@ -59,6 +59,8 @@ pub(super) fn vectors() -> Vec<Vector> {
         unasked: true,
         no_base: false,
         resume: None,
+        same_as: None,
+        same_root: None,
     };
     let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None };
     let statement = Statement {
@@ -71,7 +73,8 @@ pub(super) fn vectors() -> Vec<Vector> {
         outcome: Outcome::Stored,
         key: Bytes32(numbered(0x40)),
     };
-    let entry = Entry { name: b"a".to_vec(), kind: EntryKind::File, size: 3, mtime, mode: 0o644, target: None };
+    let entry =
+        Entry { name: b"a".to_vec(), kind: EntryKind::File, size: 3, mtime, mode: 0o644, target: None, same: None };
     let link = Entry {
         name: vec![0xff],
         kind: EntryKind::Link,
@@ -79,6 +82,7 @@ pub(super) fn vectors() -> Vec<Vector> {
         mtime: before,
         mode: 0o777,
         target: Some(b"../a".to_vec()),
+        same: None,
     };
     let content = [&5_u64.to_be_bytes()[..], b"abc"].concat();
     let data = Vector {
@@ -181,8 +185,13 @@ pub(super) fn vectors() -> Vec<Vector> {
                 unasked: false,
                 no_base: true,
                 resume: Some(id),
-                ..put
+                ..put.clone()
             },
+        ),
+        vector(
+            "Put name",
+            9,
+            Put { path: path("in/b"), unasked: false, same_as: Some(path("in/a b")), same_root: Some(root), ..put },
         ),
         vector(
             "PutAnswer",
@@ -274,6 +283,7 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("Volume", 19, Volume { free: 5 << 30, total: 1 << 40 }),
         vector("Entry", 11, entry.clone()),
         vector("Entry link", 11, link.clone()),
+        vector("Entry same", 11, Entry { same: Some(id), ..entry.clone() }),
         vector("Entries", 12, Entries { entries: List(vec![entry, link]) }),
         vector("Done", 12, Done { count: 2, root: None, size: None, path: None, next: None }),
         vector(

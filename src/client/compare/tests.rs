@@ -3,7 +3,7 @@ use super::*;
 fn entry(name: &str, kind: EntryKind) -> Entry {
     let target = (kind == EntryKind::Link).then(|| b"x".to_vec());
     let mtime = Mtime { seconds: 7, nanos: 123_456_789 };
-    Entry { name: name.as_bytes().to_vec(), kind, size: 10, mtime, mode: 0o644, target }
+    Entry { name: name.as_bytes().to_vec(), kind, size: 10, mtime, mode: 0o644, target, same: None }
 }
 
 fn file(name: &str) -> Entry {
@@ -36,6 +36,7 @@ fn shown(compared: &Compared) -> Vec<String> {
             Action::Send { source, is_there } => {
                 format!("send {}{}", name(&source.name), if *is_there { "*" } else { "" })
             }
+            Action::Same { source, .. } => format!("same {}", name(&source.name)),
             Action::Check { source, .. } => format!("check {}", name(&source.name)),
             Action::Enter { source, is_there, .. } => {
                 format!("enter {}{}", name(&source.name), if *is_there { "*" } else { "" })

@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
+use super::names::Landed;
 use super::{Job, Place, Run, blocking, done_event, mtime_to_storage, open_store, panicked};
 use crate::client::compare::{Links, joined};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::{Ignores, Subject};
 use crate::client::link::check_link;
+use crate::client::names::Met;
 use crate::client::plan;
 use crate::client::side::Side;
 use crate::client::traverse::Step;
@@ -282,7 +284,15 @@ impl Run {
         inside: &mut Vec<(RemotePath, Option<Arc<Filled>>, Entry)>,
     ) -> Result<()> {
         let job = Arc::clone(&self.job);
+        if let Step::Known { below, entry } = step {
+            let shown = plan::local_path(target, &below);
+            if let (Some(store), Some(Met::First(lead))) = (store, entry.same.map(|same| self.names.meet(same))) {
+                lead.is_there(Landed { place: Place { store: store.clone(), path: below, shown }, root: None });
+            }
+            return Ok(());
+        }
         let (Step::Directory { below, .. }
+        | Step::Known { below, .. }
         | Step::DirectoryEnd { below }
         | Step::File { below, .. }
         | Step::Link { below, .. }) = &step;
@@ -311,6 +321,7 @@ impl Run {
                 inside.push((below, filled, entry));
             }
             (Step::Directory { entry, .. }, None) => inside.push((below, None, entry)),
+            (Step::Known { .. }, _) => {}
             (Step::DirectoryEnd { .. }, place) => {
                 inside.pop();
                 if place.is_none() {

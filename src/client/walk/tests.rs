@@ -16,6 +16,7 @@ fn lines(root: &Path, items: Vec<PutItem>) -> Vec<String> {
             Found::DirectoryEnd { target, .. } => format!("end {target}"),
             Found::File { target, version, .. } => format!("file {target} {}", version.size),
             Found::Link { target, points_to, .. } => format!("link {target} -> {}", Escaped(&points_to)),
+            Found::Known { target, .. } => format!("known {target}"),
             Found::LeftOut { rule } => format!("out {rule}"),
             Found::Stream { target } => format!("stream {target}"),
             Found::Skipped { path, why } => format!("skip {}: {why}", below(&path)),
@@ -183,7 +184,7 @@ fn a_file_that_became_a_link_is_not_opened() {
     for (name, source, version) in &found {
         let kind = source.open().unwrap_err().kind();
         assert!(matches!(kind, ErrorKind::Link | ErrorKind::NotDirectory), "{name}: {kind:?}");
-        assert!(source.remove(version).is_err(), "{name}");
+        assert!(source.remove(version, false).is_err(), "{name}");
     }
     assert!(root.path().join("other/y").exists());
 }
@@ -213,9 +214,9 @@ fn changes_are_seen() {
     open.check_unchanged().unwrap();
     fs::write(tree.join("sub/x"), "newer").unwrap();
     assert_eq!(open.check_unchanged().unwrap_err().kind(), ErrorKind::Changed);
-    assert_eq!(source.remove(&version).unwrap_err().kind(), ErrorKind::Changed);
+    assert_eq!(source.remove(&version, false).unwrap_err().kind(), ErrorKind::Changed);
     let fresh = source.open().unwrap().version;
-    source.remove(&fresh).unwrap();
+    source.remove(&fresh, false).unwrap();
     assert!(!tree.join("sub/x").exists());
 }
 
@@ -227,8 +228,8 @@ fn a_named_file_can_be_removed_and_a_named_link_not() {
     symlink("x", root.path().join("link")).unwrap();
     let source = Source::named(root.path().join("link"));
     let open = source.open().unwrap();
-    assert_eq!(source.remove(&open.version).unwrap_err().kind(), ErrorKind::Link);
-    Source::named(file.clone()).remove(&open.version).unwrap();
+    assert_eq!(source.remove(&open.version, false).unwrap_err().kind(), ErrorKind::Link);
+    Source::named(file.clone()).remove(&open.version, false).unwrap();
     assert!(!file.exists());
 }
 

@@ -643,6 +643,8 @@ pub(super) fn put(name: &str, size: u64) -> Put {
         unasked: false,
         no_base: false,
         resume: None,
+        same_as: None,
+        same_root: None,
     }
 }
 

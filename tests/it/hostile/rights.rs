@@ -4,9 +4,10 @@ use std::os::unix::fs::MetadataExt as _;
 
 use sealift::ErrorKind;
 use sealift::access::Access;
+use sealift::path::RemotePath;
 use sealift::protocol::*;
 
-use super::peer::{Peer, World, path, put, put_small};
+use super::peer::{Peer, World, block_on, path, put, put_small};
 
 const LIST: u32 = 1;
 const READ: u32 = 2;
@@ -308,4 +309,51 @@ async fn an_upload_that_is_tried_again_takes_the_room_of_the_attempt_before() {
     // What was staged is removed by and by, and its room with it.
     while second.ask(&put("other", 10 << 20)).await.map(|_| ()) == Err(ErrorKind::Limit) {}
     assert_eq!(second.ask(&put("one", 1)).await.map(|_| ()), Err(ErrorKind::Limit));
+}
+
+/// Nobody gets a name for what it may not read, nor for what it may not replace and has not stored itself; and only for
+/// what is what it says.
+#[test]
+fn a_further_name_needs_rights_to_the_first() {
+    block_on(async {
+        use Rights as R;
+        let create = R::CREATE.with(R::LIST);
+        let read = create.with(R::READ);
+        for (rights, is_linked) in
+            [(create.with(R::OVERWRITE), false), (read, false), (read.with(R::OVERWRITE), true), (R::ALL, true)]
+        {
+            let world = World::with_rights(rights, None).await;
+            let mut peer = world.greeted().await;
+            std::fs::write(world.root().join("first"), b"secret").unwrap();
+            let status = std::fs::metadata(world.root().join("first")).unwrap();
+            let mtime = Mtime { seconds: status.mtime(), nanos: status.mtime_nsec() as u32 };
+            let mode = Some(status.mode() & 0o777);
+            let right = Put { same_as: Some(path("first")), mtime: Some(mtime), mode, ..put("second", 6) };
+            let wrong = [
+                Put { size: Some(5), ..right.clone() },
+                Put { mtime: Some(Mtime { seconds: 1, nanos: 0 }), ..right.clone() },
+                Put { mode: Some(0o600), ..right.clone() },
+                Put { same_as: Some(path("none")), ..right.clone() },
+                Put { same_as: Some(path("second")), ..right.clone() },
+                Put { same_as: Some(RemotePath::root()), ..right.clone() },
+                Put { same_as: Some(path(".sealift/lock")), ..right.clone() },
+            ];
+            for put in wrong {
+                let put = Put { upload_id: super::peer::put("x", 0).upload_id, ..put };
+                let transfer = peer.number();
+                peer.send(transfer, &put).await;
+                let (kind, _) = peer.answer(transfer).await.unwrap();
+                assert_eq!(kind, Kind::PutAnswer, "{rights} {put:?}");
+                peer.send(transfer, &Failed { code: ErrorKind::Interrupted.code(), text: String::new(), retry: None })
+                    .await;
+                assert!(!world.root().join("second").exists(), "{rights} {put:?}");
+            }
+            let transfer = peer.number();
+            peer.send(transfer, &right).await;
+            let (kind, _) = peer.answer(transfer).await.unwrap();
+            assert_eq!(kind == Kind::Stored, is_linked, "{rights}");
+            let second = std::fs::metadata(world.root().join("second"));
+            assert_eq!(second.is_ok_and(|second| second.ino() == status.ino()), is_linked, "{rights}");
+        }
+    });
 }

@@ -1,0 +1,177 @@
+//! What is kept of files beside their content: names that share a file, extended attributes, holes, special modes.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::kit::{Server, assert_same_tree, noise, tree};
+
+fn count(summary: &Value, key: &str) -> u64 {
+    summary[key].as_u64().unwrap_or_else(|| panic!("{key} in {summary}"))
+}
+
+fn write(path: &Path, content: impl AsRef<[u8]>) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+fn inode(path: &Path) -> u64 {
+    fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).ino()
+}
+
+/// Whether all of these are names of one file.
+#[track_caller]
+fn assert_one_file(top: &Path, names: &[&str], is_one: bool) {
+    let inodes: Vec<u64> = names.iter().map(|name| inode(&top.join(name))).collect();
+    assert_eq!(inodes.iter().all(|inode| *inode == inodes[0]), is_one, "{names:?} in {}: {inodes:?}", top.display());
+}
+
+/// Three names of a small file, two of a larger one, and a file with one name.
+fn linked_tree(top: &Path) {
+    write(&top.join("a/first"), "shared");
+    fs::create_dir_all(top.join("b/deep")).unwrap();
+    fs::hard_link(top.join("a/first"), top.join("b/second")).unwrap();
+    fs::hard_link(top.join("a/first"), top.join("b/deep/third")).unwrap();
+    write(&top.join("large"), noise(3, 3 << 20));
+    fs::hard_link(top.join("large"), top.join("b/large too")).unwrap();
+    write(&top.join("alone"), "shared");
+}
+
+const SMALL: &[&str] = &["a/first", "b/second", "b/deep/third"];
+const LARGE: &[&str] = &["large", "b/large too"];
+
+#[track_caller]
+fn assert_linked(top: &Path) {
+    assert_one_file(top, SMALL, true);
+    assert_one_file(top, LARGE, true);
+    assert_one_file(top, &["alone", "a/first"], false);
+    assert_eq!(fs::metadata(top.join("alone")).unwrap().nlink(), 1);
+    assert_eq!(fs::metadata(top.join("a/first")).unwrap().nlink(), 3);
+}
+
+#[test]
+fn names_that_share_a_file_share_it_there() {
+    let server = Server::start(&[]);
+    let here = server.local("tree");
+    linked_tree(&here);
+    let there = server.root();
+    for (command, source, target) in [("put", "tree", "@put/"), ("sync", "tree", "@sync/tree")] {
+        let summary = server.summary(&[command, source, target], 0);
+        assert_eq!((count(&summary, "stored"), count(&summary, "linked")), (6, 3), "{summary}");
+        assert!(count(&summary, "bytes_moved") < (3 << 20) + 100, "each file once: {summary}");
+        let there = there.join(command).join("tree");
+        assert_linked(&there);
+        assert_same_tree(&tree(&there), &tree(&here));
+        let summary = server.summary(&["sync", source, &format!("@{command}/tree")], 0);
+        assert_eq!((count(&summary, "unchanged"), count(&summary, "directories")), (6, 0), "{summary}");
+    }
+    for (command, target) in [("get", "got"), ("sync", "synced")] {
+        let summary = server.summary(&[command, "@put/tree", target], 0);
+        assert_eq!((count(&summary, "stored"), count(&summary, "linked")), (6, 3), "{summary}");
+        assert!(count(&summary, "bytes_moved") < (3 << 20) + 100, "each file once: {summary}");
+        assert_linked(&server.local(target));
+        assert_same_tree(&tree(&server.local(target)), &tree(&here));
+        let summary = server.summary(&["sync", "@put/tree", target], 0);
+        assert_eq!((count(&summary, "unchanged"), count(&summary, "directories")), (6, 0), "{summary}");
+    }
+    server.run(&["put", "--remove-source", "tree", "@moved/"], 0);
+    assert_linked(&there.join("moved/tree"));
+    assert!(SMALL.iter().chain(LARGE).all(|name| !here.join(name).exists()), "all names are gone here");
+    server.assert_no_leftovers();
+}
+
+/// Makes a name a file of its own, the same in all else.
+fn part(path: &Path) {
+    let (content, status) = (fs::read(path).unwrap(), fs::metadata(path).unwrap());
+    fs::remove_file(path).unwrap();
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(status.mode() & 0o777)).unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_modified(status.modified().unwrap()).unwrap();
+}
+
+#[test]
+fn names_that_should_share_a_file_and_do_not_are_linked() {
+    let server = Server::start(&[]);
+    let here = server.local("tree");
+    linked_tree(&here);
+    server.run(&["sync", "tree", "@copy"], 0);
+    server.run(&["sync", "@copy", "back"], 0);
+    let (there, back) = (server.root().join("copy"), server.local("back"));
+    for (top, arguments) in [(&there, ["tree", "@copy"]), (&back, ["@copy", "back"])] {
+        for checksum in [&[][..], &["--checksum"]] {
+            part(&top.join("b/second"));
+            part(&top.join("b/large too"));
+            assert_one_file(top, LARGE, false);
+            let dry = server.summary(&[&["sync", "-n"], checksum, &arguments].concat(), 0);
+            assert_eq!((count(&dry, "planned"), count(&dry, "unchanged")), (2, 4), "{dry}");
+            let summary = server.summary(&[&["sync"], checksum, &arguments].concat(), 0);
+            assert_eq!((count(&summary, "linked"), count(&summary, "unchanged")), (2, 4), "{summary}");
+            assert_eq!(count(&summary, "bytes_moved"), 0, "{summary}");
+            assert_linked(top);
+            assert_same_tree(&tree(top), &tree(&here));
+        }
+    }
+    server.assert_no_leftovers();
+}
+
+#[test]
+fn names_outside_of_a_transfer_keep_what_they_have() {
+    let server = Server::start(&[]);
+    let here = server.local("tree");
+    linked_tree(&here);
+    server.run(&["sync", "tree", "@copy"], 0);
+    let there = server.root().join("copy");
+    fs::hard_link(there.join("a/first"), server.root().join("outside")).unwrap();
+    // In place, so that all names of it here have the new content.
+    fs::write(here.join("a/first"), "other content").unwrap();
+    let summary = server.summary(&["sync", "tree", "@copy"], 0);
+    assert_eq!((count(&summary, "stored"), count(&summary, "linked")), (3, 2), "{summary}");
+    assert_linked(&there);
+    assert_same_tree(&tree(&there), &tree(&here));
+    assert_eq!(fs::read(server.root().join("outside")).unwrap(), b"shared", "not a name of this transfer");
+    // One name alone is replaced alone.
+    write(&server.local("one"), "one");
+    server.run(&["put", "one", "@copy/a/first"], 0);
+    assert_eq!(fs::read(there.join("b/second")).unwrap(), b"other content");
+    // A name that cannot be stored leaves the others linked among themselves.
+    fs::remove_dir_all(server.root().join("copy")).unwrap();
+    fs::create_dir_all(server.root().join("copy/a/first")).unwrap();
+    let summary = server.summary(&["put", "tree", "@copy"], 1);
+    assert_eq!((count(&summary, "failed"), count(&summary, "linked")), (1, 2), "{summary}");
+    assert_one_file(&there, &SMALL[1..], true);
+    server.assert_no_leftovers();
+}
+
+#[test]
+fn names_are_files_of_their_own_where_rights_or_policies_say_so() {
+    let mut server = Server::start(&["--no-overwrite"]);
+    let here = server.local("tree");
+    linked_tree(&here);
+    // What it has stored itself may be linked by who may replace nothing.
+    let summary = server.summary(&["put", "tree", "@"], 0);
+    assert_eq!(count(&summary, "linked"), 3, "{summary}");
+    assert_linked(&server.root().join("tree"));
+    // What was there before, may not; a server that was started anew does not remember who stored it.
+    server.crash_and_restart();
+    fs::remove_file(server.root().join("tree/b/large too")).unwrap();
+    let (_, told) = server.run(&["put", "tree", "@"], 0);
+    assert!(told.contains("hard links: 1 of the names that share a file here are files of their own there"), "{told}");
+    assert_one_file(&server.root().join("tree"), LARGE, false);
+    assert_one_file(&server.root().join("tree"), SMALL, true);
+    server.assert_no_leftovers();
+
+    // Under another name, each is linked to where the first one went.
+    let server = Server::start(&[]);
+    linked_tree(&server.local("tree"));
+    server.run(&["put", "tree", "@"], 0);
+    let summary = server.summary(&["put", "--if-exists", "rename", "tree", "@"], 0);
+    assert_eq!(
+        (count(&summary, "linked") + count(&summary, "renamed"), count(&summary, "failed")),
+        (6, 0),
+        "{summary}"
+    );
+    assert_one_file(&server.root().join("tree"), &["b/large too (1)", "large (1)"], true);
+    server.assert_no_leftovers();
+}
