@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use super::convert;
-use super::held::{Begun, Right, Sink, stored_otherwise};
+use super::held::{Begun, Right, Sink, partial_key, stored_otherwise};
 use super::names;
 use super::offer::{Copying, Offer};
 use super::outcomes::{Attempt, Begin};
-use super::quota::{Reservation, Seat};
+use super::quota::{self, Reservation, Seat};
 use super::receipts::receipt;
 use super::shared::{Pass, Shared, Who};
 use crate::access::Action;
@@ -102,7 +102,8 @@ fn begin(
     key: [u8; 32],
     if_exists: IfExists,
 ) -> Result<(storage::Upload, Reservation)> {
-    let (mut reservation, directories) = pass.reserve(Some(key), &put.path, put.size.unwrap_or(0), if_exists)?;
+    let upload = quota::Upload { key: Some(key), partial: None };
+    let (mut reservation, directories) = pass.reserve(upload, &put.path, put.size.unwrap_or(0), if_exists)?;
     let file = pass.store.begin_in(parents, &put.path, new_file(put, if_exists))?;
     pass.made(&mut reservation, &put.path, directories);
     Ok((file, reservation))
@@ -202,7 +203,12 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         return taken(&pass, put, if_exists).map(Opened::Ended);
     }
     // Room for all of it: what replaces a version of the same size needs none.
-    let (reservation, directories) = pass.reserve(Some(key), &put.path, put.size.unwrap_or(0), if_exists)?;
+    let partial = partial_key(&who.principal, put);
+    if partial.is_some() {
+        pass.check_resting()?;
+    }
+    let upload = quota::Upload { key: Some(key), partial };
+    let (reservation, directories) = pass.reserve(upload, &put.path, put.size.unwrap_or(0), if_exists)?;
     let mut incoming = Incoming {
         generation: attempt.generation(),
         attempt,
@@ -216,7 +222,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
         base_root: None,
         compare_only: false,
     };
-    let right = match shared.holds.begin(&pass.store, &who.principal, put, if_exists)? {
+    let right = match shared.holds.begin(&pass.store, &who.principal, &pass.owner_name(), put, if_exists)? {
         Some(Begun::Resumed(sink, held)) => {
             let sink = Arc::new(*sink);
             incoming.generation = sink.generation().unwrap_or(incoming.generation);

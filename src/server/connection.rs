@@ -22,6 +22,7 @@ use super::audited;
 use super::commit::{Opened, SmallAnswer};
 use super::crowd;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
+use super::held;
 use super::lane;
 use super::offer::Offer;
 use super::quota::Seat;
@@ -498,7 +499,8 @@ impl Driver {
         match kind {
             Kind::Put => {
                 let put = Put::from_payload(payload)?;
-                match self.shared.pass(&self.flow.who).and_then(|pass| pass.upload_seat()) {
+                let partial = held::partial_key(&self.flow.who.principal, &put);
+                match self.shared.pass(&self.flow.who).and_then(|pass| pass.upload_seat(partial)) {
                     Ok(seat) => self.flow.put(transfer, put, seat)?,
                     Err(error) => {
                         self.flow.throw_away(transfer);

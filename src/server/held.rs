@@ -93,6 +93,12 @@ fn key(principal: &Principal, put: &Put) -> Option<([u8; 32], PartialKey)> {
     Some((owner, *hasher.finalize().as_bytes()))
 }
 
+/// The key of an upload that rests when it is cut.
+pub(super) fn partial_key(principal: &Principal, put: &Put) -> Option<PartialKey> {
+    let is_kept = put.size.is_none_or(|size| size >= KEPT_SIZE_MIN);
+    key(principal, put).filter(|_| is_kept).map(|(_, key)| key)
+}
+
 /// Something of this name was stored in another way: what rests under it will not be gone on with.
 pub(super) fn stored_otherwise(store: &Store, principal: &Principal, put: &Put) {
     if store.resting_partials().0 > 0
@@ -119,6 +125,7 @@ impl Holds {
         &self,
         store: &Store,
         principal: &Principal,
+        owner_name: &str,
         put: &Put,
         if_exists: IfExists,
     ) -> Result<Option<Begun>> {
@@ -162,11 +169,15 @@ impl Holds {
             }
         };
         let right = Right { hold: Some(Arc::clone(&hold)), store: store.clone(), holds: self.clone() };
-        let is_keeping = store.keeps_partials() && put.size.is_some_and(|size| size >= KEPT_SIZE_MIN);
+        // The record names it as it is called below the root, whatever the owner's home.
+        let below = store.below_root(&put.path).filter(|_| store.keeps_partials());
+        let is_keeping = below.is_some() && put.size.is_some_and(|size| size >= KEPT_SIZE_MIN);
+        let below = below.unwrap_or_default();
         let mut resumed = None;
         if let Some(record) = taken.or_else(|| store.take_partial(&key)) {
             if is_keeping && !put.no_base {
-                resumed = hold.resume(store, put, if_exists, record.clone()).unwrap_or_else(|error| {
+                let named = Record { owner_name: owner_name.to_owned(), path: below.clone(), ..record.clone() };
+                resumed = hold.resume(store, put, if_exists, named).unwrap_or_else(|error| {
                     warn!("what was held of {} is of no use: {}", put.path, error.chain());
                     None
                 });
@@ -184,8 +195,8 @@ impl Holds {
                 Keeping::new(Record {
                     generation: hold.generation(),
                     owner,
-                    owner_name: principal.to_string(),
-                    path: put.path.clone(),
+                    owner_name: owner_name.to_owned(),
+                    path: below.clone(),
                     begun: storage::now(),
                     touched: storage::now(),
                     place: Vec::new(),

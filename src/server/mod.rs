@@ -341,7 +341,11 @@ async fn expire(shared: Arc<shared::Shared>, drain: CancellationToken) {
     while !drain.is_cancelled() {
         wait(limits::EXPIRE_INTERVAL, &drain).await;
         let removing = Arc::clone(&shared);
-        let removed = shared.tasks.spawn_blocking(move || removing.whole_store().expire_partials(storage::now()));
+        let removed = shared.tasks.spawn_blocking(move || {
+            let store = removing.whole_store();
+            store.forget_removed();
+            store.expire_partials(storage::now())
+        });
         match removed.await {
             Ok(0) => {}
             Ok(count) => info!("{count} unfinished uploads have rested too long and are removed"),

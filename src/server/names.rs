@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use super::convert;
 use super::outcomes::Attempt;
+use super::quota;
 use super::shared::{Pass, Shared, Who};
 use crate::access::Action;
 use crate::error::{ErrorKind, Result};
@@ -63,7 +64,8 @@ pub(super) fn give(
     if !may_share(shared, who, pass, first, &file) {
         return Ok(None);
     }
-    let (mut reservation, directories) = pass.reserve(Some(attempt.key()), &put.path, size, if_exists)?;
+    let upload = quota::Upload { key: Some(attempt.key()), partial: None };
+    let (mut reservation, directories) = pass.reserve(upload, &put.path, size, if_exists)?;
     attempt.enter_commit(&put.path)?;
     let named = match pass.store.give_name(&file, &put.path, convert::if_exists(if_exists)) {
         Ok(named) => named,

@@ -3,7 +3,8 @@
 //! A [`Ledger`] belongs to a home whose principals have a limit of bytes or files. It is counted once by a walk, and
 //! from then on follows what is stored and removed below it, by whomever. An upload reserves what it will take before
 //! its content comes, or as it comes where its size is not known, so that uploads side by side do not exceed together
-//! what each alone would not. Walks are repeated daily: what changed below a home by other ways than this server is
+//! what each alone would not. One that was cut goes on to count with what it takes on disk, as long as it rests.
+//! Walks are repeated daily: what changed below a home by other ways than this server is
 //! seen then. Until the first walk has ended nothing is stored there.
 
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ use crate::access::{Access, Grant, Limits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{GROUP_LEN, QUOTA_CHECK_INTERVAL, QUOTA_COUNT_INTERVAL};
 use crate::path::{Component, RemotePath};
-use crate::storage::{Kind, Store};
+use crate::storage::{Kind, PartialKey, Store, now};
 
 /// The ledgers of all homes that have one, and who holds what open.
 #[derive(Default)]
@@ -34,6 +35,7 @@ pub(super) struct Accounts {
 /// What lies below one home.
 struct Ledger {
     home: RemotePath,
+    store: Store,
     state: Mutex<State>,
 }
 
@@ -46,6 +48,10 @@ struct State {
     reserved: Amount,
     /// What came since the walk that runs began, and which it may not have seen.
     since: Amount,
+    /// Uploads that have room here: what they have left when they were cut is in it.
+    running: HashMap<PartialKey, u32>,
+    /// Bytes of all that rests below the home, and when that was so ([`Store::resting_changes`]).
+    resting: Option<(u64, u64)>,
 }
 
 /// Bytes of content, and names of every kind.
@@ -65,18 +71,36 @@ pub(super) struct Reservation {
     shown: String,
 }
 
+/// Which upload something is reserved for.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Upload {
+    /// What all attempts of one run at it have in common.
+    pub(super) key: Option<[u8; 32]>,
+    /// What is left of it when it is cut.
+    pub(super) partial: Option<PartialKey>,
+}
+
 /// Room that is held in a ledger. A newer attempt at the same upload takes it from an older one, whose connection may
 /// be dead without anyone having noticed.
 struct Hold {
     ledger: Arc<Ledger>,
     limits: Limits,
+    /// What it leaves when it is cut.
+    partial: Option<PartialKey>,
     /// None: it was taken.
     amount: Mutex<Option<Amount>>,
 }
 
 /// One principal's open uploads and connections.
 #[derive(Default)]
-struct Meter(Mutex<[u32; 2]>);
+struct Meter(Mutex<Open>);
+
+#[derive(Default)]
+struct Open {
+    counts: [u32; 2],
+    /// The uploads among them that may have left something when they were cut before.
+    running: HashMap<PartialKey, u32>,
+}
 
 /// What a principal holds open.
 #[derive(Clone, Copy)]
@@ -87,7 +111,7 @@ enum Held {
 
 /// A place among those that a principal may hold open, until it is dropped.
 #[derive(Default)]
-pub(super) struct Seat(Option<(Arc<Meter>, Held)>);
+pub(super) struct Seat(Option<(Arc<Meter>, Held, Option<PartialKey>)>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Whole between any two statements of its holders.
@@ -96,7 +120,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Accounts {
     /// Keeps ledgers for the homes that need them by these rules; returns those that are new, to be counted.
-    fn follow(&self, access: &Access) -> Vec<Arc<Ledger>> {
+    fn follow(&self, access: &Access, store: &Store) -> Vec<Arc<Ledger>> {
         let grants = access.grants();
         let needed = grants.iter().filter(|grant| grant.limits.bytes.is_some() || grant.limits.files.is_some());
         let mut ledgers = lock(&self.ledgers);
@@ -106,7 +130,8 @@ impl Accounts {
             let home = grant.home.components().to_vec();
             ledgers.entry(home).or_insert_with_key(|home| {
                 before.remove(home).unwrap_or_else(|| {
-                    let ledger = Arc::new(Ledger { home: grant.home.clone(), state: Mutex::default() });
+                    let ledger =
+                        Arc::new(Ledger { home: grant.home.clone(), store: store.clone(), state: Mutex::default() });
                     new.push(Arc::clone(&ledger));
                     ledger
                 })
@@ -156,14 +181,15 @@ impl Accounts {
     }
 
     /// Reserves room for something of a principal's, which `shown` names. `credit` are bytes that become free when it
-    /// takes its place. An earlier attempt at the same upload (by its key) holds nothing from then on.
+    /// takes its place. An earlier attempt at the same upload (by its key) holds nothing from then on. What it has
+    /// left when it was cut (`partial`) counts no more while it runs. Blocks.
     ///
     /// # Errors
     /// `Limit` when there is not so much; `Busy` while it is not known.
     pub(super) fn reserve(
         &self,
         grant: &Grant,
-        upload: Option<[u8; 32]>,
+        upload: Upload,
         shown: String,
         amount: Amount,
         credit: u64,
@@ -175,8 +201,8 @@ impl Accounts {
             // The rules changed this moment.
             return Err(Error::new(ErrorKind::Busy, format!("your quota is being changed: try {shown} again")));
         }
-        let hold = ledger.map(|ledger| Arc::new(Hold { ledger, limits, amount: Mutex::new(Some(Amount::default())) }));
-        if let (Some(upload), Some(hold)) = (upload, &hold) {
+        let hold = ledger.map(|ledger| Arc::new(Hold::new(ledger, limits, upload.partial)));
+        if let (Some(upload), Some(hold)) = (upload.key, &hold) {
             let mut uploads = lock(&self.uploads);
             if uploads.len() >= 1024 && uploads.len().is_power_of_two() {
                 uploads.retain(|_, hold| hold.strong_count() > 0);
@@ -188,7 +214,15 @@ impl Accounts {
             }
         }
         let mut reservation = Reservation { file_size: limits.file_size, hold, credit, shown };
-        reservation.hold(Amount { bytes: amount.bytes.saturating_sub(credit), files: amount.files })?;
+        let amount = Amount { bytes: amount.bytes.saturating_sub(credit), files: amount.files };
+        if let Err(error) = reservation.hold(amount) {
+            // What rests may be over.
+            let store = reservation.hold.as_ref().map(|hold| &hold.ledger.store);
+            if error.kind() != ErrorKind::Limit || store.is_none_or(|store| drop_over(store) == 0) {
+                return Err(error);
+            }
+            reservation.hold(amount)?;
+        }
         Ok(reservation)
     }
 
@@ -197,18 +231,45 @@ impl Accounts {
     /// # Errors
     /// `Busy` when there is none left.
     pub(super) fn connection(&self, grant: &Grant) -> Result<Seat> {
-        self.seat(grant, Held::Connection, grant.limits.connections)
+        self.seat(grant, Held::Connection, grant.limits.connections, None)
     }
 
     /// A place among the uploads that a principal may have open at once.
     ///
     /// # Errors
     /// `Busy` when there is none left.
-    pub(super) fn upload(&self, grant: &Grant) -> Result<Seat> {
-        self.seat(grant, Held::Upload, grant.limits.uploads)
+    pub(super) fn upload(&self, grant: &Grant, partial: Option<PartialKey>) -> Result<Seat> {
+        self.seat(grant, Held::Upload, grant.limits.uploads, partial)
     }
 
-    fn seat(&self, grant: &Grant, held: Held, limit: Option<u32>) -> Result<Seat> {
+    /// Makes sure that what runs and what rests of a principal's uploads are not more than it may have open. Those
+    /// that run, this one among them, have their places. Blocks.
+    ///
+    /// # Errors
+    /// `Limit` when so much rests that there is no place for one more.
+    pub(super) fn check_resting(&self, grant: &Grant, store: &Store) -> Result<()> {
+        let Some(limit) = grant.limits.uploads else { return Ok(()) };
+        let Some(meter) = lock(&self.meters).get(&grant.name).and_then(Weak::upgrade) else { return Ok(()) };
+        let resting = || {
+            let open = lock(&meter.0);
+            let resting = store.resting_count(&grant.name, |key| open.running.contains_key(key));
+            let places = limit.saturating_sub(open.counts[Held::Upload as usize]);
+            (resting > usize::try_from(places).unwrap_or(usize::MAX)).then_some(resting)
+        };
+        match resting() {
+            Some(_) if drop_over(store) > 0 => resting(),
+            resting => resting,
+        }
+        .map_or(Ok(()), |resting| {
+            let message = format!(
+                "{limit} open uploads are all that you may have at once here, and {resting} were cut and wait for you: \
+                 run their commands again, or wait until they are given up"
+            );
+            Err(Error::new(ErrorKind::Limit, message))
+        })
+    }
+
+    fn seat(&self, grant: &Grant, held: Held, limit: Option<u32>, partial: Option<PartialKey>) -> Result<Seat> {
         let Some(limit) = limit else { return Ok(Seat(None)) };
         let mut meters = lock(&self.meters);
         let meter = meters.get(&grant.name).and_then(Weak::upgrade).unwrap_or_else(|| {
@@ -218,7 +279,8 @@ impl Accounts {
             meter
         });
         drop(meters);
-        let count = &mut lock(&meter.0)[held as usize];
+        let mut open = lock(&meter.0);
+        let count = &mut open.counts[held as usize];
         if *count >= limit {
             let what = match held {
                 Held::Upload => "open uploads",
@@ -228,24 +290,50 @@ impl Accounts {
             return Err(Error::new(ErrorKind::Busy, format!("{limit} {what} are all that you may have at once here")));
         }
         *count += 1;
-        Ok(Seat(Some((Arc::clone(&meter), held))))
+        if let Some(key) = partial {
+            *open.running.entry(key).or_default() += 1;
+        }
+        drop(open);
+        Ok(Seat(Some((meter, held, partial))))
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if let Some((meter, held)) = &self.0 {
-            lock(&meter.0)[*held as usize] -= 1;
+        if let Some((meter, held, partial)) = &self.0 {
+            let open = &mut *lock(&meter.0);
+            open.counts[*held as usize] -= 1;
+            forget_one(&mut open.running, partial.as_ref());
+        }
+    }
+}
+
+/// One less runs under this key.
+fn forget_one(running: &mut HashMap<PartialKey, u32>, key: Option<&PartialKey>) {
+    if let Some(key) = key
+        && let Some(count) = running.get_mut(key)
+    {
+        *count -= 1;
+        if *count == 0 {
+            running.remove(key);
         }
     }
 }
 
 impl Hold {
+    fn new(ledger: Arc<Ledger>, limits: Limits, partial: Option<PartialKey>) -> Hold {
+        if let Some(key) = partial {
+            *lock(&ledger.state).running.entry(key).or_default() += 1;
+        }
+        Hold { ledger, limits, partial, amount: Mutex::new(Some(Amount::default())) }
+    }
+
     fn give_back(&self) {
         if let Some(amount) = lock(&self.amount).take() {
-            let reserved = &mut lock(&self.ledger.state).reserved;
-            reserved.bytes -= amount.bytes;
-            reserved.files -= amount.files;
+            let state = &mut *lock(&self.ledger.state);
+            state.reserved.bytes -= amount.bytes;
+            state.reserved.files -= amount.files;
+            forget_one(&mut state.running, self.partial.as_ref());
         }
     }
 }
@@ -253,6 +341,23 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.give_back();
+    }
+}
+
+impl Ledger {
+    /// Bytes of what rests below the home and is not running again.
+    fn resting(&self, state: &mut State) -> u64 {
+        let changes = self.store.resting_changes();
+        let all = match state.resting {
+            Some((bytes, at)) if at == changes => bytes,
+            _ => self.store.resting_bytes(self.home.components()),
+        };
+        state.resting = Some((all, changes));
+        if all == 0 {
+            return 0;
+        }
+        let running = state.running.keys().map(|key| self.store.resting_size(key));
+        all.saturating_sub(running.fold(0, u64::saturating_add))
     }
 }
 
@@ -270,22 +375,29 @@ impl Reservation {
             let message = format!("what you have stored here is still being counted: try {} again", self.shown);
             return Err(Error::new(ErrorKind::Busy, message));
         }
-        let check = |what: &str, limit: Option<u64>, more: u64, stored: u64, reserved: u64| {
-            let free = limit.map(|limit| limit.saturating_sub(stored).saturating_sub(reserved));
-            match (limit, free) {
-                (Some(limit), Some(free)) if more > free => Err(Error::new(
-                    ErrorKind::Limit,
-                    format!("store {}: your quota is {limit} {what}, and {free} are left, not {more}", self.shown),
-                )),
-                _ => Ok(()),
+        let check = |what: &str, limit: Option<u64>, more: u64, taken: u64, resting: u64| {
+            let Some(limit) = limit else { return Ok(()) };
+            let free = limit.saturating_sub(taken).saturating_sub(resting);
+            if more <= free {
+                return Ok(());
             }
+            let why = if resting == 0 {
+                String::new()
+            } else {
+                format!(" ({resting} are taken by uploads that were cut: run their commands again, or wait)")
+            };
+            let message =
+                format!("store {}: your quota is {limit} {what}, and {free} are left, not {more}{why}", self.shown);
+            Err(Error::new(ErrorKind::Limit, message))
         };
         // What is not limited need not be held: such sizes are only somebody's word.
         let limits = hold.limits;
         let more =
             Amount { bytes: limits.bytes.map_or(0, |_| more.bytes), files: limits.files.map_or(0, |_| more.files) };
-        check("bytes", limits.bytes, more.bytes, state.stored.bytes, state.reserved.bytes)?;
-        check("files and directories", limits.files, more.files, state.stored.files, state.reserved.files)?;
+        let resting = limits.bytes.map_or(0, |_| hold.ledger.resting(state));
+        let taken = |of: fn(&Amount) -> u64| of(&state.stored).saturating_add(of(&state.reserved));
+        check("bytes", limits.bytes, more.bytes, taken(|amount| amount.bytes), resting)?;
+        check("files and directories", limits.files, more.files, taken(|amount| amount.files), 0)?;
         for sum in [&mut state.reserved, held] {
             sum.bytes += more.bytes;
             sum.files += more.files;
@@ -328,6 +440,11 @@ impl Reservation {
             lock(&hold.ledger.state).reserved.files -= count;
         }
     }
+}
+
+/// Forgets what rests and has been removed by somebody, or has rested too long; tells how much.
+fn drop_over(store: &Store) -> usize {
+    store.forget_removed() + store.expire_partials(now())
 }
 
 /// Refuses a file that is larger than this principal's may be.
@@ -378,7 +495,7 @@ pub(super) fn measure(store: &Store, path: &RemotePath) -> Result<Amount> {
 impl Shared {
     /// Has the ledgers kept that these rules need. New ones are counted on a disk thread.
     pub(super) fn keep_accounts(self: &Arc<Shared>, access: &Access) {
-        for ledger in self.accounts.follow(access) {
+        for ledger in self.accounts.follow(access, &self.whole_store()) {
             self.count(ledger);
         }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::convert;
 use super::outcomes::Begin;
-use super::quota::Amount;
+use super::quota::{self, Amount};
 use super::shared::{Pass, Shared, Who};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
@@ -212,7 +212,7 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
         pass.store.sync_link(&request.path)?;
         return Ok(vec![frame(transfer, &Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None })]);
     }
-    let (mut reservation, directories) = pass.reserve(None, &request.path, 0, if_exists)?;
+    let (mut reservation, directories) = pass.reserve(quota::Upload::default(), &request.path, 0, if_exists)?;
     let made = pass.store.make_link(&request.path, &request.target, mtime, convert::if_exists(if_exists));
     if made.is_ok() {
         pass.made(&mut reservation, &request.path, directories);

@@ -28,7 +28,7 @@ use crate::limits;
 use crate::net::{Congestion, SocketBuffers};
 use crate::path::{Component, RemotePath};
 use crate::protocol::{IfExists, Rights};
-use crate::storage::{Kind, Outcome, Published, Store};
+use crate::storage::{Kind, Outcome, PartialKey, Published, Store};
 use crate::tls::{ServerTls, SigningKey};
 
 /// Handles and counters; connections hold it in an `Arc`.
@@ -270,7 +270,7 @@ impl Pass {
     /// `Limit` when the quota has not so much left; `Busy` while it is not known.
     pub(super) fn reserve(
         &self,
-        upload: Option<[u8; 32]>,
+        upload: quota::Upload,
         path: &RemotePath,
         size: u64,
         if_exists: IfExists,
@@ -302,7 +302,7 @@ impl Pass {
     pub(super) fn reserve_directories(&self, path: &RemotePath) -> Result<(Reservation, u64)> {
         let files = self.missing(path);
         let amount = Amount { bytes: 0, files };
-        Ok((self.accounts.reserve(&self.grant, None, path.to_string(), amount, 0)?, files))
+        Ok((self.accounts.reserve(&self.grant, quota::Upload::default(), path.to_string(), amount, 0)?, files))
     }
 
     /// Makes sure that there is room for a file of `size` though what it replaces has changed since it was begun.
@@ -369,8 +369,21 @@ impl Pass {
     ///
     /// # Errors
     /// `Busy` when there is none left.
-    pub(super) fn upload_seat(&self) -> Result<Seat> {
-        self.accounts.upload(&self.grant)
+    pub(super) fn upload_seat(&self, partial: Option<PartialKey>) -> Result<Seat> {
+        self.accounts.upload(&self.grant, partial)
+    }
+
+    /// Makes sure that the principal has a place for one more upload though others of its rest.
+    ///
+    /// # Errors
+    /// `Limit` when there is none.
+    pub(super) fn check_resting(&self) -> Result<()> {
+        self.accounts.check_resting(&self.grant, &self.store)
+    }
+
+    /// What whom this is about is called where unfinished uploads are recorded.
+    pub(super) fn owner_name(&self) -> String {
+        self.rules.access.label(&self.grant).unwrap_or_else(|| self.principal.to_string())
     }
 
     /// A place among the connections that the principal may have.

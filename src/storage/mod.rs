@@ -34,6 +34,7 @@ mod partial;
 mod publish;
 mod read;
 mod recorded;
+mod resting;
 mod scrub;
 mod state;
 mod sys;

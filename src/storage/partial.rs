@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -57,24 +58,48 @@ impl Default for KeepPartial {
 /// The unfinished uploads of a served root.
 #[derive(Default)]
 pub(super) struct Partials {
-    table: Mutex<Table>,
+    pub(super) table: Mutex<Table>,
+    /// How often something has begun or ceased to rest.
+    pub(super) changes: AtomicU64,
 }
 
 #[derive(Default)]
-struct Table {
-    resting: HashMap<PartialKey, Resting>,
+pub(super) struct Table {
+    pub(super) resting: HashMap<PartialKey, Resting>,
     /// Hidden names beside targets that belong to unfinished uploads: cleaning up leaves them alone.
     beside: HashSet<Vec<u8>>,
 }
 
 /// One that nobody works on.
 #[derive(Clone, Debug)]
-struct Resting {
+pub(super) struct Resting {
     owner: [u8; 32],
-    path: RemotePath,
+    pub(super) owner_name: String,
+    pub(super) path: RemotePath,
     place: Vec<u8>,
     touched: u64,
-    bytes: u64,
+    /// What it takes on disk, and never more than the file will have.
+    pub(super) bytes: u64,
+}
+
+impl Resting {
+    fn new(record: &Record, disk_size: u64) -> Resting {
+        Resting {
+            owner: record.owner,
+            owner_name: record.owner_name.clone(),
+            path: record.path.clone(),
+            place: record.place.clone(),
+            touched: record.touched,
+            bytes: disk_size.min(record.held.size()),
+        }
+    }
+}
+
+impl Partials {
+    /// Something has begun or ceased to rest.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// An unfinished upload, for people.
@@ -161,6 +186,7 @@ impl Store {
     pub fn take_partial(&self, key: &PartialKey) -> Option<Record> {
         let state = self.inner.state.as_ref()?;
         let resting = lock(&self.inner.partials.table).resting.remove(key)?;
+        self.inner.partials.changed();
         let record = read_record(&state.partial, digits(key).as_bytes());
         if record.is_none() {
             // Damaged, or removed by somebody.
@@ -185,14 +211,8 @@ impl Store {
 
     /// An upload that was recorded rests from now on. Others go if there are too many now.
     pub fn rest_partial(&self, key: &PartialKey, record: &Record, disk_size: u64) {
-        let resting = Resting {
-            owner: record.owner,
-            path: record.path.clone(),
-            place: record.place.clone(),
-            touched: record.touched,
-            bytes: disk_size,
-        };
-        lock(&self.inner.partials.table).resting.insert(*key, resting);
+        lock(&self.inner.partials.table).resting.insert(*key, Resting::new(record, disk_size));
+        self.inner.partials.changed();
         while let Some(other) = self.inner.surplus(key) {
             self.drop_partial(&other);
         }
@@ -212,6 +232,7 @@ impl Store {
     /// Removes an unfinished upload that rests, content and all. One that is not resting is left alone.
     pub fn drop_partial(&self, key: &PartialKey) {
         let Some(resting) = lock(&self.inner.partials.table).resting.remove(key) else { return };
+        self.inner.partials.changed();
         self.forget_partial(key, &resting.place);
         if let Some(state) = &self.inner.state {
             // Deliberate loss: content without a record is removed at the next start.
@@ -378,14 +399,7 @@ impl Inner {
                     Some((_, hidden)) => drop(table.beside.insert(hidden.to_vec())),
                     None => {}
                 }
-                let resting = Resting {
-                    owner: record.owner,
-                    path: record.path.clone(),
-                    place: record.place.clone(),
-                    touched: record.touched,
-                    bytes: status,
-                };
-                table.resting.insert(key, resting);
+                table.resting.insert(key, Resting::new(record, status));
                 continue;
             }
             sys::unlink(&state.partial, &name)?;
@@ -447,7 +461,7 @@ pub(super) fn disk_size(file: impl AsFd) -> IoResult<u64> {
     Ok(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512))
 }
 
-fn digits(key: &PartialKey) -> String {
+pub(super) fn digits(key: &PartialKey) -> String {
     key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

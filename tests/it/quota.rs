@@ -3,10 +3,15 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::policy::House;
-use crate::rig::{Server, content, until};
+use crate::rig::{Plan, Proxy, Server, content, remote, until};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -26,6 +31,114 @@ fn serve(house: &House) -> Server {
     // Until it is counted what is there, clients wait.
     house.run("alice", &["ls", &server.at("")], 0);
     server
+}
+
+/// Begins an upload over a slow link and kills its client once 5 MiB have passed; returns once the rest of it rests.
+#[track_caller]
+fn interrupt(house: &House, server: &Server, source: &Path, name: &str) {
+    let victim = Arc::new(AtomicI32::new(0));
+    let dying = Arc::clone(&victim);
+    let proxy = Proxy::new(server.port, move |_| {
+        let dying = Arc::clone(&dying);
+        let hook: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            let pid = until("the client is known", || Pid::from_raw(dying.load(Ordering::SeqCst)));
+            let _ = kill_process(pid, Signal::KILL);
+        });
+        Plan { up: Some((5 << 20, hook)), rate: Some(24 << 20), ..Plan::default() }
+    });
+    let mut command = house.client("alice", &["put", source.to_str().unwrap(), &remote(proxy.port, name)]);
+    let mut client = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    victim.store(Pid::from_child(&client).as_raw_nonzero().get(), Ordering::SeqCst);
+    assert!(!client.wait().unwrap().success(), "it was to be killed");
+    until("it rests", || {
+        let text = uploads(house, &["ls", "--json"]);
+        let found: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [one] = found.as_slice() else { return None };
+        assert_eq!((&one["owner"], &one["name"]), (&"alice".into(), &format!("alice/{name}").into()));
+        (one["active"] == false && one["disk_size"].as_u64() > Some(3 << 20)).then_some(())
+    });
+}
+
+fn uploads(house: &House, args: &[&str]) -> String {
+    let mut command = crate::rig::binary();
+    let output = command.arg("uploads").args(args).arg("--root").arg(house.world.root()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_was_cut_takes_of_the_quota_until_it_is_finished_removed_or_over() {
+    let house = House::new(&["alice"]);
+    house.edit(&["user", "add", "alice", "--bytes", "12M"], 0);
+    let big = house.world.file("big", &content(1, 8 * MIB));
+    let other = house.world.file("other", &content(2, 10 * MIB));
+    let four = house.world.file("four", &content(3, 4 * MIB));
+    let put = |server: &Server, file: &Path, to: &str, code: i32| {
+        house.run("alice", &["put", file.to_str().unwrap(), &server.at(to)], code)
+    };
+    let remove = |server: &Server, name: &str| house.run("alice", &["rm", &server.at(name)], 0);
+    let server = serve(&house);
+    interrupt(&house, &server, &big, "big");
+    let text = put(&server, &other, "other", 4);
+    assert!(text.contains("your quota is 12582912 bytes") && text.contains("by uploads that were cut"), "{text}");
+    // Also for a server that comes later; what fits beside it is stored.
+    drop(server);
+    let server = serve(&house);
+    assert!(put(&server, &other, "other", 4).contains("by uploads that were cut"));
+    put(&server, &house.world.file("one", &content(4, 1 << 20)), "one", 0);
+    remove(&server, "one");
+    // Finished, it counts as a file, and no more.
+    put(&server, &big, "big", 0);
+    assert!(put(&server, &other, "other", 4).contains("and 4194304 are left, not 10485760"));
+    put(&server, &four, "four", 0);
+    remove(&server, "four");
+    remove(&server, "big");
+    // Removed.
+    interrupt(&house, &server, &big, "big");
+    put(&server, &other, "other", 4);
+    uploads(&house, &["rm", "--all"]);
+    put(&server, &other, "other", 0);
+    remove(&server, "other");
+    // Over.
+    interrupt(&house, &server, &big, "big");
+    put(&server, &other, "other", 4);
+    drop(server);
+    let policy = house.policy();
+    let server =
+        house.world.serve_and(&["--policy".as_ref(), policy.as_ref(), "--keep-partial".as_ref(), "1s".as_ref()]);
+    until("it is given up", || {
+        let mut command = house.client("alice", &["put", other.to_str().unwrap(), &server.at("other")]);
+        command.output().unwrap().status.success().then_some(())
+    });
+}
+
+#[test]
+fn what_was_cut_keeps_its_place_among_the_open_uploads() {
+    let house = House::new(&["alice"]);
+    house.edit(&["user", "add", "alice", "--uploads", "1"], 0);
+    let big = house.world.file("big", &content(1, 8 * MIB));
+    let other = house.world.file("other", &content(2, 2 * MIB));
+    let small = house.world.file("small", &content(3, 100 * KIB));
+    let put = |server: &Server, file: &Path, to: &str, code: i32| {
+        house.run("alice", &["put", file.to_str().unwrap(), &server.at(to)], code)
+    };
+    let server = serve(&house);
+    interrupt(&house, &server, &big, "big");
+    let server = {
+        assert!(put(&server, &other, "other", 4).contains("1 were cut and wait for you"));
+        drop(server);
+        serve(&house)
+    };
+    assert!(put(&server, &other, "other", 4).contains("1 were cut and wait for you"));
+    // What never rests is not kept back by what does.
+    put(&server, &small, "small", 0);
+    // It goes on itself.
+    put(&server, &big, "big", 0);
+    put(&server, &other, "other", 0);
+    interrupt(&house, &server, &big, "again");
+    put(&server, &other, "third", 4);
+    uploads(&house, &["rm", "--all"]);
+    put(&server, &other, "third", 0);
 }
 
 #[test]
