@@ -99,6 +99,10 @@ pub struct Limits {
     pub uploads: Option<u32>,
     /// Connections at once.
     pub connections: Option<u32>,
+    /// Bytes per second that come from all its connections together.
+    pub rate_up: Option<u64>,
+    /// Bytes per second that go to all its connections together.
+    pub rate_down: Option<u64>,
 }
 
 impl Limits {
@@ -111,6 +115,8 @@ impl Limits {
             ("file-size", self.file_size),
             ("uploads", self.uploads.map(u64::from)),
             ("connections", self.connections.map(u64::from)),
+            ("rate-up", self.rate_up),
+            ("rate-down", self.rate_down),
         ];
         all.into_iter().filter_map(|(name, limit)| Some((name, limit?))).collect()
     }

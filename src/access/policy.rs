@@ -13,7 +13,7 @@ use toml_edit::{Document, Item, TableLike, Value};
 
 use super::{Grant, Limits, Principal};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::POLICY_LEN_MAX;
+use crate::limits::{POLICY_LEN_MAX, RATE_MIN};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::Rights;
 use crate::tls::Pin;
@@ -272,6 +272,14 @@ impl Source<'_> {
                 _ => Err(format!("`{key}` is a number, or a text as in \"50G\"")),
             };
             let number = number().map_err(|error| self.wrong(item.span(), error))?;
+            let rate = || match number {
+                0..RATE_MIN => {
+                    let message =
+                        format!("`{key}` is at least {RATE_MIN} bytes per second: with less nothing gets anywhere");
+                    Err(self.wrong(item.span(), message))
+                }
+                rate => Ok(rate),
+            };
             let few = || u32::try_from(number).map_err(|_| self.wrong(item.span(), format!("`{key}` is too large")));
             match key {
                 "bytes" => limits.bytes = Some(number),
@@ -279,8 +287,10 @@ impl Source<'_> {
                 "file-size" => limits.file_size = Some(number),
                 "uploads" => limits.uploads = Some(few()?),
                 "connections" => limits.connections = Some(few()?),
+                "rate-up" => limits.rate_up = Some(rate()?),
+                "rate-down" => limits.rate_down = Some(rate()?),
                 key => {
-                    let known = ["bytes", "files", "file-size", "uploads", "connections"];
+                    let known = ["bytes", "files", "file-size", "uploads", "connections", "rate-up", "rate-down"];
                     return Err(self.unknown(key, item, &format!("the limits of {place}"), &known));
                 }
             }
@@ -434,6 +444,9 @@ mod tests {
             (format!("{ALICE}[user.alice.limits]\nbytes = -1\n"), "negative"),
             (format!("{ALICE}[user.alice.limits]\nbytes = \"1Q\"\n"), "a size is written"),
             (format!("{ALICE}[user.alice.limits]\nuploads = 4294967296\n"), "too large"),
+            (format!("{ALICE}[user.alice.limits]\nrate-up = 16383\n"), "line 5: `rate-up` is at least 16384"),
+            (format!("{ALICE}[user.alice.limits]\nrate-down = 0\n"), "`rate-down` is at least"),
+            (format!("{ALICE}[user.alice.limits]\nrate = \"1M\"\n"), "unknown key `rate`"),
             (ALICE.replace("user.alice", "user.\"a\u{e4}\""), "no certificate's name"),
             (ALICE.replace("user.alice", "user.\"\""), "no certificate's name"),
             ("user = 1\n".into(), "is a table"),
@@ -449,6 +462,73 @@ mod tests {
         }
         // Nobody is named, so nobody comes in.
         check(&Policy::parse("").unwrap(), &certified("alice", 1), Err("no rights"));
+    }
+
+    /// Case A13: whatever single slip is made in a word that means something, nothing of the file holds.
+    #[test]
+    fn no_slip_of_the_pen_is_taken_for_something_else() {
+        let text = format!(
+            "revoked = [\"bob\"]\n{ALICE}pins = [\"{}\"]\noverlap = true\n[user.alice.paths]\n\"alice/in\" = \
+             [\"create\", \"overwrite\", \"rename\", \"delete\", \"share\"]\n[user.alice.limits]\nbytes = \"1G\"\n\
+             files = 10\nfile-size = 10\nuploads = 1\nconnections = 1\nrate-up = \"1M\"\nrate-down = \"1M\"\n\
+             [anonymous]\nhome = \"drop\"\nrights = [\"create\"]\n",
+            pin(1)
+        );
+        Policy::parse(&text).unwrap();
+        let words: BTreeSet<&str> = [
+            "revoked",
+            "user",
+            "home",
+            "rights",
+            "pins",
+            "overlap",
+            "paths",
+            "limits",
+            "bytes",
+            "files",
+            "file-size",
+            "uploads",
+            "connections",
+            "rate-up",
+            "rate-down",
+            "anonymous",
+            "list",
+            "read",
+            "create",
+            "overwrite",
+            "rename",
+            "delete",
+            "share",
+            "true",
+        ]
+        .into();
+        let mut tried = 0;
+        for &word in &words {
+            let at = text.match_indices(word).find(|(at, _)| {
+                let around = |byte: Option<&u8>| byte.is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
+                let bytes = text.as_bytes();
+                around(bytes.get(at.wrapping_sub(1))) && around(bytes.get(at + word.len()))
+            });
+            let (at, _) = at.unwrap();
+            for index in 0..word.len() {
+                let (before, rest) = word.split_at(index);
+                let letter = &rest[..1];
+                let mut slips = vec![
+                    format!("{before}{}", &rest[1..]),
+                    format!("{before}{letter}{rest}"),
+                    format!("{before}{}{}", letter.to_uppercase(), &rest[1..]),
+                ];
+                if rest.len() > 1 {
+                    slips.push(format!("{before}{}{letter}{}", &rest[1..2], &rest[2..]));
+                }
+                for slip in slips.into_iter().filter(|slip| !words.contains(&**slip)) {
+                    let changed = format!("{}{slip}{}", &text[..at], &text[at + word.len()..]);
+                    assert!(Policy::parse(&changed).is_err(), "`{slip}` for `{word}`");
+                    tried += 1;
+                }
+            }
+        }
+        assert!(tried > 400, "{tried}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use rustix::fs::{FlockOperation, flock};
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value};
 
+use super::values::Bound;
 use super::{rules, values};
 use crate::access::policy::{Policy, is_name};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -55,6 +56,17 @@ the user is known by the key instead, whatever the certificate says. HOME is the
 Example:
   sealift user add alice --policy policy.toml --bytes 50G")]
     Add(AddArgs),
+    /// Change a user's quota and limits
+    #[command(
+        override_usage = "sealift user set --policy <FILE> <LIMIT>... <NAME>",
+        after_help = "\
+`none` takes a limit away. Rights are changed with `sealift grant`. A server that runs goes by the
+new limits at once; what runs is bound to another rate within seconds.
+
+Example:
+  sealift user set alice --policy policy.toml --bytes 80G --rate-down 10M"
+    )]
+    Set(SetArgs),
     /// List users, their homes, rights and rules
     #[command(after_help = "Example:\n  sealift user ls --policy policy.toml")]
     Ls(PolicyArgs),
@@ -132,6 +144,54 @@ pub struct AddArgs {
     /// Connections, at most
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
+    /// Bytes per second from all its connections together, at most
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub rate_up: Option<u64>,
+    /// Bytes per second to all its connections together, at most
+    #[arg(long, value_name = "RATE", value_parser = values::rate)]
+    pub rate_down: Option<u64>,
+}
+
+/// Other limits of a user.
+#[derive(Args, Clone, Debug)]
+#[group(skip)]
+pub struct SetArgs {
+    /// The user
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Which file.
+    #[command(flatten)]
+    pub file: PolicyArgs,
+    /// What.
+    #[command(flatten)]
+    pub limits: SetLimits,
+}
+
+/// The limits that are set.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = true)]
+pub struct SetLimits {
+    /// Bytes of all files in the home, at most
+    #[arg(long, value_name = "SIZE", value_parser = values::size_or_none)]
+    pub bytes: Option<Bound>,
+    /// Files and directories there, at most
+    #[arg(long, value_name = "N", value_parser = values::count_or_none)]
+    pub files: Option<Bound>,
+    /// Bytes of one file, at most
+    #[arg(long, value_name = "SIZE", value_parser = values::size_or_none)]
+    pub file_size: Option<Bound>,
+    /// Open uploads, at most
+    #[arg(long, value_name = "N", value_parser = values::count_or_none)]
+    pub uploads: Option<Bound>,
+    /// Connections, at most
+    #[arg(long, value_name = "N", value_parser = values::count_or_none)]
+    pub connections: Option<Bound>,
+    /// Bytes per second from all its connections together, at most
+    #[arg(long, value_name = "RATE", value_parser = values::rate_or_none)]
+    pub rate_up: Option<Bound>,
+    /// Bytes per second to all its connections together, at most
+    #[arg(long, value_name = "RATE", value_parser = values::rate_or_none)]
+    pub rate_down: Option<Bound>,
 }
 
 /// Say what a user may do at a path and below.
@@ -167,6 +227,7 @@ pub struct GrantArgs {
 pub fn user(args: &UserArgs, out: &mut dyn Write) -> Result<()> {
     match &args.command {
         UserCommand::Add(args) => add(args, out),
+        UserCommand::Set(args) => set_limits(args, out),
         UserCommand::Ls(args) => list(args, out),
         UserCommand::Rm(NameArgs { name, file }) => {
             let mut edit = Edit::open(&file.policy, false)?;
@@ -249,7 +310,6 @@ fn add(args: &AddArgs, out: &mut dyn Write) -> Result<()> {
     if args.overlap {
         user.insert("overlap", value(true));
     }
-    let number = |number: u64| i64::try_from(number).map_err(|_| usage(format!("{number} is too large")));
     let mut limits = Table::new();
     for (key, limit) in [
         ("bytes", args.bytes),
@@ -257,6 +317,8 @@ fn add(args: &AddArgs, out: &mut dyn Write) -> Result<()> {
         ("file-size", args.file_size),
         ("uploads", args.uploads.map(u64::from)),
         ("connections", args.connections.map(u64::from)),
+        ("rate-up", args.rate_up),
+        ("rate-down", args.rate_down),
     ] {
         if let Some(limit) = limit {
             limits.insert(key, value(number(limit)?));
@@ -276,6 +338,45 @@ fn add(args: &AddArgs, out: &mut dyn Write) -> Result<()> {
         say(out, &format!("`{name}` is revoked: `sealift user restore {name}` lets it in\n"))?;
     }
     Ok(())
+}
+
+fn number(number: u64) -> Result<i64> {
+    i64::try_from(number).map_err(|_| usage(format!("{number} is too large")))
+}
+
+fn set_limits(args: &SetArgs, out: &mut dyn Write) -> Result<()> {
+    let SetArgs { name, file, limits } = args;
+    let mut edit = Edit::open(&file.policy, false)?;
+    let user = edit.user(name)?;
+    if user.get("limits").is_none() {
+        user.insert("limits", Item::Table(Table::new()));
+    }
+    let table = user.get_mut("limits").and_then(Item::as_table_like_mut);
+    let table = table.ok_or_else(|| usage(format!("`limits` of `{name}` is no table")))?;
+    for (key, bound) in [
+        ("bytes", limits.bytes),
+        ("files", limits.files),
+        ("file-size", limits.file_size),
+        ("uploads", limits.uploads),
+        ("connections", limits.connections),
+        ("rate-up", limits.rate_up),
+        ("rate-down", limits.rate_down),
+    ] {
+        match bound {
+            None => {}
+            Some(Bound(None)) => drop(table.remove(key)),
+            Some(Bound(Some(limit))) => set(table, key, number(limit)?.into()),
+        }
+    }
+    if table.is_empty() {
+        user.remove("limits");
+    }
+    let policy = edit.save()?;
+    let grant = policy.grants().into_iter().find(|grant| grant.name == *name);
+    let named = grant.map_or_else(Vec::new, |grant| grant.limits.named());
+    let all: Vec<String> = named.into_iter().map(|(what, limit)| format!("{what} {limit}")).collect();
+    let all = if all.is_empty() { "no limit of its own".to_owned() } else { format!("at most: {}", all.join(", ")) };
+    say(out, &format!("`{name}` has {all}\n"))
 }
 
 fn list(args: &PolicyArgs, out: &mut dyn Write) -> Result<()> {

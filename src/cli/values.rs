@@ -32,6 +32,38 @@ pub fn rate(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A bound that is set, or (none) taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound(pub Option<u64>);
+
+fn bound(text: &str, parse: impl Fn(&str) -> Result<u64, String>) -> Result<Bound, String> {
+    if text == "none" { Ok(Bound(None)) } else { parse(text).map(|bound| Bound(Some(bound))) }
+}
+
+/// A [`size`], or `none`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn size_or_none(text: &str) -> Result<Bound, String> {
+    bound(text, size)
+}
+
+/// A [`rate`], or `none`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn rate_or_none(text: &str) -> Result<Bound, String> {
+    bound(text, rate)
+}
+
+/// A number, or `none`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn count_or_none(text: &str) -> Result<Bound, String> {
+    bound(text, |text| text.parse().map_err(|_| "a number, or `none`".to_owned()))
+}
+
 /// A congestion control that this machine has.
 ///
 /// # Errors
@@ -158,6 +190,19 @@ mod tests {
         ] {
             assert_eq!(size(text).ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn bounds_are_set_or_taken_away() {
+        for parse in [size_or_none, rate_or_none, count_or_none] {
+            assert_eq!(parse("none"), Ok(Bound(None)));
+            assert_eq!(parse("65536"), Ok(Bound(Some(65_536))));
+            for text in ["", "-1", "None", "1x"] {
+                assert!(parse(text).is_err(), "{text}");
+            }
+        }
+        assert_eq!(size_or_none("1G"), Ok(Bound(Some(1 << 30))));
+        assert!(rate_or_none("1K").is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::limits::{DATA_LEN_MAX, KIB};
 
 /// How much of the time that nobody used is made up for: what a late timer costs, and no burst that anybody sees.
-const MADE_UP_FOR: Duration = Duration::from_millis(50);
+const MADE_UP_FOR: Duration = Duration::from_millis(100);
 /// A grant lasts about so long.
 const GRANT_TIME: Duration = Duration::from_millis(20);
 /// Bytes of the smallest grant.
@@ -60,6 +60,13 @@ impl Limits {
         let rates: Vec<u64> = rates.into_iter().flatten().map(|rate| rate.max(1)).collect();
         let limiters = || rates.iter().map(|&rate| Arc::new(Limiter { rate, paid: Mutex::new(None) })).collect();
         Limits { sending: limiters(), receiving: limiters() }
+    }
+
+    /// A limit for what is sent and one for what is received, in bytes per second above zero; none: no bound.
+    #[must_use]
+    pub fn each_way(sending: Option<u64>, receiving: Option<u64>) -> Limits {
+        let of = |rate: Option<u64>| Limits::of([rate]);
+        Limits { sending: of(sending).sending, receiving: of(receiving).receiving }
     }
 
     /// These and the others.
@@ -193,6 +200,27 @@ mod tests {
         assert!(near(each[0] + each[1], 5 * MIB), "{each:?}");
         assert!(near(each[2], 5 * 7 * MIB), "{each:?}");
         assert!(near(each[3], 5 * 8 * MIB), "{each:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_direction_has_its_own_rate_for_all_connections() {
+        const MIB: u64 = 1 << 20;
+        let server = Limits::of([Some(100 * MIB)]);
+        let principal = Limits::each_way(Some(2 * MIB), Some(6 * MIB));
+        let mut tasks = JoinSet::new();
+        for connection in 0..16 {
+            let (sending, receiving) = server.and(principal.clone()).meters();
+            let meter = if connection % 2 == 0 { sending } else { receiving };
+            tasks.spawn(async move { (connection % 2, moved(meter, 16_384).await) });
+        }
+        let mut sums = [0; 2];
+        tasks.join_all().await.into_iter().for_each(|(way, sum)| sums[way] += sum);
+        for (sum, rate) in sums.into_iter().zip([2 * MIB, 6 * MIB]) {
+            assert!(sum.abs_diff(5 * rate) * 100 <= 3 * 5 * rate, "{sums:?}");
+        }
+        // Only what is named is bound.
+        let (sending, receiving) = Limits::each_way(None, Some(MIB)).meters();
+        assert_eq!((sending.grant_len() == usize::MAX, receiving.grant_len() == usize::MAX), (true, false));
     }
 
     #[tokio::test(start_paused = true)]

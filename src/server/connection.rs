@@ -228,7 +228,7 @@ async fn hello(
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
         },
     );
-    connection.set_limits(&who.share.limits);
+    shared.bind(who, connection)?;
     who.wants_receipts = hello.receipts == Some(true);
     Ok((role, seat))
 }
@@ -486,6 +486,7 @@ impl Driver {
 
     /// Ends what the principal may not do any more; an error is the end of the connection.
     fn review(&mut self) -> Result<()> {
+        self.shared.bind(&self.flow.who, &mut self.connection)?;
         for (transfer, error) in self.flow.review()? {
             self.failed(transfer, &error);
         }

@@ -115,6 +115,7 @@ impl Lane {
 
     fn tick(&mut self, watch: &mut Watch) -> Result<()> {
         self.flow.forget_over();
+        self.shared.bind(&self.flow.who, &mut self.connection)?;
         let is_idle = self.flow.is_idle() && self.connection.is_flushed();
         let traffic = self.connection.traffic();
         watch.look(

@@ -18,6 +18,7 @@ mod names;
 mod offer;
 mod outcomes;
 mod quota;
+mod rates;
 mod receipts;
 mod requests;
 mod scrub;

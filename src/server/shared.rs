@@ -20,6 +20,7 @@ use super::crowd::Crowd;
 use super::held::Holds;
 use super::outcomes::Outcomes;
 use super::quota::{self, Accounts, Amount, Reservation, Seat};
+use super::rates::{Bound, Rates};
 use super::session::Sessions;
 use super::share::{Share, Shares};
 use crate::access::{Access, Action, Grant, Principal};
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub(super) outcomes: Outcomes,
     pub(super) accounts: Arc<Accounts>,
     pub(super) crowd: Arc<Crowd>,
+    pub(super) rates: Rates,
     pub(super) holds: Holds,
     /// What further connections can join.
     pub(super) sessions: Sessions,
@@ -73,6 +75,8 @@ pub(super) struct Who {
     pub(super) connection: u64,
     /// It asked for a receipt for each file.
     pub(super) wants_receipts: bool,
+    /// What it may move by.
+    pub(super) bound: Bound,
     pass: Mutex<Option<(Instant, Pass)>>,
 }
 
@@ -109,6 +113,7 @@ impl Shared {
             outcomes: Outcomes::default(),
             accounts: Arc::default(),
             crowd,
+            rates: Rates::default(),
             holds: Holds::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -186,7 +191,15 @@ impl Who {
         connection: u64,
     ) -> Who {
         let share = shares.of(&principal);
-        Who { principal, chain, share, connection, wants_receipts: false, pass: Mutex::default() }
+        Who {
+            principal,
+            chain,
+            share,
+            connection,
+            wants_receipts: false,
+            bound: Bound::default(),
+            pass: Mutex::default(),
+        }
     }
 }
 

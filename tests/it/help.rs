@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 31] = [
+const COMMANDS: [&str; 32] = [
     "certs",
     "serve",
     "put",
@@ -25,6 +25,7 @@ const COMMANDS: [&str; 31] = [
     "audit verify",
     "user",
     "user add",
+    "user set",
     "user ls",
     "user rm",
     "user revoke",

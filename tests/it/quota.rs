@@ -141,6 +141,56 @@ fn what_was_cut_keeps_its_place_among_the_open_uploads() {
     put(&server, &other, "third", 0);
 }
 
+/// The seconds that a transfer took, by its own account.
+fn seconds(house: &House, name: &str, args: &[&str]) -> f64 {
+    let text = house.run(name, args, 0);
+    let summary: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    summary["seconds"].as_f64().unwrap_or_else(|| panic!("{summary}"))
+}
+
+/// Only what must hold on any machine: what is limited takes as long as its bytes need at that rate, over however many
+/// connections and transfers at once. (A grant of 20 ms and what late timers are made up for come at its beginning.)
+#[test]
+fn a_principal_has_its_rates_over_all_its_connections() {
+    let house = House::new(&["alice", "bob"]);
+    house.edit(&["user", "add", "alice", "--rate-up", "3M", "--rate-down", "6M"], 0);
+    house.edit(&["user", "add", "bob"], 0);
+    let server = serve(&house);
+    let file = house.world.file("file", &content(1, 6 * MIB));
+    let file = file.to_str().unwrap();
+    let begun = std::time::Instant::now();
+    let running: Vec<_> = ["a", "b"]
+        .map(|name| {
+            let mut command = house.client("alice", &["put", "--streams", "4", file, &server.at(name)]);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .into();
+    for mut child in running {
+        assert!(child.wait().unwrap().success());
+    }
+    let up = begun.elapsed().as_secs_f64();
+    assert!(up >= 12.0 / 3.0 * 0.9, "12 MiB in {up} s");
+    let down = house.world.path("down");
+    let get = ["get", "--json", "--streams", "4", &server.at("a"), down.to_str().unwrap()];
+    let down = seconds(&house, "alice", &get);
+    assert!(down >= 6.0 / 6.0 * 0.8, "6 MiB in {down} s");
+    // Another principal is not bound, nor alice when the limit is gone, nor by a running connection's old one.
+    let up = seconds(&house, "bob", &["put", "--json", file, &server.at("b")]);
+    println!("not limited: {up} s");
+    let said = house.edit(&["user", "set", "alice", "--rate-up", "none", "--rate-down", "32K"], 0);
+    assert!(said.contains("at most: rate-down 32768") && !said.contains("rate-up"), "{said}");
+    assert!(house.edit(&["user", "ls"], 0).contains("at most: rate-down 32768"));
+    // It would take three minutes, and goes on at another rate as soon as that is said.
+    let target = house.world.path("slow");
+    let mut slow = house.client("alice", &["get", "--json", &server.at("b"), target.to_str().unwrap()]);
+    let mut slow = slow.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("it is being fetched", || server.said().iter().any(|line| line.contains("alice connected")).then_some(()));
+    assert!(house.edit(&["user", "set", "alice", "--rate-down", "none"], 0).contains("no limit of its own"));
+    let status = until("the new rate holds", || slow.try_wait().unwrap());
+    assert!(status.success());
+    assert_eq!(fs::read(target).unwrap(), content(1, 6 * MIB));
+}
+
 #[test]
 fn a_full_quota_is_told_before_content_and_room_comes_back() {
     let house = House::new(&["alice"]);
