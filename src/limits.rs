@@ -120,6 +120,9 @@ pub const CONNECTIONS_PER_PRINCIPAL_MAX: usize = 2048;
 pub const OPEN_PER_PRINCIPAL_MAX: usize = 8192;
 /// Steps of hashing stored files of one principal at once: a quarter of [`BLOCKING_THREADS_MAX`]. The others wait.
 pub const HASHES_PER_PRINCIPAL_MAX: usize = 16;
+/// Connections whose uploads are laid to rest, and files that are closed, at once: a quarter of
+/// [`BLOCKING_THREADS_MAX`]. The others wait, and leave the disk to who is still there.
+pub const DROPS_MAX: usize = 16;
 /// Bytes in group buffers over all connections (`--memory`). At the bound, reading from peers waits.
 pub const BUFFER_BUDGET: usize = 256 * MIB;
 /// The part of [`BUFFER_BUDGET`] that one principal can hold: a quarter.
@@ -197,4 +200,5 @@ const _: () = assert!(DATA_LEN_MAX.is_multiple_of(PREFIX_STEP) && PREFIX_STEP >=
 const _: () = assert!(UNASKED_FILE_MAX <= GROUP_LEN as u64, "an unasked file has one group");
 const _: () = assert!(FILE_SIZE_MAX / (GROUP_LEN as u64) <= u32::MAX as u64 + 1, "a group index fits 32 bits");
 const _: () = assert!(HASHES_PER_PRINCIPAL_MAX * 4 <= BLOCKING_THREADS_MAX);
+const _: () = assert!(DROPS_MAX * 4 <= BLOCKING_THREADS_MAX);
 const _: () = assert!(PATH_LEN_MAX + 512 < CONTROL_LEN_MAX, "any one path fits a control frame");

@@ -1301,7 +1301,13 @@ fn rest(upload: Upload, connection: u64) {
     upload.groups.release(connection);
 }
 
-/// Drops what closes files or removes staging on a disk thread.
+/// Drops what closes files, removes staging or lays uploads to rest on a disk thread, of which it leaves most to others.
 pub(super) fn drop_elsewhere(shared: &Shared, value: impl Send + 'static) {
-    shared.tasks.spawn_blocking(move || drop(value));
+    let turns = Arc::clone(&shared.drops);
+    shared.tasks.spawn(async move {
+        // It is never closed.
+        let _turn = turns.acquire_owned().await;
+        // Deliberate loss: a panic there has said what it had to say, and there is nobody to hear it.
+        let _ = tokio::task::spawn_blocking(move || drop(value)).await;
+    });
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,6 +47,8 @@ pub(super) struct Shared {
     pub(super) crowd: Arc<Crowd>,
     pub(super) rates: Rates,
     pub(super) holds: Holds,
+    /// Turns of what is dropped on disk threads ([`limits::DROPS_MAX`]).
+    pub(super) drops: Arc<Semaphore>,
     /// What further connections can join.
     pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
@@ -115,6 +117,7 @@ impl Shared {
             crowd,
             rates: Rates::default(),
             holds: Holds::default(),
+            drops: Arc::new(Semaphore::new(limits::DROPS_MAX)),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
