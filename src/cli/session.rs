@@ -15,6 +15,7 @@ use crate::client::remote::Endpoint;
 use crate::client::{Client, ClientOptions};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::BLOCKING_THREADS_MAX;
+use crate::protocol::Bytes16;
 use crate::tls::{ClientTls, is_wrong_pin};
 
 /// How long what was interrupted may take to clean up behind itself.
@@ -69,7 +70,8 @@ impl Session<'_> {
             rate: self.pace.and_then(|pace| pace.bwlimit),
             resume_secret: (matches!(self.command, "put" | "sync") && trusted.certificate.is_none())
                 .then(secret::load)
-                .flatten(),
+                .flatten()
+                .map(Bytes16),
             ..ClientOptions::new(self.endpoint, tls)
         };
         let ending = runtime.block_on(async {

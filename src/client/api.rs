@@ -58,7 +58,7 @@ pub struct ClientOptions {
     pub rate: Option<u64>,
     /// Of a client without a certificate: what it keeps to itself, so that the server knows unfinished uploads again
     /// as its own. Each server is shown another number that is made of it.
-    pub resume_secret: Option<[u8; 16]>,
+    pub resume_secret: Option<Bytes16>,
 }
 
 impl ClientOptions {
@@ -503,9 +503,9 @@ fn is_of_connection(kind: ErrorKind) -> bool {
 }
 
 /// What one server is shown of a secret: it is of no use at another.
-fn resume_key(secret: &[u8; 16], endpoint: &Endpoint) -> Bytes16 {
+fn resume_key(secret: &Bytes16, endpoint: &Endpoint) -> Bytes16 {
     let mut hasher = blake3::Hasher::new_derive_key("sealift 2026 resume key of a client without a certificate");
-    hasher.update(secret).update(endpoint.to_string().as_bytes());
+    hasher.update(&secret.0).update(endpoint.to_string().as_bytes());
     let mut key = [0; 16];
     hasher.finalize_xof().fill(&mut key);
     Bytes16(key)
