@@ -216,6 +216,50 @@ mod tests {
         Principal::Certified { name: Some("same".to_owned()), key: [key; 32] }
     }
 
+    /// Case A09: how much of a token is right does not show in the time that its refusal takes. What is compared is
+    /// two classes against one another, in turns, so that a busy machine is as busy for both.
+    #[test]
+    fn a_nearly_right_token_is_refused_no_later_than_another() {
+        const TRIES: usize = 100_000;
+        let sessions = Sessions::default();
+        let opened = sessions.open(&certified(1)).unwrap();
+        let strange = sessions.open(&certified(2)).unwrap();
+        let (mut near, mut far) = (opened.token, opened.token);
+        near.0[15] ^= 1;
+        far.0.iter_mut().for_each(|byte| *byte ^= 0x5a);
+        let classes = [near, far, strange.token];
+        let t = |left: &[f64], right: &[f64]| {
+            let moments = |times: &[f64]| {
+                let mean = times.iter().sum::<f64>() / times.len() as f64;
+                let variance = times.iter().map(|time| (time - mean).powi(2)).sum::<f64>() / times.len() as f64;
+                (mean, variance / times.len() as f64)
+            };
+            let (left, right) = (moments(left), moments(right));
+            (left.0 - right.0) / (left.1 + right.1).sqrt()
+        };
+        let found = (0..10).find_map(|_| {
+            let mut times = [Vec::new(), Vec::new(), Vec::new()];
+            for index in 0..3 * TRIES {
+                // Another order each time, so that none is always the first.
+                let class = (index + index / 3 * 2) % 3;
+                let begun = std::time::Instant::now();
+                let refused = sessions.join(&classes[class], &certified(1)).is_err();
+                let took = begun.elapsed();
+                assert!(refused);
+                times[class].push(took.as_nanos() as f64);
+            }
+            for times in &mut times {
+                // Interruptions say nothing.
+                times.sort_by(f64::total_cmp);
+                times.truncate(TRIES * 9 / 10);
+            }
+            let found = t(&times[0], &times[1]);
+            println!("t = {found:.1}; a token of somebody else's: {:.1}", t(&times[2], &times[1]));
+            (found.abs() < 4.5).then_some(found)
+        });
+        assert!(found.is_some(), "in none of ten rounds");
+    }
+
     #[test]
     fn a_token_serves_its_own_key_and_as_long_as_its_session() {
         let sessions = Sessions::default();

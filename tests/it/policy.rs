@@ -345,6 +345,29 @@ fn a_certificate_on_the_list_is_cut_off() {
     house.run("client", &["ls", &server.at("")], 0);
 }
 
+/// Case A06, at its widest: one transfer over eight connections, and a list that is replaced by renaming under it.
+#[test]
+fn a_list_that_is_replaced_cuts_all_connections_of_a_transfer() {
+    let house = House::new(&["alice", "bob"]);
+    // A list is there from the beginning, and names somebody else.
+    house.world.certs(&["--revoke", "bob"]);
+    let server = house.world.serve();
+    let source = house.world.file("source", b"");
+    fs::File::options().write(true).open(&source).unwrap().set_len(256 << 20).unwrap();
+    let mut put = house.client("alice", &["put", "--streams", "8", "--bwlimit", "1M"]);
+    put.arg(&source).arg(server.at("big")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let running = put.spawn().unwrap();
+    logged(&server, 7, "alice joined its session");
+    let other = house.begin_upload(&server, "client", "other");
+    house.world.certs(&["--revoke", "alice"]);
+    cut(running, 3, "it is revoked");
+    logged(&server, 7, "alice: a lane, ");
+    // A new connection does not come further, and who is not on the list goes on.
+    assert!(house.run("alice", &["ls", &server.at("")], 3).contains("revoked"));
+    said(&other.wait_with_output().unwrap(), 0);
+    assert!(!house.world.root().join("big").exists());
+}
+
 #[test]
 fn a_certificate_that_ends_is_cut_off() {
     let house = House::new(&[]);

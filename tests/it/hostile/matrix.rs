@@ -143,6 +143,7 @@ enum Verb {
     List,
     Get,
     Hash,
+    Space,
     Put(IfExists),
     PutAsked,
     MakeDirectory,
@@ -161,6 +162,7 @@ const VERBS: &[Verb] = &[
     Verb::List,
     Verb::Get,
     Verb::Hash,
+    Verb::Space,
     Verb::Put(IfExists::Overwrite),
     Verb::Put(IfExists::Fail),
     Verb::Put(IfExists::Rename),
@@ -303,6 +305,18 @@ impl Model {
                     self.nodes.keys().filter(|path| !path.is_empty() && parent(path) == place && **path != place);
                 let names = names.filter(|path| self.may(path, "l"));
                 none(Answer::Done(names.map(|path| path.rsplit('/').next().unwrap().to_owned()).collect()))
+            }
+            Verb::Space if !self.may(&place, "l") => denied(),
+            // It tells of the volume that something is on or would be; a link is on none that is told.
+            Verb::Space => {
+                let mut above = place.as_str();
+                while !above.is_empty() && !is_at_or_below(above, ".sealift") {
+                    if self.nodes.get(above) == Some(&Node::Link) {
+                        return refused();
+                    }
+                    above = parent(above);
+                }
+                done()
             }
             Verb::Get | Verb::Hash if !self.may(&place, "r") => denied(),
             Verb::Get | Verb::Hash if node == Ok(Some(Node::File)) => done(),
@@ -476,6 +490,7 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
         }
         Verb::Get => peer.ask(&Get { path: place, unasked_max: 100 }).await,
         Verb::Hash => peer.ask(&Hash { path: place, read: None }).await,
+        Verb::Space => peer.ask(&Space { path: place }).await,
         Verb::Put(if_exists) => {
             let put = Put { if_exists, ..put_small(name, b"newer") };
             return peer.store(put, b"newer").await.map(|_| BTreeSet::new());
