@@ -138,6 +138,10 @@ pub const TLS_WRITE_BUFFER_LEN: usize = 512 * KIB;
 /// Outcomes of commits that are remembered for a client that lost the answer. The oldest is forgotten first;
 /// a slot is about 300 bytes.
 pub const OUTCOMES_MAX: usize = 65_536;
+/// Names of which is remembered when something was last stored under them, so that what comes late is known as such.
+/// The one that was stored under first is forgotten first, and an unasked upload to a forgotten name costs its client
+/// a question; a slot is about 200 bytes.
+pub const NEWEST_NAMES_MAX: usize = 65_536;
 /// Bytes of one file of the audit log; after that it goes on in another.
 pub const AUDIT_FILE_LEN_MAX: u64 = 256 * MIB as u64;
 /// Lines that are kept while the audit log cannot be written; a line is about 400 bytes.

@@ -557,7 +557,12 @@ fn cut(place: &str) -> Error {
 
 fn broken(error: io::Error) -> Error {
     let kind = match error.kind() {
-        io::ErrorKind::InvalidData => ErrorKind::Protocol,
+        // After the handshake only the right keys make records that are accepted, so these were changed on their way
+        // (or those of the other side were, as its alert says), and another connection may be luckier.
+        io::ErrorKind::InvalidData => {
+            let message = "the connection broke: what came over it is not what was sent";
+            return Error::new(ErrorKind::Connection, message).with_source(error);
+        }
         io::ErrorKind::TimedOut => ErrorKind::Timeout,
         _ => ErrorKind::Connection,
     };

@@ -8,6 +8,7 @@ use tracing::error;
 
 use super::audit::{self, Audit, around, asked, ended, entry, stored};
 use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
+use super::newest::Turn;
 use super::receipts::receipt;
 use super::shared::{Shared, Who};
 use crate::access::Principal;
@@ -59,8 +60,8 @@ pub(super) fn rename<T>(shared: &Shared, who: &Who, request: &Rename, act: impl 
 }
 
 /// Opens an upload; with the receipt when it has ended with that.
-pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> (Result<Opened>, Option<Receipt>) {
-    let mut opened = commit::open(shared, who, put);
+pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> (Result<Opened>, Option<Receipt>) {
+    let mut opened = commit::open(shared, who, put, turn);
     if let Some(audit) = &shared.audit {
         let asked = Entry { size: put.size, ..entry(who, "put", &put.path) };
         let told = match &opened {
@@ -121,6 +122,7 @@ fn commit_small_with(audit: &Audit, shared: &Shared, who: &Who, batch: Vec<Small
             size: upload.finish.size,
             stored: Err(error.duplicate()),
             receipt: None,
+            asked: None,
         };
         return batch.into_iter().map(refuse).collect();
     }

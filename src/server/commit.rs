@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use super::convert;
-use super::held::{Begun, Right, Sink, partial_key, stored_otherwise};
+use super::held::{self, Begun, Right, Sink, partial_key, stored_otherwise};
 use super::names;
+use super::newest::{Described, Entered, Refused, Turn};
 use super::offer::{Copying, Offer};
 use super::outcomes::{Attempt, Begin};
 use super::quota::{self, Reservation, Seat};
@@ -16,8 +17,8 @@ use super::shared::{Pass, Shared, Who};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
-use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, UNASKED_FILE_MAX};
-use crate::protocol::{Finish, IfExists, Outcome, Put, Receipt, Stored};
+use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, KEPT_SIZE_MIN, UNASKED_FILE_MAX};
+use crate::protocol::{Bytes16, Finish, IfExists, Outcome, Put, Receipt, Stored};
 use crate::storage::{self, Kind, NewFile, StoredFile};
 use crate::transfer::Receiver;
 
@@ -32,6 +33,10 @@ pub(super) enum Opened {
 /// An upload that content may come for.
 pub(super) struct Incoming {
     pub(super) attempt: Attempt,
+    /// When it was asked for.
+    turn: Turn,
+    /// Makes that known for as long as it is under way; none when it replaces nothing.
+    _described: Option<Described>,
     /// What happens to what is there, by the rights that the principal had at the beginning.
     pub(super) if_exists: IfExists,
     /// Its room in the principal's quota.
@@ -62,6 +67,8 @@ pub(super) struct SmallUpload {
     pub(super) content: Vec<u8>,
     pub(super) finish: Finish,
     pub(super) seat: Seat,
+    /// When its client surely was there.
+    pub(super) turn: Turn,
 }
 
 /// Checks that the principal may store under this name, and says what happens to what is there.
@@ -146,8 +153,36 @@ fn taken(pass: &Pass, put: &Put, if_exists: IfExists) -> Result<Stored> {
     Err(Error::new(ErrorKind::Exists, format!("{} is there already", put.path)))
 }
 
+/// Enters the commit of an upload as the newest of its owner to its name; none when it has no order to others: nobody
+/// would know the owner again, or it gets a name of its own.
+fn enter_newest(
+    shared: &Shared,
+    who: &Who,
+    put: &Put,
+    turn: Turn,
+    if_exists: IfExists,
+) -> Result<Option<Entered>, Refused> {
+    let key = held::key(&who.principal, put).filter(|_| if_exists != IfExists::Rename);
+    key.map(|(_, key)| shared.newest.enter(key, turn, &put.path, if_exists == IfExists::Overwrite)).transpose()
+}
+
+/// What is answered to an upload that is not the newest: the same content may be there for all that.
+fn not_newest(pass: &Pass, put: &Put, finish: &Finish, error: Error) -> Result<Stored> {
+    if finish.size < KEPT_SIZE_MIN
+        && may_read(pass, put)
+        && let Some(file) = existing_file(pass, put)?
+        && file.size() == finish.size
+        && root_of(&file)? == finish.root
+    {
+        // Mode and time are those that the newer one gave it.
+        pass.store.sync_existing(&file, &put.path)?;
+        return Ok(Stored { outcome: Outcome::Unchanged, root: Some(finish.root), size: file.size(), path: None });
+    }
+    Err(error)
+}
+
 /// Opens an upload whose content will be asked for.
-pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
+pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<Opened> {
     let pass = shared.pass(who)?;
     let if_exists = admit(&pass, put)?;
     let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
@@ -165,6 +200,8 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     {
         return Ok(Opened::Ended(stored));
     }
+    let described = held::key(&who.principal, put).filter(|_| if_exists == IfExists::Overwrite);
+    let mut described = described.map(|(_, key)| shared.newest.describe(key, turn));
     let mut base = None;
     if if_exists != IfExists::Rename
         && may_read(&pass, put)
@@ -184,6 +221,8 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
                 return Ok(Opened::Upload(Box::new(Incoming {
                     generation: attempt.generation(),
                     attempt,
+                    turn,
+                    _described: described.take(),
                     if_exists,
                     reservation: Reservation::default(),
                     file: None,
@@ -212,6 +251,8 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put) -> Result<Opened> {
     let mut incoming = Incoming {
         generation: attempt.generation(),
         attempt,
+        turn,
+        _described: described,
         if_exists,
         reservation,
         file: None,
@@ -305,11 +346,23 @@ pub(super) fn commit(
     incoming: Incoming,
     mut receiver: Receiver,
 ) -> Result<Stored> {
-    let Incoming { attempt, file, right, mut reservation, base, base_root, if_exists, .. } = incoming;
+    let Incoming { attempt, file, right, mut reservation, base, base_root, if_exists, turn, _described, .. } = incoming;
     let pass = shared.pass(who)?;
     admit_still(&pass, put, if_exists)?;
     attempt.enter_commit(&put.path)?;
     let finish = receiver.finish().cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a commit unasked"))?;
+    let entered = match enter_newest(shared, who, put, turn, if_exists) {
+        Ok(entered) => entered,
+        Err(refused) => {
+            // Nobody goes on with it.
+            file.iter().for_each(|file| file.discard());
+            return not_newest(&pass, put, &finish, refused.error).inspect(|stored| attempt.ended(stored));
+        }
+    };
+    let ended = |attempt: Attempt, stored: &Stored| {
+        attempt.ended(stored);
+        entered.iter().for_each(Entered::stored);
+    };
     if let (Some(base), Some(root)) = (&base, base_root)
         && (file.is_none() || receiver.received() == 0)
     {
@@ -322,7 +375,7 @@ pub(super) fn commit(
             return Err(mismatch(put, root, finish.root));
         }
         let stored = confirm_unchanged(&pass, put, base, &finish)?;
-        attempt.ended(&stored);
+        ended(attempt, &stored);
         drop(right);
         return Ok(stored);
     }
@@ -343,7 +396,7 @@ pub(super) fn commit(
         .pop()
         .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "a publication without an answer")));
     let stored = settle(&pass, put, root, finish.size, published)?;
-    attempt.ended(&stored);
+    ended(attempt, &stored);
     stored_otherwise(&pass.store, &who.principal, put);
     Ok(stored)
 }
@@ -452,40 +505,49 @@ pub(super) struct SmallAnswer {
     pub(super) size: u64,
     pub(super) stored: Result<Stored>,
     pub(super) receipt: Option<Receipt>,
+    /// Its client is asked to say it again, since this moment.
+    pub(super) asked: Option<(Bytes16, u64)>,
 }
 
 /// Commits small uploads together: many writes, then one publication.
 pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<SmallAnswer> {
     let answer = |transfer, put: &Put, size, stored: Result<Stored>| {
         let receipt = stored.as_ref().ok().and_then(|stored| receipt(shared, who, &put.path, stored));
-        SmallAnswer { transfer, size, stored, receipt }
+        SmallAnswer { transfer, size, stored, receipt, asked: None }
     };
     let mut answers = Vec::with_capacity(batch.len());
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
     let mut seats = Vec::with_capacity(batch.len());
     let mut parents = storage::Parents::default();
-    for SmallUpload { transfer, put, content, finish, seat } in batch {
+    for SmallUpload { transfer, put, content, finish, seat, turn } in batch {
         seats.push(seat);
+        let mut asked = None;
         let small = shared.pass(who).and_then(|pass| {
-            let small = stage_small(shared, who, &pass, &mut parents, &put, &content, &finish)?;
+            let small = stage_small(shared, who, &pass, &mut parents, &put, &content, &finish, (turn, &mut asked))?;
             Ok((small, pass))
         });
         match small {
             Ok((Small::Ended(stored), _)) => answers.push(answer(transfer, &put, finish.size, Ok(stored))),
-            Ok((Small::Staged(file, attempt, reservation), pass)) => {
+            Ok((Small::Staged(file, attempt, entered, reservation), pass)) => {
                 staged.push(file);
-                waiting.push((transfer, put, finish, attempt, reservation, pass));
+                waiting.push((transfer, put, finish, attempt, entered, reservation, pass));
+            }
+            Err(error) if asked.is_some() => {
+                let asked = asked.map(|moment| (put.upload_id, moment));
+                answers.push(SmallAnswer { asked, ..answer(transfer, &put, finish.size, Err(error)) });
             }
             Err(error) => answers.push(answer(transfer, &put, finish.size, Err(error))),
         }
     }
     let Some((.., pass)) = waiting.first() else { return answers };
     let published = pass.store.publish(staged);
-    for ((transfer, put, finish, attempt, _reservation, pass), published) in waiting.into_iter().zip(published) {
+    for ((transfer, put, finish, attempt, entered, _reservation, pass), published) in waiting.into_iter().zip(published)
+    {
         let stored = settle(&pass, &put, finish.root, finish.size, published);
         if let Ok(stored) = &stored {
             attempt.ended(stored);
+            entered.iter().for_each(Entered::stored);
             stored_otherwise(&pass.store, &who.principal, &put);
         }
         answers.push(answer(transfer, &put, finish.size, stored));
@@ -493,11 +555,13 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     answers
 }
 
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment, and most are staged")]
 enum Small {
-    Staged(storage::Staged, Attempt, Reservation),
+    Staged(storage::Staged, Attempt, Option<Entered>, Reservation),
     Ended(Stored),
 }
 
+#[expect(clippy::too_many_arguments, reason = "one small upload, and what is common to its batch")]
 fn stage_small(
     shared: &Shared,
     who: &Who,
@@ -506,6 +570,7 @@ fn stage_small(
     put: &Put,
     content: &[u8],
     finish: &Finish,
+    (turn, asked): (Turn, &mut Option<u64>),
 ) -> Result<Small> {
     let if_exists = admit(pass, put)?;
     let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
@@ -513,6 +578,19 @@ fn stage_small(
         Begin::Go(attempt) => attempt,
     };
     attempt.enter_commit(&put.path)?;
+    let entered = match enter_newest(shared, who, put, turn, if_exists) {
+        Ok(entered) => entered,
+        Err(refused) => {
+            let stored = not_newest(pass, put, finish, refused.error).inspect_err(|_| *asked = refused.asked)?;
+            attempt.ended(&stored);
+            return Ok(Small::Ended(stored));
+        }
+    };
+    let ended = |attempt: Attempt, stored: Stored| {
+        attempt.ended(&stored);
+        entered.iter().for_each(Entered::stored);
+        Ok(Small::Ended(stored))
+    };
     let root = Root::of(content);
     if root != finish.root {
         return Err(mismatch(put, root, finish.root));
@@ -520,8 +598,7 @@ fn stage_small(
     if if_exists == IfExists::Rename
         && let Some(stored) = known_renamed(pass, put)?
     {
-        attempt.ended(&stored);
-        return Ok(Small::Ended(stored));
+        return ended(attempt, stored);
     }
     if if_exists != IfExists::Rename
         && !parents.lacks(&pass.store, &put.path)
@@ -529,18 +606,13 @@ fn stage_small(
         && let Some(mut file) = existing_file(pass, put)?
     {
         if let Some(stored) = known_by_record(pass, put, &file)? {
-            attempt.ended(&stored);
-            return Ok(Small::Ended(stored));
+            return ended(attempt, stored);
         }
         if file.size() == finish.size && root_of(&file)? == root {
             match keep_unchanged(pass, put, &mut file, root) {
                 // It has other names, whose metadata must stay: it is stored anew.
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
-                kept => {
-                    let stored = kept?;
-                    attempt.ended(&stored);
-                    return Ok(Small::Ended(stored));
-                }
+                kept => return ended(attempt, kept?),
             }
         }
     }
@@ -553,5 +625,5 @@ fn stage_small(
     if !content.is_empty() {
         file.write_at(0, content)?;
     }
-    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt, reservation))
+    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt, entered, reservation))
 }

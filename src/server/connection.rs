@@ -940,8 +940,8 @@ impl Driver {
 
     fn stored_small(&mut self, answers: Vec<SmallAnswer>) {
         let mut items = Vec::new();
-        for SmallAnswer { transfer, size, stored, receipt } in answers {
-            self.flow.answered_unasked(size);
+        for SmallAnswer { transfer, size, stored, receipt, asked } in answers {
+            self.flow.answered_unasked(size, asked);
             match stored {
                 Ok(stored) => {
                     self.stored_count += 1;

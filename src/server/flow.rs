@@ -19,6 +19,7 @@ use super::audited;
 use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
 use super::groups::{Groups, Place};
 use super::held::Sink;
+use super::newest::{Standing, Turn};
 use super::offer::Offer;
 use super::quota::Seat;
 use super::requests;
@@ -64,6 +65,8 @@ pub(super) struct Upload {
     pub(super) phase: Phase,
     /// The content of an unasked upload, as far as it came.
     content: Vec<u8>,
+    /// When it was asked for.
+    turn: Turn,
     open: Option<OpenGroup>,
     seat: Seat,
     /// It came to more than the principal's quota has room for.
@@ -76,6 +79,7 @@ pub(super) struct Upload {
     drained: Option<u64>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "most uploads that take long are receiving")]
 pub(super) enum Phase {
     /// Content comes unasked; it is committed with others.
     Unasked,
@@ -212,6 +216,7 @@ pub(super) struct Flow {
     begun: usize,
     writing: usize,
     unasked: u64,
+    standing: Standing,
     small: Vec<SmallUpload>,
     committing_small: bool,
     gets: VecDeque<(u32, Get)>,
@@ -235,6 +240,7 @@ impl Flow {
     /// The content of the connection with this number, which is the first of its session or a lane of it.
     pub(super) fn new(shared: Arc<Shared>, who: Arc<Who>, session: Arc<Session>, id: u64, is_lane: bool) -> Flow {
         Flow {
+            standing: shared.newest.standing(id),
             shared,
             who,
             session,
@@ -330,6 +336,7 @@ impl Flow {
     /// Takes a description.
     pub(super) fn put(&mut self, transfer: u32, put: Put, seat: Seat) -> Result<()> {
         let mut phase = Phase::Opening;
+        let turn = self.standing.turn(&put.upload_id, put.unasked);
         if put.unasked {
             let size = put.size.filter(|&size| size <= limits::UNASKED_FILE_MAX);
             let size = size.ok_or(Breach::Excess("unasked content for one file"))?;
@@ -341,7 +348,7 @@ impl Flow {
         } else {
             let put = put.clone();
             self.spawn(move |shared, who| {
-                let (opened, receipt) = audited::open(shared, who, &put);
+                let (opened, receipt) = audited::open(shared, who, &put, turn);
                 Job::Opened(transfer, opened, receipt)
             });
         }
@@ -350,6 +357,7 @@ impl Flow {
             put,
             phase,
             content: Vec::new(),
+            turn,
             open: None,
             seat,
             is_over: false,
@@ -385,8 +393,8 @@ impl Flow {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
             }
             let Some(upload) = self.uploads.remove(&transfer) else { return Ok(()) };
-            let Upload { put, content, seat, .. } = upload;
-            self.small.push(SmallUpload { transfer, put, content, finish, seat });
+            let Upload { put, content, seat, turn, .. } = upload;
+            self.small.push(SmallUpload { transfer, put, content, finish, seat, turn });
             self.commit_small();
             return Ok(());
         }
@@ -414,9 +422,12 @@ impl Flow {
         self.commit_small();
     }
 
-    /// An unasked upload is answered: its bytes count no more.
-    pub(super) fn answered_unasked(&mut self, size: u64) {
+    /// An unasked upload is answered: its bytes count no more. Its client may have been asked to say it again.
+    pub(super) fn answered_unasked(&mut self, size: u64, asked: Option<(Bytes16, u64)>) {
         self.unasked = self.unasked.saturating_sub(size);
+        if let Some((upload, moment)) = asked {
+            self.standing.ask(upload, moment);
+        }
     }
 
     /// The server has looked at what is there.
@@ -685,6 +696,7 @@ impl Flow {
             groups,
             phase,
             content: Vec::new(),
+            turn: Turn::default(),
             open: None,
             seat,
             is_over: false,

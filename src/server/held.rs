@@ -86,7 +86,8 @@ fn owner(principal: &Principal, secret: Option<&Bytes16>) -> Option<[u8; 32]> {
     Some(*hasher.finalize().as_bytes())
 }
 
-fn key(principal: &Principal, put: &Put) -> Option<([u8; 32], PartialKey)> {
+/// The owner and the key of an upload: all attempts of one owner at one name have the same.
+pub(super) fn key(principal: &Principal, put: &Put) -> Option<([u8; 32], PartialKey)> {
     let owner = owner(principal, put.resume.as_ref())?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(&owner).update(&put.path.to_bytes());

@@ -15,6 +15,7 @@ mod groups;
 mod held;
 mod lane;
 mod names;
+mod newest;
 mod offer;
 mod outcomes;
 mod quota;

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::audit::Audit;
 use super::crowd::Crowd;
 use super::held::Holds;
+use super::newest::Newest;
 use super::outcomes::Outcomes;
 use super::quota::{self, Accounts, Amount, Reservation, Seat};
 use super::rates::{Bound, Rates};
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     pub(super) holds: Holds,
     /// Turns of what is dropped on disk threads ([`limits::DROPS_MAX`]).
     pub(super) drops: Arc<Semaphore>,
+    /// When which names were stored under.
+    pub(super) newest: Newest,
     /// What further connections can join.
     pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
@@ -118,6 +121,7 @@ impl Shared {
             rates: Rates::default(),
             holds: Holds::default(),
             drops: Arc::new(Semaphore::new(limits::DROPS_MAX)),
+            newest: Newest::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),

@@ -110,7 +110,11 @@ fn explain_to_client(error: &rustls::Error, host: &str) -> Error {
         E::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
             Error::new(ErrorKind::Version, format!("what answers at {host} does not speak TLS: is the port right?"))
         }
-        E::InvalidMessage(_) | E::PeerMisbehaved(_) | E::DecryptError | E::PeerSentOversizedRecord => {
+        E::DecryptError => {
+            let message = format!("what came from {host} is not what it sent: something on the way changes it");
+            Error::new(ErrorKind::Connection, message)
+        }
+        E::InvalidMessage(_) | E::PeerMisbehaved(_) | E::PeerSentOversizedRecord => {
             Error::new(ErrorKind::Protocol, format!("{host} breaks the TLS protocol: {}", escaped(error)))
         }
         _ => Error::new(ErrorKind::Protocol, format!("the TLS handshake with {host} failed: {}", escaped(error))),
@@ -156,6 +160,10 @@ fn alert_to_client(alert: AlertDescription, host: &str) -> Error {
             Error::from_peer(ErrorKind::Version, format!("{host} and this client have no kind of TLS in common"))
         }
         A::UnrecognisedName => Error::from_peer(ErrorKind::Trust, format!("{host} has no certificate for that name")),
+        A::BadRecordMac => {
+            let message = format!("what came to {host} is not what was sent: something on the way changes it");
+            Error::from_peer(ErrorKind::Connection, message)
+        }
         A::InternalError | A::UserCanceled | A::CloseNotify => {
             Error::from_peer(ErrorKind::Connection, format!("{host} gave up the TLS handshake ({alert:?})"))
         }

@@ -8,6 +8,7 @@ mod bytes;
 mod content;
 mod greedy;
 mod lanes;
+mod late;
 mod limits;
 mod matrix;
 mod names;

@@ -11,6 +11,7 @@ mod doctor;
 mod errors;
 mod every_call;
 mod faults;
+mod flips;
 mod help;
 mod hostile;
 mod install;

@@ -487,6 +487,10 @@ pub(crate) struct Plan {
     pub(crate) cut: Option<(u64, Cut)>,
     /// The same, once so many bytes have gone to the server.
     pub(crate) cut_up: Option<(u64, Cut)>,
+    /// A bit of this byte is another one towards the client.
+    pub(crate) flip: Option<u64>,
+    /// The same towards the server.
+    pub(crate) flip_up: Option<u64>,
     /// Called once when so many bytes have gone to the server; none goes on before it returns.
     pub(crate) up: Option<(u64, Hook)>,
     /// The same towards the client.
@@ -540,15 +544,15 @@ impl Proxy {
                 let (client, server) = (Arc::new(client.unwrap()), Arc::new(server));
                 shared.streams.lock().unwrap().extend([Arc::clone(&client), Arc::clone(&server)]);
                 shared.pumps.fetch_add(2, Ordering::SeqCst);
-                let Plan { cut, up, down, cut_up, rate } = plan(number);
+                let Plan { cut, up, down, cut_up, rate, flip, flip_up } = plan(number);
                 let (state, from, to) = (Arc::clone(&shared), Arc::clone(&client), Arc::clone(&server));
                 std::thread::spawn(move || {
-                    pump(&state, &state.up, &from, &to, cut_up, up, rate);
+                    pump(&state, &state.up, (&from, &to), (cut_up, flip_up), up, rate);
                     state.pumps.fetch_sub(1, Ordering::SeqCst);
                 });
                 let state = Arc::clone(&shared);
                 std::thread::spawn(move || {
-                    pump(&state, &state.down, &server, &client, cut, down, rate);
+                    pump(&state, &state.down, (&server, &client), (cut, flip), down, rate);
                     state.pumps.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -586,9 +590,8 @@ impl Drop for Proxy {
 fn pump(
     state: &ProxyState,
     count: &AtomicU64,
-    from: &Arc<TcpStream>,
-    to: &Arc<TcpStream>,
-    cut: Option<(u64, Cut)>,
+    (from, to): (&Arc<TcpStream>, &Arc<TcpStream>),
+    (cut, flip): (Option<(u64, Cut)>, Option<u64>),
     mut hook: Option<(u64, Hook)>,
     rate: Option<u64>,
 ) {
@@ -623,6 +626,10 @@ fn pump(
         let room = next.map_or(buffer.len(), |next| usize::try_from(next - passed).unwrap().min(buffer.len()));
         match (&**from).read(&mut buffer[..room]) {
             Ok(len @ 1..) => {
+                let at = flip.and_then(|at| usize::try_from(at.checked_sub(passed)?).ok());
+                if let Some(byte) = at.and_then(|at| buffer[..len].get_mut(at)) {
+                    *byte ^= 1 << (passed % 8);
+                }
                 passed += len as u64;
                 count.fetch_add(len as u64, Ordering::SeqCst);
                 // Whoever has left does not mind.
