@@ -751,6 +751,45 @@ class Bench:
               f"{figures['kernel_kib_each_both_ends']} KiB of kernel memory (both ends)", flush=True)
         return None
 
+    # -- again, changed in place
+
+    def w4(self):
+        """A large file is stored, 1 MiB in its middle is changed, it is sent again: time, and bytes on the wire."""
+        if os.geteuid() != 0 or not which("ip"):
+            return self.say_once("SKIPPED W4: the bytes on the wire are counted in a network namespace, which needs root and ip")
+        size, name = self.options.mib * MIB, f"slbench-{os.getpid()}"
+        source, inside = self.file(size, "changing"), ["ip", "netns", "exec", name]
+        must(["ip", "netns", "add", name])
+        try:
+            must(["ip", "-n", name, "link", "set", "lo", "up"])
+            for number in range(1, self.options.rounds + 1):
+                for tool in rotate(self.tools(Sealift, Rsync), number):
+                    self.changed_in_place(tool, number, source, size, inside)
+        finally:
+            quiet(["ip", "netns", "delete", name])
+            remove(source)
+        return None
+
+    def changed_in_place(self, tool, number, source, size, inside):
+        counted = []
+
+        def prepare(_):
+            must([*inside, *tool.put(source, "f")], timeout=600)
+            with open(source, "r+b") as file:
+                file.seek(size // 2)
+                file.write(os.urandom(MIB))
+            os.sync()
+            counted.append(loopback_bytes(inside))
+
+        def check(root):
+            counted.append(loopback_bytes(inside))
+            return same(source, f"{root}/f")
+
+        figures = self.sample("W4", tool, number, lambda _: [[*inside, *tool.put(source, "f")]], check, size=size,
+                              root=self.disk, prepare=prepare, prefix=inside)
+        figures["wire_mib"] = round((counted[-1] - counted[-2]) / MIB, 2)
+        print(f"W4 round {number} {tool.name}: {figures['wire_mib']} MiB on the wire", flush=True)
+
     # -- long links
 
     def wan(self, options):
@@ -837,6 +876,12 @@ def kernel_memory():
     return sum(int(found[key].split()[0]) * 1024 for key in ("Slab", "KernelStack") if key in found)
 
 
+def loopback_bytes(inside):
+    """Bytes that loopback has carried in the namespace that `inside` runs commands in, headers included."""
+    text = must([*inside, "cat", "/proc/net/dev"])
+    return next(int(line.split(":")[1].split()[0]) for line in text.splitlines() if line.strip().startswith("lo:"))
+
+
 def rotate(items, number):
     """Another order in each round, so that no tool always follows the same."""
     start = (number - 1) % max(len(items), 1)
@@ -895,10 +940,10 @@ def median(samples, key):
     return statistics.median(values) if values else None
 
 
-COLUMNS = (("mib_s", "MiB/s", 0), ("files_s", "files/s", 0), ("cpu_s_per_gib", "CPU s/GiB", 2), ("client_mib", "client MiB", 0),
-           ("server_mib", "server MiB", 0), ("slowest_to_fastest", "slowest ÷ fastest", 2),
-           ("per_server_cpu_s", "per server CPU s", 0), ("per_s", "per s", 0), ("server_kib_each", "server KiB each", 1),
-           ("kernel_kib_each_both_ends", "kernel KiB each, both ends", 1))
+COLUMNS = (("mib_s", "MiB/s", 0), ("files_s", "files/s", 0), ("cpu_s_per_gib", "CPU s/GiB", 2), ("wire_mib", "MiB on the wire", 1),
+           ("client_mib", "client MiB", 0), ("server_mib", "server MiB", 0),
+           ("slowest_to_fastest", "slowest ÷ fastest", 2), ("per_server_cpu_s", "per server CPU s", 0), ("per_s", "per s", 0),
+           ("server_kib_each", "server KiB each", 1), ("kernel_kib_each_both_ends", "kernel KiB each, both ends", 1))
 
 
 def table(work, record):
@@ -999,7 +1044,7 @@ def write(bench, options):
 def arguments():
     parser = argparse.ArgumentParser(prog="scripts/bench.sh", description="Measures sealift beside its peers.")
     parser.add_argument("mode", nargs="?", choices=("all", "quick"), default="all")
-    parser.add_argument("--only", help="workloads, with commas: bound,w1,w1_disk,w2,w2_image,w3,w6,w7,w8")
+    parser.add_argument("--only", help="workloads, with commas: bound,w1,w1_disk,w2,w2_image,w3,w4,w6,w7,w8")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--pairs", type=int, help="rounds on ext4 images")
     parser.add_argument("--mib", type=int, help="MiB of the one large file")
@@ -1031,7 +1076,7 @@ def arguments():
 def main():
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    order = ["bound", "w1", "w1_disk", "w2", "w2_image", "w3", "w6", "w7", "w8"]
+    order = ["bound", "w1", "w1_disk", "w2", "w2_image", "w3", "w4", "w6", "w7", "w8"]
     chosen = options.only.split(",") if options.only else order
     if unknown := set(chosen) - set(order):
         sys.exit(f"bench: no workload {', '.join(unknown)}")

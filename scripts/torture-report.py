@@ -28,6 +28,9 @@ def rows(log):
     for calls, tried, hit in re.findall(
             r"^calls of the reference: (\d+), .*faults tried: (\d+) of \d+, of which (\d+) hit a call", log, re.M):
         found["every file system call fails"] = (f"{tried} runs of {calls} calls", f"{hit} faults that hit", "0")
+    for name, moved, cuts, again, wrong in re.findall(
+            r"^links, (.+?): (\d+ MiB), (\d+) cuts, (.+), (\d+) violations", log, re.M):
+        found[f"a link with {name}"] = (f"{moved} up and down, {again}", f"{cuts} cuts", wrong)
     for told, total in re.findall(r"^rotten files: (\d+) of (\d+) found", log, re.M):
         found["files that rot"] = (f"{total} files", f"{told} flipped bits, all found", "0")
     return found

@@ -5,8 +5,8 @@
 #
 # Takes about an hour and 20 GiB of room in the temporary folder. What a machine lacks (strace, openssl, the right
 # to mount) is skipped and named in the report. A failure prints its seed: SEED=N scripts/torture.sh NAME does it again.
-# Without names it also cuts the power (scripts/power-cut.sh) CUTS times for each file system (default 200), and when
-# nothing failed it writes the table in docs/RELIABILITY.md anew.
+# Without names it also cuts the power (scripts/power-cut.sh) CUTS times for each file system (default 200) and breaks
+# links (scripts/link-torture.sh) under LINK_MIB MiB (default 10240) up and down, and when nothing failed it writes the table in docs/RELIABILITY.md anew.
 set -euo pipefail
 
 case ${1:-} in
@@ -20,7 +20,8 @@ tests=("$@")
 whole=no
 if ((${#tests[@]} == 0)); then
     whole=yes
-    tests=(order:: crash:: answers:: refusals:: changing:: faults:: every_call:: scrub:: verify:: many:: real:: transfer:: hostile::)
+    tests=(order:: crash:: answers:: refusals:: changing:: faults:: every_call:: scrub:: verify:: many:: real:: transfer:: resume:: streams::
+        sync_model:: hostile::)
 fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -37,13 +38,15 @@ status=${PIPESTATUS[0]}
 if [ "$whole" = yes ]; then
     echo "== cutting the power"
     scripts/power-cut.sh --cuts "${CUTS:-200}" --binary target/release/sealift 2>&1 | tee -a "$log" || status=1
+    echo "== breaking links"
+    scripts/link-torture.sh --mib "${LINK_MIB:-10240}" --binary target/release/sealift 2>&1 | tee -a "$log" || status=1
 fi
 
 echo
 echo "== report ($((SECONDS - begun)) s, $(nproc) processors, $(uname -sr), $(git rev-parse --short HEAD 2>/dev/null || echo 'no commit'))"
 grep -E '^test result' "$log" || true
 echo "-- what was counted"
-grep -E '^[^ ].*(: [0-9]+ times$|servers died|outlived|hidden|needed another|memory rose|syncfs|never rested|served again|names, [0-9]+ files|rotten files|calls of the reference|power cuts)' "$log" | sort -u || true
+grep -E '^[^ ].*(: [0-9]+ times$|servers died|outlived|hidden|needed another|memory rose|syncfs|never rested|served again|names, [0-9]+ files|rotten files|calls of the reference|power cuts|links, )' "$log" | sort -u || true
 echo "-- what was left out here"
 grep -E '^skipped' "$log" | sort | uniq -c || echo "nothing"
 if ((status != 0)); then
