@@ -12,18 +12,19 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Pool};
 use crate::client::api::{Client, Item, random_id};
 use crate::client::compare::Links;
 use crate::client::event::{Event, ItemKind, Outcome};
@@ -45,6 +46,8 @@ use crate::transfer::{Decision, Sender, Taken};
 
 /// What was found and waits for its turn: about 300 bytes each.
 const FOUND_MAX: usize = 512;
+/// How long what was found waits for more before it is passed on.
+const GULP_TIME: Duration = Duration::from_millis(1);
 /// Small files of one batch: one hop to a blocking thread, one round of answers.
 const BATCH_FILES: usize = 64;
 /// Bytes of content in one batch, held until they are answered.
@@ -206,13 +209,7 @@ impl Client {
         let (found_sender, found) = mpsc::channel(FOUND_MAX);
         let mut walk = JoinSet::new();
         let (filter, links) = (Arc::clone(&options.filter), options.links);
-        walk.spawn_blocking(move || {
-            for found in Walk::with(walked, filter, links) {
-                if found_sender.blocking_send(found).is_err() {
-                    break;
-                }
-            }
-        });
+        walk.spawn_blocking(move || send_in_gulps(Walk::with(walked, filter, links), &found_sender));
         self.put_all(job, found, options, tops).await?;
         while let Some(walked) = walk.join_next().await {
             walked.map_err(panicked)?;
@@ -274,6 +271,29 @@ impl Client {
         run.drain().await?;
         run.job.tell_parted().await;
         self.check_alive()
+    }
+}
+
+/// Sends what a walk finds, several at a time: waking the receiver for each file costs more than finding it.
+fn send_in_gulps(walk: Walk, sender: &mpsc::Sender<Found>) {
+    let mut gulp = Vec::with_capacity(BATCH_FILES);
+    let mut begun = Instant::now();
+    for found in walk {
+        gulp.push(found);
+        if gulp.len() < BATCH_FILES && begun.elapsed() < GULP_TIME {
+            continue;
+        }
+        for found in gulp.drain(..) {
+            if sender.blocking_send(found).is_err() {
+                return;
+            }
+        }
+        begun = Instant::now();
+    }
+    for found in gulp {
+        if sender.blocking_send(found).is_err() {
+            return;
+        }
     }
 }
 
@@ -540,25 +560,74 @@ enum ReadSmall {
     Failed(Error),
 }
 
-fn read_small(source: &Source, stalls: &Stalls) -> ReadSmall {
-    let read = || -> Result<Option<Small>> {
-        let open = source.open()?;
-        if open.version.size > UNASKED_FILE_MAX {
-            return Ok(None);
+/// Reads small files next to one another into buffers of the pool, as far as it has some to spare: fresh memory for
+/// each file costs as much as reading it.
+fn read_batch(sources: &[Source], pool: &Pool, stalls: &Stalls) -> Vec<ReadSmall> {
+    let mut read = Vec::with_capacity(sources.len());
+    let mut shared: Option<(Buffer, usize)> = None;
+    let mut in_shared: Vec<(usize, Range<usize>)> = Vec::new();
+    for source in sources {
+        let open = match source.open() {
+            Ok(open) => open,
+            Err(error) => {
+                read.push(ReadSmall::Failed(error));
+                continue;
+            }
+        };
+        let size = match usize::try_from(open.version.size) {
+            Ok(size) if open.version.size <= UNASKED_FILE_MAX => size,
+            _ => {
+                read.push(ReadSmall::Grown);
+                continue;
+            }
+        };
+        if shared.as_ref().is_none_or(|(buffer, used)| buffer.len() - used < size) {
+            share(&mut read, shared.take(), &mut in_shared);
+            shared = pool.try_lease(GROUP_LEN).map(|buffer| (buffer, 0));
         }
-        let size = usize::try_from(open.version.size).unwrap_or(0);
-        let mut content = vec![0; size];
-        stalls.working(Cause::Reading, || read_exact_at(&open, &mut content, 0))?;
-        open.check_unchanged()?;
-        let root = stalls.working(Cause::Hashing, || Root::of(&content));
-        let (version, attributes) = (open.version, open.attributes);
-        Ok(Some(Small { content: content.into(), root, version, attributes }))
-    };
-    match read() {
-        Ok(Some(small)) => ReadSmall::Read(small),
-        Ok(None) => ReadSmall::Grown,
-        Err(error) => ReadSmall::Failed(error),
+        let (content, range) = match &mut shared {
+            Some((buffer, used)) => {
+                let range = *used..*used + size;
+                let small = read_small(&open, &mut buffer[range.clone()], stalls);
+                *used += size;
+                (small, Some(range))
+            }
+            None => {
+                let mut own = vec![0; size];
+                let small = read_small(&open, &mut own, stalls);
+                (small.map(|small| Small { content: own.into(), ..small }), None)
+            }
+        };
+        match content {
+            Ok(small) => {
+                in_shared.extend(range.map(|range| (read.len(), range)));
+                read.push(ReadSmall::Read(small));
+            }
+            Err(error) => read.push(ReadSmall::Failed(error)),
+        }
     }
+    share(&mut read, shared, &mut in_shared);
+    read
+}
+
+/// Gives the files that lie in this buffer their pieces of it. It goes back to its pool with the last of them.
+fn share(read: &mut [ReadSmall], shared: Option<(Buffer, usize)>, in_shared: &mut Vec<(usize, Range<usize>)>) {
+    let Some((buffer, _)) = shared else { return };
+    let whole = Bytes::from_owner(buffer);
+    for (index, range) in in_shared.drain(..) {
+        if let Some(ReadSmall::Read(small)) = read.get_mut(index) {
+            small.content = whole.slice(range);
+        }
+    }
+}
+
+/// Reads a small file into a buffer of its size. The content is for the caller to fill in.
+fn read_small(open: &OpenSource, content: &mut [u8], stalls: &Stalls) -> Result<Small> {
+    stalls.working(Cause::Reading, || read_exact_at(open, content, 0))?;
+    open.check_unchanged()?;
+    let root = stalls.working(Cause::Hashing, || Root::of(content));
+    let (version, attributes) = (open.version, open.attributes);
+    Ok(Small { content: Bytes::new(), root, version, attributes })
 }
 
 /// Reads so many bytes; a file that ends before is another one than it was.
@@ -667,7 +736,8 @@ impl Job {
         };
         let sources: Vec<Source> = files.iter().map(|file| file.source.clone()).collect();
         let stalls = Arc::clone(self.client.stalls());
-        let read = spawn_blocking(move || sources.iter().map(|source| read_small(source, &stalls)).collect::<Vec<_>>());
+        let pool = self.client.pool().clone();
+        let read = spawn_blocking(move || read_batch(&sources, &pool, &stalls));
         let read = self.client.stalls().during(Cause::Source, read).await;
         let read = match read {
             Ok(read) => read,
@@ -679,7 +749,7 @@ impl Job {
         // Each file has one answer, so there is always room for it.
         let (replies, mut answers) = mpsc::channel(files.len().max(1));
         for (mut file, read) in files.into_iter().zip(read) {
-            let small = match read {
+            let mut small = match read {
                 ReadSmall::Read(small) if session.takes_unasked(small.version.size) => small,
                 ReadSmall::Read(_) | ReadSmall::Grown => {
                     self.put_file(file).await;
@@ -712,7 +782,9 @@ impl Job {
                 ..self.put_message(&file.target, upload_id)
             };
             let finish = Finish { size: small.version.size, root: small.root };
-            match session.put_unasked(&put, small.content.clone(), &finish, replies.clone()).await {
+            // Only what is not written yet holds its buffer.
+            let content = std::mem::take(&mut small.content);
+            match session.put_unasked(&put, content, &finish, replies.clone()).await {
                 Ok(transfer) => {
                     waiting.insert(transfer, (file, small));
                 }

@@ -26,8 +26,9 @@ const WHOLE_SYNC_COUNT_MIN: usize = 24;
 const WHOLE_SYNC_SLOW: Duration = Duration::from_millis(500);
 /// How long they go without it.
 const WHOLE_SYNC_PAUSE: Duration = Duration::from_secs(10);
-/// The `statfs` types of the file systems whose sync is known to tell of every failed write: ext4, XFS.
-const WHOLE_SYNC_KINDS: [i64; 2] = [0xef53, 0x5846_5342];
+/// The `statfs` types of the file systems whose sync is known to tell of every failed write: ext4, XFS, and tmpfs, which
+/// has nothing to write.
+const WHOLE_SYNC_KINDS: [i64; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 
 /// How a file came to its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

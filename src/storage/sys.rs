@@ -4,6 +4,7 @@
 
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
     Advice, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, StatxFlags, Timestamps,
@@ -158,14 +159,22 @@ pub(super) fn rename_over(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]
 
 /// Gives a file without a name (`O_TMPFILE`) its name; fails when something is there.
 pub(super) fn link_open_file(file: impl AsFd, to: impl AsFd, name: &[u8]) -> Result<()> {
-    // The way that needs no privilege. Where /proc is not mounted, the kernel may still allow the direct one.
-    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-    match retry_on_intr(|| rustix::fs::linkat(CWD, path.as_str(), &to, name, AtFlags::SYMLINK_FOLLOW)) {
-        Err(Errno::NOENT | Errno::ACCESS) => {
-            retry_on_intr(|| rustix::fs::linkat(&file, c"", &to, name, AtFlags::EMPTY_PATH))
+    // The direct way, which Linux 6.10 opened to whoever opened the file; before that it needs a privilege, and says
+    // that there is no such file. It may not even be asked twice for each file.
+    static HAS_DIRECT_WAY: AtomicBool = AtomicBool::new(true);
+    if HAS_DIRECT_WAY.load(Ordering::Relaxed) {
+        match retry_on_intr(|| rustix::fs::linkat(&file, c"", &to, name, AtFlags::EMPTY_PATH)) {
+            Err(Errno::NOENT | Errno::INVAL | Errno::PERM) => {}
+            result => return result,
         }
-        result => result,
     }
+    // The long way through /proc needs no privilege, but that to be mounted.
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let result = retry_on_intr(|| rustix::fs::linkat(CWD, path.as_str(), &to, name, AtFlags::SYMLINK_FOLLOW));
+    if result.is_ok() {
+        HAS_DIRECT_WAY.store(false, Ordering::Relaxed);
+    }
+    result
 }
 
 /// Removes a name that is not a directory.
