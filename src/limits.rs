@@ -179,6 +179,16 @@ pub const KEPT_COUNT_MAX: usize = 16_384;
 /// Bytes on disk in unfinished uploads that rest (`--keep-partial-max`), of all principals. Beyond it, those go that
 /// rested longest; the newest stays.
 pub const KEPT_BYTES_MAX: u64 = 1 << 40;
+/// Trees that are being built to take the place of others, or were and are unfinished (`--atomic`), of one principal.
+/// Each holds two or three directories open and, on disk, what it has besides the old tree. More are refused.
+pub const TREES_PER_OWNER_MAX: usize = 16;
+/// The same of all principals.
+pub const TREES_MAX: usize = 256;
+/// How long a connection that begins to build a tree waits for an older one of the same principal to let go of it.
+pub const TREE_TAKEOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a file that is sent unasked although an earlier run has left something of its tree: asking for less costs
+/// more than sending it again.
+pub const UNASKED_RESUMED_FILE_MAX: u64 = 16 * KIB as u64;
 /// The part of [`KEPT_COUNT_MAX`] and [`KEPT_BYTES_MAX`] that one principal can have: a quarter.
 pub const KEPT_SHARE: usize = 4;
 /// How often a server looks for those that have rested too long.

@@ -56,6 +56,9 @@ pub fn recode(kind: Kind, transfer: u32, payload: &[u8]) -> Result<Vec<u8>, Brea
         Kind::Done => message::<protocol::Done>,
         Kind::Space => message::<protocol::Space>,
         Kind::Volume => message::<protocol::Volume>,
+        Kind::BeginTree => message::<protocol::BeginTree>,
+        Kind::TreeBegun => message::<protocol::TreeBegun>,
+        Kind::PublishTree => message::<protocol::PublishTree>,
     };
     recode(transfer, payload)
 }

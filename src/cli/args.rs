@@ -282,7 +282,7 @@ pub struct TransferArgs {
 Examples:
   sealift put --certs certs photos sealift://nas/in/       stored as in/photos/...
   sealift put --certs certs --stdin-from-command sealift://nas/db.sql -- pg_dump shop
-Also --links, --exclude and whatever else leaves things out: see `sealift sync --help`."
+Also --atomic, --links, --exclude and whatever else leaves things out: see `sealift sync --help`."
 )]
 pub struct PutArgs {
     /// Local files and directories (`-` is standard input), then the remote destination
@@ -307,6 +307,9 @@ pub struct PutArgs {
     /// Remove each file once it is durable there, if it did not change
     #[arg(long)]
     pub remove_source: bool,
+    /// A directory is there all at once, or not at all
+    #[arg(long, hide = true, conflicts_with_all = ["stdin_from_command", "files_from", "remove_source", "receipts"])]
+    pub atomic: bool,
     /// Keep the server's signed receipts for what is stored here
     #[arg(long, value_name = "DIR")]
     pub receipts: Option<PathBuf>,
@@ -353,7 +356,7 @@ pub struct GetArgs {
     override_usage = "sealift sync [OPTIONS] SOURCE DEST",
     after_help = "\
 Example:
-  sealift sync --certs certs --delete -n photos sealift://nas/photos     -n: look before it runs"
+  sealift sync --certs certs --delete --atomic -n site sealift://www/site   -n: look before it runs"
 )]
 pub struct SyncArgs {
     /// A directory, here or remote
@@ -365,11 +368,11 @@ pub struct SyncArgs {
     /// Compare files of the same size by BLAKE3 hash, not by time
     #[arg(short, long)]
     pub checksum: bool,
-    /// At the end, remove what SOURCE does not have
+    /// At the end, remove what SOURCE lacks; --delete-excluded: filtered too
     #[arg(long)]
     pub delete: bool,
     /// Also what is left out
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub delete_excluded: bool,
     /// Remove nothing if more files than this would go
     #[arg(long, value_name = "N|N%", default_value = "25%")]
@@ -377,6 +380,9 @@ pub struct SyncArgs {
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+    /// DEST becomes so all at once, or stays as it was
+    #[arg(long)]
+    pub atomic: bool,
     /// How connections are used, as in `put`.
     #[command(flatten)]
     pub pace: UnlistedPaceArgs,

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::cli::args::PutArgs;
 use crate::cli::session::Session;
 use crate::cli::sources;
-use crate::client::plan::PutSource;
+use crate::client::plan::{PutItem, PutPlan, PutSource};
 use crate::client::receipts::Receipts;
 use crate::client::{PutOptions, StreamSource};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -24,6 +24,9 @@ use crate::path::Escaped;
 /// What is wrong with its arguments.
 pub(super) fn run(args: &PutArgs) -> Result<u8> {
     let plan = sources::put_plan(args)?;
+    if args.atomic {
+        check_atomic(&plan)?;
+    }
     let (filter, links) = (args.filters.0.filter()?, args.filters.0.links());
     let receipts = match &args.receipts {
         Some(folder) if !args.transfer.dry_run => Some(Arc::new(Receipts::open(folder, plan.endpoint.to_string())?)),
@@ -61,10 +64,34 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             filter,
             links,
         };
-        let result = client.put(plan.items, options).await;
+        let mut items = plan.items;
+        let result = match (args.atomic, items.pop()) {
+            (true, Some(item)) => Box::pin(client.put_atomic(item, options)).await,
+            (_, item) => {
+                items.extend(item);
+                client.put(items, options).await
+            }
+        };
         let kept = book.map_or(Ok(()), |book| book.sync());
         result.and(kept)
     })
+}
+
+/// Whether this is something that can take the place of another as a whole.
+fn check_atomic(plan: &PutPlan) -> Result<()> {
+    let refuse = |text: String| Err(Error::new(ErrorKind::Usage, text));
+    let [PutItem { source: PutSource::Local(path), target }] = plan.items.as_slice() else {
+        return refuse("--atomic takes one directory and its destination".to_owned());
+    };
+    if target.is_root() {
+        let text = "the root of a server cannot be replaced as a whole (--atomic): name a directory in it";
+        return refuse(text.to_owned());
+    }
+    if !path.is_dir() {
+        let shown = Escaped(path.as_os_str().as_bytes());
+        return refuse(format!("`{shown}` is no directory: a single file is there all at once without --atomic"));
+    }
+    Ok(())
 }
 
 fn standard_input() -> Result<StreamSource> {

@@ -3,7 +3,7 @@
 use crate::cli::args::SyncArgs;
 use crate::cli::session::Session;
 use crate::client::{Direction, SyncOptions, SyncPlan};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Runs the command; the answer is the exit code.
 ///
@@ -11,6 +11,10 @@ use crate::error::Result;
 /// What is wrong with its arguments.
 pub(super) fn run(args: &SyncArgs) -> Result<u8> {
     let plan = SyncPlan::parse(&args.source, &args.destination)?;
+    if args.atomic && plan.direction == Direction::Up && plan.remote.is_root() {
+        let text = "the root of a server cannot be replaced as a whole (--atomic): name a directory in it";
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
     let links = match plan.direction {
         Direction::Up => args.filters.links(),
         Direction::Down => args.filters.links_there()?,
@@ -23,6 +27,7 @@ pub(super) fn run(args: &SyncArgs) -> Result<u8> {
         delete_excluded: args.delete_excluded,
         delete_max: args.max_delete,
         dry_run: args.dry_run,
+        atomic: args.atomic,
     };
     let session = Session {
         command: "sync",

@@ -9,8 +9,8 @@ use serde_json::{Map, json};
 use crate::cli::args::{UploadsArgs, UploadsCommand};
 use crate::cli::{after_output, format};
 use crate::error::{Error, ErrorKind, Result};
-use crate::path::Escaped;
-use crate::storage::{self, Partial};
+use crate::path::{Escaped, RemotePath};
+use crate::storage::{self, Partial, UnfinishedTree};
 
 /// Runs the command.
 ///
@@ -21,6 +21,12 @@ pub(super) fn run(args: &UploadsArgs, out: &mut dyn Write) -> Result<()> {
         UploadsCommand::Ls { root, json } => {
             for partial in storage::list_partials(root)? {
                 let line = if *json { json_line(&partial) } else { line(&partial) };
+                if after_output(out.write_all(line.as_bytes()))?.is_break() {
+                    return Ok(());
+                }
+            }
+            for tree in storage::list_trees(root)? {
+                let line = if *json { json_line_of_tree(&tree) } else { line_of_tree(&tree) };
                 if after_output(out.write_all(line.as_bytes()))?.is_break() {
                     break;
                 }
@@ -63,11 +69,69 @@ fn json_line(partial: &Partial) -> String {
     format::json_line(&object.into())
 }
 
+fn line_of_tree(tree: &UnfinishedTree) -> String {
+    let age = Duration::from_secs(storage::now().saturating_sub(tree.touched));
+    format!(
+        "{}  {} in {} new files  {} ago  {}  {}/ as a whole{}\n",
+        tree.id,
+        format::size(tree.size),
+        tree.files,
+        format::duration(age),
+        Escaped(tree.owner_name.as_bytes()),
+        tree.path,
+        if tree.is_active { "  (being received)" } else { "" }
+    )
+}
+
+fn json_line_of_tree(tree: &UnfinishedTree) -> String {
+    let mut object = Map::new();
+    object.insert("type".to_owned(), json!("tree"));
+    object.insert("id".to_owned(), json!(tree.id));
+    format::insert_name(&mut object, "name", &tree.path.to_bytes());
+    object.insert("owner".to_owned(), json!(tree.owner_name));
+    object.insert("size".to_owned(), json!(tree.size));
+    object.insert("files".to_owned(), json!(tree.files));
+    object.insert("begun".to_owned(), json!(tree.begun));
+    object.insert("touched".to_owned(), json!(tree.touched));
+    object.insert("active".to_owned(), json!(tree.is_active));
+    format::json_line(&object.into())
+}
+
+/// What can be removed.
+enum Unfinished<'a> {
+    Upload(&'a Partial),
+    Tree(&'a UnfinishedTree),
+}
+
+impl Unfinished<'_> {
+    fn remove(&self, root: &Path) -> Result<bool> {
+        match self {
+            Unfinished::Upload(partial) => storage::remove_partial(root, partial),
+            Unfinished::Tree(tree) => storage::remove_tree(root, tree),
+        }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Unfinished::Upload(partial) => &partial.id,
+            Unfinished::Tree(tree) => &tree.id,
+        }
+    }
+
+    fn path(&self) -> &RemotePath {
+        match self {
+            Unfinished::Upload(partial) => &partial.record.path,
+            Unfinished::Tree(tree) => &tree.path,
+        }
+    }
+}
+
 fn remove(root: &Path, ids: &[String], all: bool, out: &mut dyn Write) -> Result<()> {
-    let there = storage::list_partials(root)?;
-    let mut chosen: Vec<&Partial> = Vec::new();
+    let (partials, trees) = (storage::list_partials(root)?, storage::list_trees(root)?);
+    let there = || partials.iter().map(Unfinished::Upload).chain(trees.iter().map(Unfinished::Tree));
+    let mut chosen: Vec<Unfinished<'_>> = Vec::new();
     for id in ids {
-        let found = there.iter().find(|partial| partial.id == *id);
+        let found = there().find(|unfinished| unfinished.id() == id);
         let found = found.ok_or_else(|| {
             let shown = Escaped(id.as_bytes()).to_string();
             Error::new(ErrorKind::NotFound, format!("there is no unfinished upload `{shown}`: `uploads ls` names them"))
@@ -75,12 +139,12 @@ fn remove(root: &Path, ids: &[String], all: bool, out: &mut dyn Write) -> Result
         chosen.push(found);
     }
     if all {
-        chosen = there.iter().collect();
+        chosen = there().collect();
     }
     let mut is_left = false;
-    for partial in chosen {
-        if storage::remove_partial(root, partial)? {
-            let line = format!("removed: {}  {}\n", partial.id, partial.record.path);
+    for unfinished in chosen {
+        if unfinished.remove(root)? {
+            let line = format!("removed: {}  {}\n", unfinished.id(), unfinished.path());
             // Who does not read it has it removed all the same.
             let _ = after_output(out.write_all(line.as_bytes()))?;
         } else {

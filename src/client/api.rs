@@ -1,7 +1,7 @@
 //! The client as a library: one server, a connection that is made again when it breaks, and plain requests.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::buffer::Pool;
+use crate::client::atomic::OpenTree;
 use crate::client::connect::{Dialer, Greeted, jittered};
 use crate::client::event::{Event, Events, ItemId};
 use crate::client::receipts::Receipts;
@@ -120,6 +121,10 @@ struct Inner {
     dead: Mutex<Option<Error>>,
     next_item: AtomicU64,
     stalls: Arc<Stalls>,
+    /// What is being built on the server.
+    tree: Mutex<Option<OpenTree>>,
+    /// The next request needs another connection: this one sees what was not built to its end.
+    leaves: AtomicBool,
 }
 
 /// The connection that there is, and how the last attempts went.
@@ -166,6 +171,8 @@ impl Client {
                 dead: Mutex::new(None),
                 next_item: AtomicU64::new(1),
                 stalls: Arc::default(),
+                tree: Mutex::default(),
+                leaves: AtomicBool::new(false),
             }),
             events,
         };
@@ -309,7 +316,7 @@ impl Client {
         }
     }
 
-    async fn request_once<M: Message>(&self, request: &M) -> Result<(Reply, Session)> {
+    pub(crate) async fn request_once<M: Message>(&self, request: &M) -> Result<(Reply, Session)> {
         let session = self.session().await?;
         let reply = session.open(request).await?.next().await?;
         self.progressed();
@@ -326,6 +333,16 @@ impl Client {
     /// Safe.
     pub(crate) async fn session(&self) -> Result<Session> {
         let mut link = self.inner.link.lock().await;
+        if self.inner.leaves.swap(false, Ordering::SeqCst)
+            && let Some(session) = link.session.take()
+        {
+            session.close();
+            if let Ok(greeted) = self.inner.dialer.connect().await {
+                let session = self.take_up(greeted, false).await?;
+                link.session = Some(session.clone());
+                return Ok(session);
+            }
+        }
         if let Some(session) = link.session.as_ref().filter(|session| session.is_open()) {
             return Ok(session.clone());
         }
@@ -351,8 +368,16 @@ impl Client {
             match self.inner.dialer.connect().await {
                 Ok(greeted) => {
                     let session = self.take_up(greeted, false).await?;
-                    link.session = Some(session.clone());
-                    return Ok(session);
+                    match self.take_up_tree(&session).await {
+                        Ok(()) => {
+                            link.session = Some(session.clone());
+                            return Ok(session);
+                        }
+                        Err(error) => {
+                            session.close();
+                            reason = error;
+                        }
+                    }
                 }
                 Err(error) => reason = error,
             }
@@ -479,6 +504,15 @@ impl Client {
 
     pub(crate) fn stalls(&self) -> &Arc<Stalls> {
         &self.inner.stalls
+    }
+
+    /// What was built and not put in its place is seen by nobody any more, this client included.
+    pub(crate) fn leave(&self) {
+        self.inner.leaves.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn open_tree(&self) -> &Mutex<Option<OpenTree>> {
+        &self.inner.tree
     }
 
     pub(crate) fn pool(&self) -> &Pool {

@@ -417,6 +417,9 @@ fn look(place: &Place, size: u64, policy: IfExists) -> Here {
     if policy == IfExists::Rename {
         return Here::Free;
     }
+    if policy == IfExists::Overwrite {
+        place.store.bring_back(&place.path);
+    }
     let entry = match place.store.stat(&place.path) {
         Ok(entry) => entry,
         // What is wrong with the way there is found again, and told, when the file is begun.
@@ -628,7 +631,13 @@ impl Job {
             if local.size() != size || hash_file(&local)? != theirs {
                 return Ok(Compared::Other(differing(&place, policy)));
             }
-            keep(&place, local, mode, mtime)?;
+            match keep(&place, local, mode, mtime) {
+                // It has other names, whose metadata must stay: it is saved anew.
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    return Ok(Compared::Other(differing(&place, policy)));
+                }
+                kept => kept?,
+            }
             Ok(Compared::Same(theirs))
         })
         .await

@@ -6,6 +6,7 @@
 //! over it (`upload`, `download`).
 
 mod api;
+mod atomic;
 pub mod compare;
 mod connect;
 mod download;

@@ -32,7 +32,8 @@ use crate::net::{Connection, Event, Handler};
 use crate::path::RemotePath;
 use crate::protocol::{
     Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
-    Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, Values, Volume, Want, WantValues, Working,
+    Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, TreeBegun, Values, Volume, Want, WantValues,
+    Working,
 };
 use crate::tls::VerifyingKey;
 
@@ -69,6 +70,8 @@ pub(crate) enum Reply {
     Entries(Vec<Entry>),
     /// The space of a volume.
     Volume(Volume),
+    /// A directory is being built.
+    TreeBegun(TreeBegun),
     /// A request is done.
     Done(Done),
     /// The exchange failed.
@@ -83,6 +86,7 @@ impl Reply {
             | Reply::Finish(_)
             | Reply::Entry(_)
             | Reply::Volume(_)
+            | Reply::TreeBegun(_)
             | Reply::Done(_)
             | Reply::Failed(_) => true,
             Reply::PutAnswer(_) | Reply::Values(_) | Reply::GetAnswer(_) | Reply::Group(..) | Reply::Entries(_) => {
@@ -574,6 +578,7 @@ impl Session {
             Reply::Entry(_) => Kind::Entry,
             Reply::Entries(_) => Kind::Entries,
             Reply::Volume(_) => Kind::Volume,
+            Reply::TreeBegun(_) => Kind::TreeBegun,
             Reply::Done(_) => Kind::Done,
             Reply::Failed(_) => Kind::Failed,
         };
@@ -937,6 +942,7 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
         Kind::Entry => Reply::Entry(Entry::from_payload(payload)?),
         Kind::Entries => Reply::Entries(Entries::from_payload(payload)?.entries.0),
         Kind::Volume => Reply::Volume(Volume::from_payload(payload)?),
+        Kind::TreeBegun => Reply::TreeBegun(TreeBegun::from_payload(payload)?),
         Kind::Done => Reply::Done(Done::from_payload(payload)?),
         Kind::Failed => {
             let failed = Failed::from_payload(payload)?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 
+use crate::client::atomic::LocalTree as Built;
 use crate::client::compare::{Action, DeleteMax, Links, Settings, compare};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::{Filter, Subject};
@@ -99,6 +100,8 @@ pub struct SyncOptions {
     pub delete_max: DeleteMax,
     /// Only say what would be done.
     pub dry_run: bool,
+    /// The destination becomes what it shall be as a whole, or stays as it was.
+    pub atomic: bool,
 }
 
 /// The two trees of one `sync`.
@@ -113,6 +116,8 @@ struct Pair {
     store: Option<Store>,
     top: Entry,
     there: Option<Entry>,
+    /// What the destination is to be replaced by as a whole, when it is here.
+    built: Option<Built>,
 }
 
 impl Client {
@@ -127,10 +132,22 @@ impl Client {
     /// What was told as done is durable. The destination may be between two states; running it again goes on.
     pub async fn sync(&self, plan: SyncPlan, options: SyncOptions) -> Result<()> {
         let failures_before = self.events().failures();
+        let is_atomic = options.atomic && !options.dry_run;
+        let (direction, remote) = (plan.direction, plan.remote.clone());
+        let building = match direction {
+            Direction::Up if is_atomic => Some(self.begin_tree(&remote).await?),
+            _ => None,
+        };
         let pair = Pair::open(self, plan, options).await?;
         let findings = pair.pass(None).await?;
         self.check_alive()?;
         pair.finish(findings, failures_before).await?;
+        if let Some(built) = &pair.built {
+            built.publish(self, failures_before).await?;
+        }
+        if let Some(building) = building {
+            building.publish(failures_before).await?;
+        }
         self.check_alive()
     }
 
@@ -428,7 +445,7 @@ impl Pair {
             return Err(is_no_directory(plan.remote.to_string()));
         }
         let local = plan.local.clone();
-        let (mut tree, mut store) = (None, None);
+        let (mut tree, mut store, mut built) = (None, None, None);
         let (source, there, top, there_entry) = match plan.direction {
             Direction::Up => {
                 let told = client.settings_there(IfExists::Overwrite, options.links).await?;
@@ -456,7 +473,16 @@ impl Pair {
                 let Some(top) = remote else {
                     return Err(Error::new(ErrorKind::NotFound, format!("there is no {} on the server", plan.remote)));
                 };
-                let opened = blocking(move || open_existing(&local)).await?;
+                let is_built = options.atomic && !options.dry_run;
+                let opened = if is_built {
+                    let begun = blocking(move || Built::begin(&local)).await?;
+                    let entry = begun.store.stat(&RemotePath::root())?;
+                    let store = begun.store.clone();
+                    built = Some(begun);
+                    Some((store, crate::client::side::entry_of_stored(entry)))
+                } else {
+                    blocking(move || open_existing(&local)).await?
+                };
                 let (opened, entry) = opened.map_or((None, None), |(store, entry)| (Some(store), Some(entry)));
                 store.clone_from(&opened);
                 let there = opened.map(|store| Side::Store(store, plan.local.clone()));
@@ -471,7 +497,7 @@ impl Pair {
         };
         let sides = Arc::new(Sides { source, there, destination, settings, filter, foresees_names });
         let client = client.clone();
-        Ok(Pair { client, plan, options, sides, tree, store, top, there: there_entry })
+        Ok(Pair { client, plan, options, sides, tree, store, top, there: there_entry, built })
     }
 
     /// One way through both trees; with findings, only through what had to wait for removals.

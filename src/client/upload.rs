@@ -364,7 +364,7 @@ impl Run {
                     }
                     Some((_, Met::Unknown)) => self.job.part(),
                 }
-                if version.size <= UNASKED_FILE_MAX && !ask && self.job.may_be_small() {
+                if version.size <= self.job.client.unasked_file_max() && !ask && self.job.may_be_small() {
                     self.batch_len += version.size;
                     self.batch.push(file);
                     if self.batch.len() >= BATCH_FILES || self.batch_len >= BATCH_LEN {

@@ -100,6 +100,12 @@ kinds! {
     Space = 0x3b;
     /// The space of a volume.
     Volume = 0x3c;
+    /// A client begins to build a directory that takes the place of another as a whole.
+    BeginTree = 0x48;
+    /// It is begun, or there already.
+    TreeBegun = 0x49;
+    /// Asks that what was built takes its place.
+    PublishTree = 0x4a;
 }
 
 impl Kind {
@@ -117,7 +123,9 @@ impl Kind {
             | Kind::SetDirectory
             | Kind::Remove
             | Kind::Rename
-            | Kind::Space => true,
+            | Kind::Space
+            | Kind::BeginTree
+            | Kind::PublishTree => true,
             Kind::ClientHello
             | Kind::ServerHello
             | Kind::Goodbye
@@ -138,7 +146,8 @@ impl Kind {
             | Kind::Entry
             | Kind::Entries
             | Kind::Done
-            | Kind::Volume => false,
+            | Kind::Volume
+            | Kind::TreeBegun => false,
         }
     }
 

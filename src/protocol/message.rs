@@ -52,7 +52,7 @@ macro_rules! messages {
 messages! {
     ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Get,
     GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
-    Entry, Entries, Done, Space, Volume,
+    Entry, Entries, Done, Space, Volume, BeginTree, TreeBegun, PublishTree,
 }
 
 impl Message for ListDirectory {
@@ -193,6 +193,9 @@ pub struct ServerHello {
     /// The public key of its receipts (Ed25519). None: it gives no receipts.
     #[n(16)]
     pub receipt_key: Option<Bytes32>,
+    /// Whether directories can be built here and take the place of others as a whole. None: they cannot.
+    #[n(24)]
+    pub trees: Option<bool>,
 }
 
 /// Bits of what a principal may do.
@@ -680,6 +683,43 @@ pub struct SetDirectory {
     /// Modification time.
     #[n(2)]
     pub mtime: Option<Mtime>,
+}
+
+/// Begins to build a directory: what this session then stores, makes, removes and looks at below its name is in what
+/// is built, which nobody else sees before [`PublishTree`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct BeginTree {
+    /// The name that it shall have; not the root.
+    #[n(0)]
+    pub path: RemotePath,
+    /// The same in every attempt of one run; another run begins anew.
+    #[n(1)]
+    pub run: Bytes16,
+    /// From a client without a certificate: a secret of its own, as in [`Put`].
+    #[n(2)]
+    pub resume: Option<Bytes16>,
+}
+
+/// What is built now.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct TreeBegun {
+    /// An earlier connection or run has left something of it: what is asked for may be there already.
+    #[n(0)]
+    pub resumed: bool,
+    /// It has taken its place; the answer that said so was lost.
+    #[n(1)]
+    pub done: bool,
+}
+
+/// Asks that what was built takes its place, if what was there is as it was when it was begun.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct PublishTree {
+    /// Its name.
+    #[n(0)]
+    pub path: RemotePath,
 }
 
 /// Asks for a removal.

@@ -203,6 +203,10 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
     let described = held::key(&who.principal, put).filter(|_| if_exists == IfExists::Overwrite);
     let mut described = described.map(|(_, key)| shared.newest.describe(key, turn));
     let mut base = None;
+    if if_exists == IfExists::Overwrite && !put.no_base {
+        // What an earlier run has brought into the tree that this one builds counts like a version that is there.
+        pass.store.bring_back(&put.path);
+    }
     if if_exists != IfExists::Rename
         && may_read(&pass, put)
         && let Some(file) = existing_file(&pass, put)?
@@ -212,7 +216,11 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
         }
         let same_size = put.size == Some(file.size());
         match if_exists {
-            IfExists::Overwrite if put.size.is_some() && !put.no_base && file.size() > UNASKED_FILE_MAX => {
+            IfExists::Overwrite
+                if put.size.is_some()
+                    && !put.no_base
+                    && (file.size() > UNASKED_FILE_MAX || file.size() > 0 && pass.store.is_in_tree(&put.path)) =>
+            {
                 base = Some(Arc::new(file));
             }
             IfExists::Skip | IfExists::Fail if same_size => {
@@ -287,7 +295,10 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
     let (copying, file) = match pass.store.begin_clone(&put.path, options, &base)? {
         Some(file) => (Copying::Shared, Some(file)),
         // It is probably the same: nothing is written before that is found to be wrong.
-        None if put.size == Some(base.size()) && put.mtime == Some(convert::mtime(base.mtime())) => {
+        None if put.size == Some(base.size())
+            && put.mtime == Some(convert::mtime(base.mtime()))
+            && stays(put, &base) =>
+        {
             (Copying::Never, None)
         }
         None => match pass.store.begin_kept(&put.path, options) {
@@ -364,7 +375,7 @@ pub(super) fn commit(
         entered.iter().for_each(Entered::stored);
     };
     if let (Some(base), Some(root)) = (&base, base_root)
-        && (file.is_none() || receiver.received() == 0)
+        && (file.is_none() || receiver.received() == 0 && stays(put, base))
     {
         // Nothing came: the client found every group equal, and says which root that makes. What was there when they
         // were compared need not be there now.
@@ -439,6 +450,11 @@ fn confirm_unchanged(pass: &Pass, put: &Put, base: &StoredFile, finish: &Finish)
         Err(error) if error.kind() == ErrorKind::Unsupported => Err(changed()),
         kept => kept,
     }
+}
+
+/// Whether an equal version that is there can get what was asked for. Otherwise it is stored anew, from what is there.
+fn stays(put: &Put, base: &StoredFile) -> bool {
+    put.if_exists != IfExists::Overwrite || base.takes_metadata(put.mode, put.mtime.and_then(convert::mtime_to_storage))
 }
 
 /// Makes an equal version durable and gives it the metadata that were asked for.

@@ -30,6 +30,7 @@ use super::requests::{self, Got, ListStep};
 use super::session::{self, Session, Source};
 use super::share::OpenCount;
 use super::shared::{Shared, Who};
+use super::tree;
 use crate::access::{Action, Principal};
 use crate::error::{Blame, Error, ErrorKind, Result};
 use crate::hash::group_count;
@@ -37,10 +38,10 @@ use crate::limits;
 use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
-    self, Breach, Bytes32, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash, Holding,
-    Kind, List, ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, Put, PutAnswer, Receipt, Remove,
-    Rename, ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem, VALUES_MAX, Values, Want, WantValues,
-    Working,
+    self, BeginTree, Breach, Bytes32, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash,
+    Holding, Kind, List, ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, PublishTree, Put,
+    PutAnswer, Receipt, Remove, Rename, ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem, VALUES_MAX,
+    Values, Want, WantValues, Working,
 };
 use crate::tls;
 
@@ -226,6 +227,7 @@ async fn hello(
             file_mode: Some(shared.whole_store().file_mode().into()),
             directory_mode: Some(shared.whole_store().directory_mode().into()),
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
+            trees: Some(true),
         },
     );
     shared.bind(who, connection)?;
@@ -365,6 +367,7 @@ impl Driver {
         // They may have changed since the hello.
         rules.mark_changed();
         let session = Arc::clone(&self.session);
+        let superseded = Arc::clone(&self.flow.who.superseded);
         let mut tick = interval_at(Instant::now() + limits::WORKING_INTERVAL, limits::WORKING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut spill = interval(limits::LEASE_TIMEOUT / 2);
@@ -397,6 +400,10 @@ impl Driver {
                 biased;
                 () = stopping.cancelled() => {
                     return Err(Error::new(ErrorKind::Stopping, "the server has stopped"));
+                }
+                () = superseded.cancelled() => {
+                    let message = "a newer run has taken over what this one builds";
+                    return Err(Error::new(ErrorKind::Superseded, message));
                 }
                 () = draining.cancelled(), if idle => continue,
                 // The sender lives as long as the server.
@@ -558,6 +565,21 @@ impl Driver {
             Kind::Rename => self.request(transfer, payload, |shared, who, transfer, request: &Rename| {
                 audited::rename(shared, who, request, || requests::rename(shared, who, transfer, request))
             })?,
+            Kind::BeginTree => self.request(transfer, payload, |shared, who, transfer, request: &BeginTree| {
+                audited::request(shared, who, "tree", &request.path, || tree::begin(shared, who, transfer, request))
+            })?,
+            Kind::PublishTree => {
+                let request = PublishTree::from_payload(payload)?;
+                if self.open_count() > 0 {
+                    let text = format!("{} is published when all that goes into it has ended", request.path);
+                    self.fail(transfer, &Error::new(ErrorKind::Busy, text));
+                    return Ok(());
+                }
+                self.request(transfer, payload, |shared, who, transfer, request: &PublishTree| {
+                    let act = || tree::publish(shared, who, transfer, request);
+                    audited::request(shared, who, "publish", &request.path, act)
+                })?;
+            }
             Kind::MakeDirectory => {
                 let request = MakeDirectory::from_payload(payload)?;
                 self.requests.insert(transfer);
@@ -604,7 +626,8 @@ impl Driver {
             | Kind::Entry
             | Kind::Entries
             | Kind::Done
-            | Kind::Volume => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
+            | Kind::Volume
+            | Kind::TreeBegun => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ pub(super) enum Begun {
 }
 
 /// Whose uploads these are: none for a client that nobody would know again.
-fn owner(principal: &Principal, secret: Option<&Bytes16>) -> Option<[u8; 32]> {
+pub(super) fn owner(principal: &Principal, secret: Option<&Bytes16>) -> Option<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     match (principal, secret) {
         (Principal::Certified { key, .. }, _) => hasher.update(&[1]).update(key),

@@ -26,6 +26,7 @@ mod scrub;
 mod session;
 mod share;
 mod shared;
+mod tree;
 mod workers;
 
 use std::net::SocketAddr;
@@ -344,9 +345,13 @@ async fn expire(shared: Arc<shared::Shared>, drain: CancellationToken) {
         wait(limits::EXPIRE_INTERVAL, &drain).await;
         let removing = Arc::clone(&shared);
         let removed = shared.tasks.spawn_blocking(move || {
-            let store = removing.whole_store();
+            let (store, now) = (removing.whole_store(), storage::now());
             store.forget_removed();
-            store.expire_partials(storage::now())
+            let trees = store.expire_trees(now);
+            if trees > 0 {
+                removing.accounts.count_soon();
+            }
+            store.expire_partials(now) + trees
         });
         match removed.await {
             Ok(0) => {}

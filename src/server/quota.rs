@@ -44,6 +44,8 @@ struct State {
     /// When the latest walk ended; none: it is not known yet what is there.
     counted: Option<Instant>,
     is_counting: bool,
+    /// What is stored was changed in a way that was not followed.
+    is_due: bool,
     stored: Amount,
     reserved: Amount,
     /// What came since the walk that runs began, and which it may not have seen.
@@ -158,6 +160,11 @@ impl Accounts {
                 lock(&ledger.state).counted = None;
             }
         }
+    }
+
+    /// Much was changed at once: everything is counted anew before long, and holds as it is until then.
+    pub(super) fn count_soon(&self) {
+        lock(&self.ledgers).values().for_each(|ledger| lock(&ledger.state).is_due = true);
     }
 
     /// What was stored at this place.
@@ -509,12 +516,19 @@ impl Shared {
                     return;
                 }
                 state.since = Amount::default();
+                state.is_due = false;
             }
             let counted = match measure(&shared.store_within(&ledger.home), &RemotePath::root()) {
                 // Somebody has removed the home, and with it all that was in it.
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(Amount::default()),
                 counted => counted,
             };
+            // What is built to take the place of something there takes room as well.
+            let (built, files) = shared.whole_store().unfinished_trees(ledger.home.components());
+            let counted = counted.map(|counted| Amount {
+                bytes: counted.bytes.saturating_add(built),
+                files: counted.files.saturating_add(files),
+            });
             let state = &mut *lock(&ledger.state);
             state.is_counting = false;
             match counted {
@@ -537,7 +551,10 @@ impl Shared {
             sleep(QUOTA_CHECK_INTERVAL).await;
             let ledgers: Vec<_> = lock(&self.accounts.ledgers).values().cloned().collect();
             for ledger in ledgers {
-                let is_due = lock(&ledger.state).counted.is_none_or(|at| at.elapsed() >= QUOTA_COUNT_INTERVAL);
+                let is_due = {
+                    let state = lock(&ledger.state);
+                    state.is_due || state.counted.is_none_or(|at| at.elapsed() >= QUOTA_COUNT_INTERVAL)
+                };
                 if is_due {
                     self.count(ledger);
                 }

@@ -24,13 +24,14 @@ use super::quota::{self, Accounts, Amount, Reservation, Seat};
 use super::rates::{Bound, Rates};
 use super::session::Sessions;
 use super::share::{Share, Shares};
+use super::tree::Trees;
 use crate::access::{Access, Action, Grant, Principal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::net::{Congestion, SocketBuffers};
 use crate::path::{Component, RemotePath};
 use crate::protocol::{IfExists, Rights};
-use crate::storage::{Kind, Outcome, PartialKey, Published, Store};
+use crate::storage::{Kind, Outcome, PartialKey, Published, Store, Tree};
 use crate::tls::{ServerTls, SigningKey};
 
 /// Handles and counters; connections hold it in an `Arc`.
@@ -52,6 +53,7 @@ pub(super) struct Shared {
     pub(super) drops: Arc<Semaphore>,
     /// When which names were stored under.
     pub(super) newest: Newest,
+    pub(super) trees: Trees,
     /// What further connections can join.
     pub(super) sessions: Sessions,
     /// Connections, and commits that outlive them.
@@ -82,6 +84,10 @@ pub(super) struct Who {
     pub(super) wants_receipts: bool,
     /// What it may move by.
     pub(super) bound: Bound,
+    /// What it builds, which its store shows in the place that it shall have.
+    tree: Mutex<Option<Arc<Tree>>>,
+    /// Ends the connection: a newer one has taken over what it builds.
+    pub(super) superseded: Arc<CancellationToken>,
     pass: Mutex<Option<(Instant, Pass)>>,
 }
 
@@ -122,6 +128,7 @@ impl Shared {
             holds: Holds::default(),
             drops: Arc::new(Semaphore::new(limits::DROPS_MAX)),
             newest: Newest::default(),
+            trees: Trees::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
@@ -174,6 +181,10 @@ impl Shared {
             return Err(Error::new(ErrorKind::Rights, "your place on this server was changed: connect again"));
         }
         let store = self.store.within(&grant.home);
+        let store = match who.tree() {
+            Some(tree) => store.grafted(&tree),
+            None => store,
+        };
         let accounts = Arc::clone(&self.accounts);
         let pass = Pass { rules, principal: who.principal.clone(), grant, store, accounts };
         *kept = Some((Instant::now(), pass.clone()));
@@ -205,8 +216,21 @@ impl Who {
             connection,
             wants_receipts: false,
             bound: Bound::default(),
+            tree: Mutex::default(),
+            superseded: Arc::default(),
             pass: Mutex::default(),
         }
+    }
+
+    /// What this connection builds.
+    pub(super) fn tree(&self) -> Option<Arc<Tree>> {
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From the next request on this is built.
+    pub(super) fn set_tree(&self, tree: Option<Arc<Tree>>) {
+        *self.tree.lock().unwrap_or_else(PoisonError::into_inner) = tree;
+        *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

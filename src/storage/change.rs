@@ -14,7 +14,7 @@ use super::upload::{Place, Staged, Staging};
 use super::walk::{Directory, hidden_name, is_hidden, not_found, reserved};
 use super::{Identity, IfExists, Inner, Kind, Mtime, Store};
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::limits::LINK_TARGET_LEN_MAX;
+use crate::limits::{KEEP_PARTIAL, LINK_TARGET_LEN_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 
 /// How deep a tree may be that is removed. Deeper ones, which no peer can make, are left to a person.
@@ -37,8 +37,15 @@ impl Store {
         inner.writable()?;
         let components = path.components();
         let Some((name, parent)) = components.split_last() else { return Ok(false) };
+        if inner.grafted_part(&inner.whole(components)).is_some_and(|(_, below)| below.is_empty()) {
+            return Ok(false);
+        }
+        let exchanges = inner.exchanges.hold();
         let parent_directory = if parents { inner.directory_made(parent)?.0 } else { inner.directory_of(parent)? };
         let (directory, made) = inner.directory_made_in(&parent_directory, name, components, mode)?;
+        // None takes the place of what is above it until it can be seen there.
+        inner.check_looked(&parent_directory, parent, &exchanges).map_err(|error| error.context(path))?;
+        drop(exchanges);
         if made {
             directory.sync().while_doing(|| format!("sync the directory {path}"))?;
         }
@@ -56,7 +63,9 @@ impl Store {
     pub fn set_directory_metadata(&self, path: &RemotePath, mode: Option<u32>, mtime: Option<Mtime>) -> Result<()> {
         let inner = &self.inner;
         inner.writable()?;
+        let exchanges = inner.exchanges.hold();
         let directory = inner.directory(path)?;
+        inner.check_looked(&directory, path.components(), &exchanges).map_err(|error| error.context(path))?;
         if mode.is_some() {
             inner.set_mode(&directory, mode, 0, path.components())?;
         }
@@ -64,6 +73,7 @@ impl Store {
             sys::set_times(&*directory, &modified_at(mtime))
                 .while_doing(|| format!("set the time of the directory {path}"))?;
         }
+        drop(exchanges);
         inner.settle(&directory, path.components().len()).map_err(|error| error.context(path))
     }
 
@@ -83,6 +93,7 @@ impl Store {
         let Some((name, parent)) = path.components().split_last() else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a link"));
         };
+        inner.refuse_grafted(path.components())?;
         check_link_target(path, target)?;
         if is_hidden(name.as_bytes()) {
             return Err(reserved(path.components()));
@@ -127,6 +138,7 @@ impl Store {
         let Some((name, parent)) = path.components().split_last() else {
             return Err(Error::new(ErrorKind::Rights, "the root can't be removed"));
         };
+        inner.refuse_grafted(path.components())?;
         let directory = inner.directory_of(parent)?;
         let status = inner.status_in(&directory, path)?;
         let what = || format!("remove {path}");
@@ -141,6 +153,11 @@ impl Store {
             sys::unlink(&*directory, name.as_bytes()).while_doing(what)?;
             1
         };
+        {
+            // Removed from a tree that was replaced meanwhile, it is still there under its name.
+            let exchanges = inner.exchanges.hold();
+            inner.check_looked(&directory, parent, &exchanges).map_err(|error| error.context(what()))?;
+        }
         inner.settle(&directory, parent.len()).map_err(|error| error.context(what()))?;
         Ok(count)
     }
@@ -165,6 +182,9 @@ impl Store {
         if is_hidden(to_name.as_bytes()) {
             return Err(reserved(to.components()));
         }
+        inner.refuse_grafted(from.components())?;
+        inner.refuse_grafted(to.components())?;
+        let exchanges = inner.exchanges.hold();
         let source = inner.directory_of(from_parent)?;
         let status = inner.status_in(&source, from)?;
         if status.kind == Kind::Link {
@@ -182,7 +202,11 @@ impl Store {
             return Err(reserved(to.components()));
         }
         let mut mover = Mover { inner, source: &source, from_name, from, target: &target, to };
+        for (directory, parent) in [(&source, from_parent), (&target, to_parent)] {
+            inner.check_looked(directory, parent, &exchanges).map_err(|error| error.context(from))?;
+        }
         let published = mover.run(if_exists)?;
+        drop(exchanges);
         if if_exists == IfExists::Overwrite && there.is_some_and(|there| there.identity == status.identity) {
             // Two names of one file: the system leaves both then.
             match sys::unlink(&*source, from_name.as_bytes()) {
@@ -461,7 +485,18 @@ pub(super) fn sweep_one(directory: impl AsFd, name: &[u8], age: Duration) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let Ok(status) = sys::status_at(&directory, name) else { return };
     let changed = Duration::from_secs(status.ctime.secs().try_into().unwrap_or(0));
-    if status.kind == Kind::Directory || now.saturating_sub(changed) < age {
+    let is_directory = status.kind == Kind::Directory;
+    // A tree that is being built is kept as long as an unfinished upload.
+    if now.saturating_sub(changed) < if is_directory { age.max(KEEP_PARTIAL) } else { age } {
+        return;
+    }
+    if is_directory {
+        let is_held = sys::open_directory_at(&directory, name)
+            .is_ok_and(|tree| rustix::fs::flock(&tree, FlockOperation::NonBlockingLockExclusive).is_err());
+        if !is_held {
+            // Deliberate loss: as below.
+            let _ = remove_below(directory, name, |_| false);
+        }
         return;
     }
     let is_held = status.kind == Kind::File

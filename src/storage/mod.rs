@@ -38,6 +38,7 @@ mod resting;
 mod scrub;
 mod state;
 mod sys;
+mod tree;
 mod upload;
 mod walk;
 
@@ -52,6 +53,7 @@ pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
 pub use scrub::Condition;
+pub use tree::{Tree, TreeBuilder, TreeChange, UnfinishedTree, list_trees, remove_tree};
 pub use upload::{FileMetadata, NewFile, Parents, Staged, Upload};
 
 /// The name under which a served root keeps its state: lock and staging.
@@ -222,6 +224,8 @@ struct Inner {
     core: Arc<Core>,
     /// The directory below the tree's root that is the root of every path; shown to nobody.
     home: Vec<Component>,
+    /// What is being built, in the place that it shall have.
+    graft: Option<Arc<tree::Graft>>,
 }
 
 /// One tree, whatever part of it is looked at.
@@ -250,6 +254,7 @@ struct Core {
     next_order: AtomicU64,
     whole_sync: publish::WholeSync,
     partials: partial::Partials,
+    exchanges: tree::Exchanges,
 }
 
 /// What a served root keeps in its state directory.
@@ -258,6 +263,8 @@ struct State {
     staging: OwnedFd,
     /// Unfinished uploads and their records.
     partial: OwnedFd,
+    /// Directories that are built to take the place of others.
+    trees: OwnedFd,
     /// Held for as long as the store lives; the lock goes with it.
     _lock: OwnedFd,
 }
@@ -283,7 +290,8 @@ impl Store {
     #[must_use]
     pub fn within(&self, home: &RemotePath) -> Store {
         let home = [&self.inner.home, home.components()].concat();
-        Store { inner: Arc::new(Inner { core: Arc::clone(&self.inner.core), home }) }
+        let graft = self.inner.graft.clone();
+        Store { inner: Arc::new(Inner { core: Arc::clone(&self.inner.core), home, graft }) }
     }
 
     /// What a person should know about how this store works on its file system, one sentence each.
@@ -319,7 +327,7 @@ impl Store {
 
 impl From<Core> for Store {
     fn from(core: Core) -> Store {
-        Store { inner: Arc::new(Inner { core: Arc::new(core), home: Vec::new() }) }
+        Store { inner: Arc::new(Inner { core: Arc::new(core), home: Vec::new(), graft: None }) }
     }
 }
 

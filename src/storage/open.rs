@@ -17,6 +17,7 @@ use super::partial::{PARTIAL_NAME, Partials};
 use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
+use super::tree::{Exchanges, TREES_NAME};
 use super::upload::probe_rename;
 use super::walk::{Directory, Shared};
 use super::{Core, Identity, Kind, STATE_NAME, State, Store, StoreOptions, durable};
@@ -58,6 +59,8 @@ impl Store {
         let store = Store::from(core);
         let what = || format!("look through the unfinished uploads in {label}/{STATE_NAME}/{PARTIAL_NAME}");
         store.inner.load_partials().while_doing(what).map_err(usage)?;
+        let what = || format!("look through the unfinished trees in {label}/{STATE_NAME}/{TREES_NAME}");
+        store.inner.load_trees().while_doing(what).map_err(usage)?;
         Ok(store)
     }
 
@@ -113,6 +116,7 @@ pub(super) fn build(
         next_order: AtomicU64::new(0),
         whole_sync: WholeSync::new(),
         partials: Partials::default(),
+        exchanges: Exchanges::default(),
     })
 }
 
@@ -190,11 +194,12 @@ fn open_state(root: &OwnedFd, label: &str) -> Result<(State, Vec<Identity>)> {
     let lock = take_lock(&directory, label)?;
     let staging = private_directory(&directory, STAGING_NAME, label)?;
     let partial = private_directory(&directory, PARTIAL_NAME, label)?;
+    let trees = private_directory(&directory, TREES_NAME, label)?;
     let what = || format!("remove what an earlier server left in {label}/{STATE_NAME}/{STAGING_NAME}");
     clean(&staging).while_doing(what)?;
     sys::sync(&directory).and_then(|()| sys::sync(root)).while_doing(|| format!("sync {label}"))?;
     let reserved = reserved_in(&directory).while_doing(|| format!("read {label}/{STATE_NAME}"))?;
-    Ok((State { directory, staging, partial, _lock: lock }, reserved))
+    Ok((State { directory, staging, partial, trees, _lock: lock }, reserved))
 }
 
 /// The state directory and every directory in it.

@@ -288,6 +288,8 @@ impl Store {
         let what = || format!("begin to store {path}");
         let kept = Kept { store: self.clone(), path: path.clone(), key: *key };
         let flags = OFlags::RDWR | OFlags::CREATE;
+        let (_, parent) = path.components().split_last().unzip();
+        inner.bring_back_hidden(parent.unwrap_or_default(), &directory, [&kept.name(0), &kept.name(1)]);
         let file = sys::open_at(&*directory, kept.name(0).as_bytes(), flags, 0o600).while_doing(what)?;
         let status = sys::status(&file).while_doing(what)?;
         let is_ours = status.kind == Kind::File

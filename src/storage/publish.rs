@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use crate::path::{Component, RemotePath};
 /// New names that are tried for a file that must not replace another.
 pub(super) const RENAMES_MAX: u32 = 10_000;
 /// Files of a batch from which on one sync of their file system is quicker than one of each.
-const WHOLE_SYNC_COUNT_MIN: usize = 24;
+const WHOLE_SYNC_COUNT_MIN: u64 = 24;
 /// How long that may take before the next batches go without it.
 const WHOLE_SYNC_SLOW: Duration = Duration::from_millis(500);
 /// How long they go without it.
@@ -74,7 +75,7 @@ impl Store {
         for staged in inner.sync_staged(files) {
             let index = answers.len();
             answers.push(staged.and_then(|mut staged| {
-                let answer = inner.place(&mut staged)?;
+                let answer = inner.place_still(&mut staged)?;
                 let touched = match directories.entry(staged.staging.directory.identity) {
                     hash_map::Entry::Occupied(entry) => entry.into_mut(),
                     hash_map::Entry::Vacant(entry) => entry.insert(Touched {
@@ -130,18 +131,23 @@ impl WholeSync {
 
     /// Syncs the file system that these files are on, if that is right; a failure holds for all of them.
     fn try_for(&self, files: &[&Staged]) -> Option<IoResult<()>> {
-        if !self.told || files.len() < WHOLE_SYNC_COUNT_MIN {
-            return None;
-        }
         // A handle is told of what failed since it was opened, so the oldest speaks for all.
         let oldest = files.iter().min_by_key(|staged| staged.staging.order)?.staging.file();
+        self.try_on(oldest, files.len() as u64)
+    }
+
+    /// The same for the file system of a handle that was opened before any of `count` files was written to.
+    pub(super) fn try_on(&self, oldest: impl AsFd, count: u64) -> Option<IoResult<()>> {
+        if !self.told || count < WHOLE_SYNC_COUNT_MIN {
+            return None;
+        }
         #[allow(clippy::unnecessary_cast)] // the type differs between processors
-        let kind = rustix::fs::fstatfs(oldest).ok()?.f_type as i64;
+        let kind = rustix::fs::fstatfs(&oldest).ok()?.f_type as i64;
         let begun = Instant::now();
         if !WHOLE_SYNC_KINDS.contains(&kind) || lock(&self.slow_until).is_some_and(|until| begun < until) {
             return None;
         }
-        let result = rustix::io::retry_on_intr(|| rustix::fs::syncfs(oldest));
+        let result = rustix::io::retry_on_intr(|| rustix::fs::syncfs(&oldest));
         if matches!(result, Err(Errno::NOSYS | Errno::PERM)) {
             // A filter forbids the call; nothing was tried.
             return None;
@@ -188,6 +194,19 @@ impl Inner {
             }
         };
         files.into_iter().map(sync).collect()
+    }
+
+    /// Gives a durable file its name, in the directory that has the directory's name now: none takes its place until
+    /// then, and one that has since the file was begun is found out.
+    fn place_still(&self, staged: &mut Staged) -> Result<Published> {
+        let exchanges = self.exchanges.hold();
+        let (_, parent) = staged.path.components().split_last().unzip();
+        staged
+            .staging
+            .store
+            .check_looked(&staged.staging.directory, parent.unwrap_or_default(), &exchanges)
+            .map_err(|error| error.context(format!("store {}", staged.path)))?;
+        self.place(staged)
     }
 
     /// Gives a durable file its name, by the rules of its policy.

@@ -60,6 +60,10 @@ impl Store {
             let status = sys::status(&*root).while_doing(|| "look at the root".to_owned())?;
             return Ok(entry(Vec::new(), &status, None));
         };
+        if let Some((graft, [])) = inner.grafted_part(&inner.whole(path.components())) {
+            let status = sys::status(&*graft.directory).while_doing(|| format!("look at {path}"))?;
+            return Ok(entry(name.as_bytes().to_vec(), &status, None));
+        }
         let directory = inner.directory_of(parent)?;
         let status = inner.status_in(&directory, path)?;
         inner.entry_of(&directory, name.as_bytes().to_vec(), &status).while_doing(|| format!("read the link {path}"))
@@ -401,6 +405,14 @@ impl StoredFile {
         self.store.options.file_mode.apply(asked)
     }
 
+    /// Whether it can be given these where it is: it has them already, or no other name that would get them too.
+    #[must_use]
+    pub fn takes_metadata(&self, mode: Option<u32>, mtime: Option<Mtime>) -> bool {
+        let is_kept = mode.is_none_or(|mode| self.mode_for(mode) == self.status.mode)
+            && mtime.is_none_or(|mtime| mtime == self.status.mtime);
+        is_kept || self.status.names == 1
+    }
+
     /// Fills `buffer` from `offset` on.
     ///
     /// # Errors
@@ -460,6 +472,8 @@ impl StoredFile {
     /// perhaps outside of the tree: then it is to be stored anew; `Io` when the system refuses.
     pub fn set_metadata(&mut self, mode: Option<u32>, mtime: Option<Mtime>) -> Result<bool> {
         self.store.writable()?;
+        // Whoever looks for changes of a tree sees them before it is replaced, or the file is gone from there.
+        let _still = self.store.exchanges.hold();
         self.check_unchanged()?;
         let mode = mode.map(|mode| self.store.options.file_mode.apply(mode)).filter(|&mode| mode != self.status.mode);
         let mtime = mtime.filter(|&mtime| mtime != self.status.mtime);

@@ -152,6 +152,11 @@ pub(super) fn rename_new(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8])
     }
 }
 
+/// Gives each of two things the name of the other, in one step.
+pub(super) fn exchange(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {
+    retry_on_intr(|| rustix::fs::renameat_with(&from, old, &to, new, RenameFlags::EXCHANGE))
+}
+
 /// Renames over whatever file or link is there.
 pub(super) fn rename_over(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {
     retry_on_intr(|| rustix::fs::renameat(&from, old, &to, new))

@@ -154,6 +154,7 @@ impl Inner {
         if is_hidden(name.as_bytes()) {
             return Err(reserved(path.components()));
         }
+        self.refuse_grafted(path.components())?;
         let directory = parents.open(self, parent, options.make_parents)?;
         // A small file that may replace is refused as early when it is written and named: all of it is there.
         let is_small = options.size.is_some_and(|size| size <= NAMELESS_SIZE_MAX);

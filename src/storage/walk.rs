@@ -24,6 +24,8 @@ const TRIES: usize = 16;
 pub(super) struct Directory {
     fd: OwnedFd,
     pub(super) identity: Identity,
+    /// How many trees had taken the place of others when it was last known to have its name (`tree`).
+    pub(super) looked: AtomicU64,
     /// How many syncs were asked for.
     asked: AtomicU64,
     /// Held during a sync, so that nobody takes a success after another's failure for their own: the kernel
@@ -41,7 +43,8 @@ struct Synced {
 impl Directory {
     pub(super) fn new(fd: OwnedFd) -> rustix::io::Result<Directory> {
         let identity = sys::status(&fd)?.identity;
-        Ok(Directory { fd, identity, asked: AtomicU64::new(0), synced: Mutex::default() })
+        let looked = AtomicU64::new(u64::MAX);
+        Ok(Directory { fd, identity, looked, asked: AtomicU64::new(0), synced: Mutex::default() })
     }
 
     /// Makes the names in this directory durable. Requests that come while a sync runs share the next one.
@@ -125,8 +128,16 @@ impl Inner {
         self.reserved.contains(&identity)
     }
 
+    /// Where the directories of a whole path are looked up, and which part of it is to be.
+    fn base<'a>(&'a self, whole: &'a [Component]) -> (&'a Arc<Directory>, &'a [Component]) {
+        match self.grafted_part(whole) {
+            Some((graft, below)) => (&graft.directory, below),
+            None => (&self.root, whole),
+        }
+    }
+
     /// A path from the tree's root.
-    fn whole<'a>(&self, components: &'a [Component]) -> Cow<'a, [Component]> {
+    pub(super) fn whole<'a>(&self, components: &'a [Component]) -> Cow<'a, [Component]> {
         if self.home.is_empty() { Cow::Borrowed(components) } else { [&*self.home, components].concat().into() }
     }
 
@@ -155,13 +166,18 @@ impl Inner {
         if whole.is_empty() {
             return Ok(Arc::clone(&self.root));
         }
+        let (base, below) = self.base(&whole);
+        if below.is_empty() {
+            return Ok(Arc::clone(base));
+        }
         if components.iter().any(|component| is_hidden(component.as_bytes())) {
             return Err(not_found(components));
         }
         let mut last = Errno::AGAIN;
         for _ in 0..TRIES {
-            match sys::open_beneath(self.root_fd(), &whole, self.openat2) {
-                Ok(fd) => return self.adopt(fd, components),
+            let exchanges = self.exchanges.count();
+            match sys::open_beneath(base, below, self.openat2) {
+                Ok(fd) => return self.adopt(fd, components, exchanges),
                 Err(errno @ (Errno::LOOP | Errno::NOTDIR | Errno::NOENT | Errno::XDEV | Errno::AGAIN)) => {
                     if let Some(error) = self.explain(components) {
                         return Err(error);
@@ -176,20 +192,24 @@ impl Inner {
     }
 
     /// Takes an opened directory as this store's, unless it is a reserved one.
-    fn adopt(&self, fd: OwnedFd, components: &[Component]) -> Result<Arc<Directory>> {
+    fn adopt(&self, fd: OwnedFd, components: &[Component], looked: u64) -> Result<Arc<Directory>> {
         let directory = Directory::new(fd).while_doing(|| format!("look at the directory {}", shown(components)))?;
         if self.is_reserved_identity(directory.identity) {
             return Err(not_found(components));
         }
+        directory.looked.store(looked, Ordering::SeqCst);
         Ok(self.directories.share(directory))
     }
 
     /// Why a directory cannot be opened, in words that name the component; none if it can be by now.
     fn explain(&self, components: &[Component]) -> Option<Error> {
         let mut current: Option<OwnedFd> = None;
-        for (index, component) in self.whole(components).iter().enumerate() {
-            let from = current.as_ref().map_or(self.root_fd(), AsFd::as_fd);
-            let so_far = &components[..(index + 1).saturating_sub(self.home.len())];
+        let whole = self.whole(components);
+        let (base, below) = self.base(&whole);
+        let skipped = whole.len() - below.len();
+        for (index, component) in below.iter().enumerate() {
+            let from = current.as_ref().map_or(base.as_fd(), AsFd::as_fd);
+            let so_far = &components[..(skipped + index + 1).saturating_sub(self.home.len())];
             match sys::status_at(from, component.as_bytes()) {
                 Ok(status) if self.is_reserved_identity(status.identity) => return Some(not_found(components)),
                 Ok(status) if status.kind == Kind::Link => {
@@ -220,9 +240,12 @@ impl Inner {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             found => return found.map(|directory| (directory, false)),
         }
-        let (mut current, mut made) = (Arc::clone(&self.root), false);
-        for (index, name) in self.whole(components).iter().enumerate() {
-            let so_far = &components[..(index + 1).saturating_sub(self.home.len())];
+        let whole = self.whole(components);
+        let (base, below) = self.base(&whole);
+        let skipped = whole.len() - below.len();
+        let (mut current, mut made) = (Arc::clone(base), false);
+        for (index, name) in below.iter().enumerate() {
+            let so_far = &components[..(skipped + index + 1).saturating_sub(self.home.len())];
             (current, made) = self.directory_made_in(&current, name, so_far, None)?;
         }
         Ok((current, made))
@@ -246,7 +269,8 @@ impl Inner {
         for _ in 0..TRIES {
             match sys::open_directory_at(parent, name.as_bytes()) {
                 Ok(fd) => {
-                    let directory = self.adopt(fd, so_far).map_err(|error| match error.kind() {
+                    // What is above it may have been replaced meanwhile: whoever publishes in it looks.
+                    let directory = self.adopt(fd, so_far, u64::MAX).map_err(|error| match error.kind() {
                         ErrorKind::NotFound => reserved(so_far),
                         _ => error,
                     })?;
@@ -321,8 +345,13 @@ impl Inner {
         let mut seen = Vec::new();
         // The real parents are asked for, not the names once more: these are what must survive.
         for _ in 0..=depth {
-            if current.identity == self.root.identity || self.durable.contains(current.identity) {
-                self.durable.insert(seen, since);
+            let is_base = current.identity == self.root.identity
+                || self.graft.as_ref().is_some_and(|graft| graft.directory.identity == current.identity);
+            if is_base || self.durable.contains(current.identity) {
+                // What is built aside is known to be durable only below what it will be named in.
+                if self.graft.is_none() {
+                    self.durable.insert(seen, since);
+                }
                 return Ok(());
             }
             if seen.len() == depth {

@@ -115,11 +115,12 @@ round_trips! {
         });
     server_hello_goes_round:
         (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(),
-            (maybe(key()), maybe((small(), small())))).prop_map(
-            |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, (receipt_key, modes))| {
+            (maybe(key()), maybe((small(), small())), maybe(any::<bool>()))).prop_map(
+            |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now,
+                (receipt_key, modes, trees))| {
                 ServerHello {
                     version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key,
-                    file_mode: modes, directory_mode: modes,
+                    file_mode: modes, directory_mode: modes, trees,
                 }
             });
     receipt_goes_round: (vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..70))
@@ -163,6 +164,9 @@ round_trips! {
     set_directory_goes_round: (path(), maybe(small()), maybe(mtime()))
         .prop_map(|(path, mode, mtime)| SetDirectory { path, mode, mtime });
     space_goes_round: path().prop_map(|path| Space { path });
+    begin_tree_goes_round: (path(), id(), maybe(id())).prop_map(|(path, run, resume)| BeginTree { path, run, resume });
+    tree_begun_goes_round: any::<(bool, bool)>().prop_map(|(resumed, done)| TreeBegun { resumed, done });
+    publish_tree_goes_round: path().prop_map(|path| PublishTree { path });
     volume_goes_round: (number(), number()).prop_map(|(free, total)| Volume { free, total });
     remove_goes_round: (path(), any::<bool>()).prop_map(|(path, recursive)| Remove { path, recursive });
     rename_goes_round: (path(), path(), if_exists(), id())
@@ -211,7 +215,8 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             let optional = matches!(
                 (vector.kind, fields[left_out][0]),
                 (Kind::ClientHello, 2 | 3 | 8)
-                    | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16)
+                    | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16 | 24)
+                    | (Kind::BeginTree, 2)
                     | (Kind::Failed, 2)
                     | (Kind::Put | Kind::Done, 1..=3)
                     | (Kind::Put, 8..=10)

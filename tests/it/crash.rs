@@ -50,7 +50,7 @@ fn there(top: &Path) -> BTreeMap<String, String> {
 }
 
 /// Kills a process when the proxy sees so many bytes in one direction.
-fn deadly(victim: Arc<AtomicI32>, at: u64, is_up: bool) -> impl Fn(usize) -> Plan + Send + 'static {
+pub(crate) fn deadly(victim: Arc<AtomicI32>, at: u64, is_up: bool) -> impl Fn(usize) -> Plan + Send + 'static {
     move |connection| {
         if connection > 0 {
             return Plan::default();
@@ -68,7 +68,7 @@ fn deadly(victim: Arc<AtomicI32>, at: u64, is_up: bool) -> impl Fn(usize) -> Pla
 
 /// Where to kill: at any byte of what is moved, or round the answers, once the two have greeted: a first connection
 /// that breaks before is told at once, like one that is refused.
-fn instant(numbers: &mut Numbers, (up, down): (u64, u64)) -> (u64, bool) {
+pub(crate) fn instant(numbers: &mut Numbers, (up, down): (u64, u64)) -> (u64, bool) {
     const GREETED: u64 = 4000;
     let is_up = numbers.below(2) == 0;
     let total = if is_up { up } else { down };

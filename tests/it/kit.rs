@@ -155,9 +155,16 @@ impl Server {
     pub(crate) fn assert_no_leftovers(&self) {
         for (name, _) in tree(&self.root()) {
             let name = String::from_utf8_lossy(&name).into_owned();
-            let is_state =
-                ["", ".sealift", ".sealift/lock", ".sealift/receipt-key.pem", ".sealift/staging", ".sealift/partial"]
-                    .contains(&name.as_str());
+            let is_state = [
+                "",
+                ".sealift",
+                ".sealift/lock",
+                ".sealift/receipt-key.pem",
+                ".sealift/staging",
+                ".sealift/partial",
+                ".sealift/trees",
+            ]
+            .contains(&name.as_str());
             assert!(is_state || !name.contains(".sealift"), "left over: {name}");
         }
         for (name, _) in tree(&self.folder.path().join("local")) {

@@ -1,6 +1,7 @@
 //! All end-to-end tests, in one binary.
 
 mod answers;
+mod atomic;
 mod audited;
 mod certs;
 mod changing;

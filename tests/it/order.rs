@@ -504,3 +504,56 @@ fn a_download_is_durable_before_it_is_told() {
         assert_eq!(counts.published, 1, "{name} to {}: {}", target.display(), show(&calls));
     }
 }
+
+/// A directory that takes the place of another: everything in it is synced before the exchange, the directory that
+/// names it after, and then comes the answer; only then is the old one removed.
+#[test]
+fn a_tree_is_durable_before_it_takes_its_place() {
+    if !strace_works() {
+        return;
+    }
+    let world = World::new();
+    world.file("root/site/old", b"carried over");
+    world.file("root/site/sub/old", b"carried over too");
+    world.file("root/site/sub/changed", b"before");
+    world.file("source/sub/changed", b"after it");
+    world.file("source/new/file", &content(1, 5000));
+    world.file("source/large", &content(2, (1 << 20) + 9));
+    let calls = traced(&world, |_| (), &["put", "--atomic", "HERE/source", "REMOTE/site"]);
+    let exchanges: Vec<&Call> =
+        calls.iter().filter(|call| call.is_ok() && call.args.contains("RENAME_EXCHANGE")).collect();
+    let [exchange] = exchanges.as_slice() else { panic!("not one exchange: {}", show(&calls)) };
+    let (container, parent) = (exchange.descriptors()[0], exchange.descriptors()[1]);
+    assert!(is_state(container) && parent == world.root().to_str().unwrap(), "{exchange:?}");
+    let tree = format!("{container}/tree");
+    let is_whole = |call: &Call| call.name == "syncfs" && call.is_ok();
+    let synced = |path: &str| {
+        calls
+            .iter()
+            .any(|call| (call.is_sync() && call.descriptor() == path || is_whole(call)) && call.end < exchange.start)
+    };
+    for name in ["", "/old", "/sub", "/sub/old", "/sub/changed", "/new", "/new/file", "/large"] {
+        assert!(synced(&format!("{tree}{name}")), "{name} is not synced before the exchange: {}", show(&calls));
+    }
+    // Nothing in it changes between its sync and the exchange.
+    let last_sync =
+        calls.iter().filter(|call| call.is_sync() && call.descriptor() == tree).map(|call| call.start).max();
+    let is_change = |call: &&Call| {
+        call.is_ok()
+            && matches!(
+                &*call.name,
+                "linkat" | "renameat" | "renameat2" | "mkdirat" | "unlinkat" | "pwrite64" | "utimensat"
+            )
+            && call.descriptors().iter().any(|path| path.starts_with(&tree))
+            && call.start > last_sync.unwrap()
+            && call.start < exchange.start
+    };
+    assert_eq!(calls.iter().filter(is_change).count(), 0, "{}", show(&calls));
+    let answered = answer(&calls, exchange.end);
+    assert_synced(&calls, parent, exchange.end, answered);
+    let is_removal =
+        |call: &&Call| call.name == "unlinkat" && call.descriptor().starts_with(&tree) && !is_hidden(call.names()[0]);
+    let removed = calls.iter().filter(is_removal);
+    assert!(removed.clone().count() > 0, "the old tree is removed: {}", show(&calls));
+    assert!(removed.clone().all(|call| call.start > exchange.end), "{}", show(&calls));
+}

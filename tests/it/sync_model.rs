@@ -237,6 +237,7 @@ struct Options {
     excludes: bool,
     max_size: Option<u64>,
     links: Links,
+    atomic: bool,
 }
 
 impl Options {
@@ -255,6 +256,7 @@ impl Options {
             excludes: numbers.below(3) == 0,
             max_size: (numbers.below(6) == 0).then_some(5),
             links: if numbers.below(6) == 0 { Links::Skip } else { Links::Copy },
+            atomic: numbers.below(4) == 0,
         }
     }
 
@@ -271,6 +273,7 @@ impl Options {
             delete_excluded: self.delete_excluded,
             delete_max: self.delete_max,
             dry_run,
+            atomic: self.atomic,
         }
     }
 
@@ -607,6 +610,15 @@ async fn case(bench: &mut Bench, case: u64, numbers: &mut Numbers) {
     assert_eq!(read(from), source, "{}", shown());
     let told = bench.run(case, &options, false, None).await;
     let result = read(to);
+    if options.atomic && !told.failed.is_empty() {
+        // All or nothing: what has failed keeps everything as it was.
+        assert_eq!(to.exists().then(|| read(to)), before.map(|(tree, _)| tree), "{}\n{told:?}", shown());
+        assert_eq!(planned, told, "a dry run tells what the run does: {}", shown());
+        let again = bench.run(case, &options, false, None).await;
+        assert_eq!(again.failed, told.failed, "{}", shown());
+        clear(bench.folder.path(), &[&local, &remote]);
+        return;
+    }
     let (result, wanted) = (normal(&result, &source), normal(&expected.tree, &source));
     assert!(result == wanted, "{}\ngot {}\nexpected {}\ntold {told:?}", shown(), show(&result), show(&wanted));
     assert_eq!(read(from), source, "the source stays as it is: {}", shown());
@@ -625,8 +637,20 @@ async fn case(bench: &mut Bench, case: u64, numbers: &mut Numbers) {
     let moved: Vec<_> = again.moved.iter().filter(|(kind, name)| *kind == 0 && !told.failed.contains(name)).collect();
     assert!(moved.is_empty(), "moved again: {moved:?}\n{}", shown());
     // The next case needs the room.
-    fs::remove_dir_all(&local).unwrap();
-    fs::remove_dir_all(&remote).unwrap();
+    clear(bench.folder.path(), &[&local, &remote]);
+}
+
+/// Removes both sides, and what cut downloads have left beside the one here.
+fn clear(folder: &Path, sides: &[&Path]) {
+    for side in sides.iter().filter(|side| side.exists()) {
+        fs::remove_dir_all(side).unwrap();
+    }
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().as_bytes().starts_with(b".sealift-") {
+            fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
 }
 
 /// A refused removal is told under the destination's own name.

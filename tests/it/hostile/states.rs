@@ -53,7 +53,9 @@ fn may_come(state: State, kind: Kind) -> bool {
         | Kind::SetDirectory
         | Kind::Remove
         | Kind::Rename
-        | Kind::Space => state == Open,
+        | Kind::Space
+        | Kind::BeginTree
+        | Kind::PublishTree => state == Open,
         Kind::Data => matches!(state, Receiving | Unasked | ThrownAway),
         Kind::Finish => matches!(state, Receiving | Comparing | Unasked | ThrownAway),
         Kind::Want | Kind::Close | Kind::WantValues => matches!(state, Download | ThrownAway),
