@@ -875,6 +875,31 @@ fn staging_follows_what_the_directory_gives_its_files() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn memory_is_not_filled_before_content_comes() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        return println!("skipped: there is no /dev/shm");
+    };
+    let store = Store::open_served(dir.path(), StoreOptions::default()).unwrap();
+    let options = NewFile { size: Some(64 << 20), if_exists: IfExists::Fail, make_parents: false };
+    let upload = store.begin(&path("large"), options).unwrap();
+    let (mut directories, mut largest) = (vec![dir.path().to_owned()], 0);
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let status = entry.metadata().unwrap();
+            if status.is_dir() {
+                directories.push(entry.path());
+            } else {
+                largest = largest.max(std::os::unix::fs::MetadataExt::blocks(&status) * 512);
+            }
+        }
+    }
+    assert!(largest < 1 << 20, "{largest} bytes are taken, though nothing was written");
+    drop(upload);
+}
+
+#[test]
 fn a_full_disk_is_told_and_harms_nothing_else() {
     let dir = disk();
     let root = dir.path().join("root");

@@ -340,8 +340,7 @@ impl Inner {
         if offset_align > GROUP_LEN || memory_align > BUFFER_ALIGN {
             return None;
         }
-        #[allow(clippy::unnecessary_cast)] // the type differs between processors
-        if rustix::fs::fstatfs(staging.file()).ok()?.f_type as i64 == TMPFS_MAGIC {
+        if is_in_memory(staging.file()) {
             return None;
         }
         let (directory, name) = staging.named()?;
@@ -351,6 +350,12 @@ impl Inner {
         let unit = offset_align.max(BUFFER_ALIGN);
         same.then(|| Direct { file, unit, memory_align, refused: AtomicBool::new(false) })
     }
+}
+
+/// Whether a file is on tmpfs.
+fn is_in_memory(file: impl AsFd) -> bool {
+    #[allow(clippy::unnecessary_cast)] // the type differs between processors
+    rustix::fs::fstatfs(file).is_ok_and(|status| status.f_type as i64 == TMPFS_MAGIC)
 }
 
 /// Bytes that may be written on the file system of this directory; none when it does not tell.
@@ -700,6 +705,11 @@ impl Upload {
 
     pub(super) fn preallocate(&self) -> Result<()> {
         let Some(size) = self.announced.filter(|&size| size >= PREALLOCATE_SIZE_MIN) else { return Ok(()) };
+        if is_in_memory(self.staging.file()) {
+            // Nothing lies side by side there, and every page would be touched twice, for the first time before any
+            // content may come.
+            return Ok(());
+        }
         match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), FallocateFlags::empty(), 0, size)) {
             Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO | Errno::ROFS)) => {
                 Err(self.write_error(0, size, errno))
