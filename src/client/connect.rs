@@ -16,7 +16,7 @@ use crate::client::event::{self, Events};
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
 use crate::limits::{CONNECT_TIMEOUT, RETRY_BACKOFF};
-use crate::net::{Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
+use crate::net::{self, Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
 use crate::path::escape_text;
 use crate::protocol::{Breach, Bytes16, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
 use crate::tls::{ClientTls, Pin, describe, explain_client_error, server_name};
@@ -87,7 +87,7 @@ impl Dialer {
     /// Safe.
     pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Connection> {
         let joining = async {
-            let tcp = reach(&self.endpoint, vec![address]).await?;
+            let tcp = reach(&self.endpoint, vec![address], &self.congestion).await?;
             self.greet_over(tcp, Some(token)).await
         };
         let late = |_| Err(Error::new(ErrorKind::Timeout, format!("{} did not answer in time", self.endpoint)));
@@ -136,7 +136,7 @@ impl Dialer {
 
     async fn reach(&self) -> Result<TcpStream> {
         let addresses = resolve(&self.endpoint).await?;
-        let tcp = reach(&self.endpoint, addresses).await?;
+        let tcp = reach(&self.endpoint, addresses, &self.congestion).await?;
         Ok(tcp)
     }
 
@@ -205,13 +205,18 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 }
 
 /// Connects to whichever address answers first. Each gets a head start over the next.
-pub(super) async fn reach(endpoint: &Endpoint, addresses: Vec<SocketAddr>) -> Result<TcpStream> {
+pub(super) async fn reach(
+    endpoint: &Endpoint,
+    addresses: Vec<SocketAddr>,
+    congestion: &Congestion,
+) -> Result<TcpStream> {
     let mut attempts = JoinSet::new();
     let mut rest = addresses.into_iter();
     let mut failure: Option<(SocketAddr, io::Error)> = None;
     loop {
         if let Some(address) = rest.next() {
-            attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+            let congestion = congestion.clone();
+            attempts.spawn(async move { (address, net::dial(address, &congestion).await) });
         } else if attempts.is_empty() {
             break;
         }
@@ -345,9 +350,9 @@ mod tests {
             gone.local_addr().unwrap()
         };
         let endpoint = Endpoint::parse(b"localhost:1").unwrap();
-        let tcp = reach(&endpoint, vec![closed, open]).await.unwrap();
+        let tcp = reach(&endpoint, vec![closed, open], &Congestion::default()).await.unwrap();
         assert_eq!(tcp.peer_addr().unwrap(), open);
-        let refused = reach(&endpoint, vec![closed]).await.unwrap_err();
+        let refused = reach(&endpoint, vec![closed], &Congestion::default()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Connection);
         assert!(refused.to_string().contains("is the server running"), "{refused}");
     }

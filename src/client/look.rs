@@ -11,6 +11,7 @@ use crate::client::connect;
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::CONNECT_TIMEOUT;
+use crate::net::Congestion;
 use crate::tls::look::{Shown, Viewer};
 use crate::tls::{explain_client_error, server_name};
 
@@ -51,7 +52,7 @@ pub async fn knock(address: SocketAddr, within: Duration) -> Result<Duration> {
 /// Safe: the connection is dropped.
 pub async fn shown(endpoint: &Endpoint) -> Result<Shown> {
     let look = async {
-        let tcp = connect::reach(endpoint, connect::resolve(endpoint).await?).await?;
+        let tcp = connect::reach(endpoint, connect::resolve(endpoint).await?, &Congestion::default()).await?;
         let viewer = Viewer::new()?;
         let host = endpoint.host();
         let ended = TlsConnector::from(viewer.config()).connect(server_name(host)?, tcp).await;

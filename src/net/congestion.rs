@@ -1,10 +1,31 @@
 //! Which congestion control a socket uses.
 
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use tokio::net::{TcpSocket, TcpStream};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::NEAR_ROUND_TRIP;
+
+/// Connects to an address, over a socket that is set up for this.
+///
+/// # Errors
+/// What the system says of the attempt.
+///
+/// # Cancel safety
+/// Safe: an unfinished connection is dropped.
+pub async fn dial(address: SocketAddr, congestion: &Congestion) -> std::io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    congestion.prepare(&socket);
+    socket.connect(address).await
+}
+
+/// Sets up a listening socket for the connections that are accepted from it.
+pub fn prepare_listener(listener: impl AsFd, congestion: &Congestion) {
+    congestion.prepare(listener);
+}
 
 /// What is asked of the system for each socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +55,23 @@ impl Congestion {
         let probe = probe.map_err(|error| refused(error.into()))?;
         set(&probe, name).map_err(refused)?;
         Ok(Congestion::Named(name.to_owned()))
+    }
+
+    /// Sets up a socket before it is connected or listened on; what is accepted from it begins the same way. BBR that
+    /// once ran on a socket leaves its pacing timers behind when another takes over, so where the system prefers it,
+    /// it begins when the round trip is known to be worth it.
+    pub(super) fn prepare(&self, socket: impl AsFd) {
+        match self {
+            Congestion::Named(name) => {
+                // As in `apply`, which asks again.
+                let _ = set(socket, name);
+            }
+            Congestion::Suitable if is_bbr(&socket) => {
+                // Where it is not to be had, BBR is merely dearer.
+                let _ = set(socket, "cubic");
+            }
+            Congestion::Suitable => {}
+        }
     }
 
     /// Sets up a connected socket. One that refuses goes on with what the system prefers.
@@ -84,6 +122,32 @@ fn set(_: impl AsFd, _: &str) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn bbr_has_not_run_before_the_round_trip_is_known() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        if set(&listener, "cubic").is_err() || set(&listener, "bbr").is_err() {
+            return println!("skipped: this machine lets us have CUBIC or BBR alone");
+        }
+        prepare_listener(&listener, &Congestion::Suitable);
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(!is_bbr(&accepted), "a connection begins as its listener is");
+        Congestion::Suitable.apply(&accepted);
+        assert!(!is_bbr(&accepted), "the peer is near");
+    }
+
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn a_dialled_connection_has_what_was_asked() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let tcp = dial(address, &Congestion::Named("reno".to_owned())).await.unwrap();
+        assert_eq!(rustix::net::sockopt::tcp_congestion(&tcp).unwrap().trim_end_matches('\0'), "reno");
+        let tcp = dial(address, &Congestion::Suitable).await.unwrap();
+        assert!(set(&tcp, "cubic").is_err() || !is_bbr(&tcp));
+    }
 
     #[test]
     #[cfg(target_os = "linux")]

@@ -9,7 +9,7 @@ mod limiter;
 mod socket;
 mod tcp_info;
 
-pub use congestion::Congestion;
+pub use congestion::{Congestion, dial, prepare_listener};
 pub use connection::{Connection, Event, Handler, Traffic, drain_refused};
 pub use limiter::Limits;
 pub use socket::{Socket, SocketBuffers};

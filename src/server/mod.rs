@@ -46,7 +46,7 @@ use tracing::{error, info, warn};
 use crate::access::Access;
 use crate::error::{IoContext as _, Result};
 use crate::limits;
-use crate::net::Congestion;
+use crate::net::{self, Congestion};
 use crate::storage::{self, Store};
 use crate::tls::{ServerTls, SigningKey};
 
@@ -115,6 +115,7 @@ impl Server {
     /// A listener that the runtime cannot wait for, a home that cannot be one, or no threads to serve with.
     pub fn new(options: ServerOptions) -> Result<Server> {
         let ServerOptions { store, tls, access, receipt_key, audit, listeners, memory, threads, .. } = options;
+        listeners.iter().for_each(|listener| net::prepare_listener(listener, &options.congestion));
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>();
         let listeners = listeners.while_doing(|| "wait for connections".into())?;
         shared::prepare(&store, &access)?;
