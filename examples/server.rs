@@ -29,6 +29,7 @@ async fn main() -> Result<()> {
         listeners: vec![listen(address)?],
         receipt_key: None,
         audit: None,
+        invites: None,
         memory: limits::BUFFER_BUDGET,
         crowd: CrowdLimits::default(),
         disk_threads: limits::BLOCKING_THREADS_MAX,

@@ -168,6 +168,30 @@ pub const QUOTA_COUNT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of a policy file: some ten thousand principals. Longer: the file is not used.
 pub const POLICY_LEN_MAX: usize = 4 * MIB;
 
+// ---- invites -----------------------------------------------------------------------------------------------
+
+/// Invites that a server keeps, those that have ended among them until [`INVITE_KEPT`] is over. One more is refused.
+/// Each is a file of about 1 KiB, and as much memory.
+pub const INVITES_MAX: usize = 16_384;
+/// Uses of one invite. A run that is under way takes about 100 bytes of its record.
+pub const INVITE_USES_MAX: u32 = 10_000;
+/// How long an invite may be good for.
+pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// How long it is good for unless something else is asked for.
+pub const INVITE_LIFETIME: Duration = Duration::from_secs(3 * 24 * 3600);
+/// How long a run that has begun may go on after its invite has expired.
+pub const INVITE_GRACE: Duration = Duration::from_secs(3600);
+/// How long a use stays reserved for a run that has committed nothing and has no connection: longer than a client
+/// tries to come back ([`CLIENT_PROGRESS_TIMEOUT`]). Then somebody else may have it.
+pub const INVITE_RESERVED: Duration = Duration::from_secs(600);
+/// How long an invite that has ended is still known, so that its holder is told what became of it.
+pub const INVITE_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Bytes of a download that may be handed out before the record of their invite says so: after a crash, so many more
+/// count as handed out.
+pub const INVITE_SIZE_STEP: u64 = 16 * MIB as u64;
+/// Bytes of the certificates of who gives an invite, which are kept with it. More: refused.
+pub const INVITE_CHAIN_LEN_MAX: usize = 16 * KIB;
+
 // ---- unfinished uploads ------------------------------------------------------------------------------------
 
 /// How long an unfinished upload is kept after something of it last came (`--keep-partial`).

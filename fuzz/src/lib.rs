@@ -59,6 +59,11 @@ pub fn recode(kind: Kind, transfer: u32, payload: &[u8]) -> Result<Vec<u8>, Brea
         Kind::BeginTree => message::<protocol::BeginTree>,
         Kind::TreeBegun => message::<protocol::TreeBegun>,
         Kind::PublishTree => message::<protocol::PublishTree>,
+        Kind::Invite => message::<protocol::Invite>,
+        Kind::Invited => message::<protocol::Invited>,
+        Kind::ListInvites => message::<protocol::ListInvites>,
+        Kind::Invites => message::<protocol::Invites>,
+        Kind::RevokeInvite => message::<protocol::RevokeInvite>,
     };
     recode(transfer, payload)
 }

@@ -8,6 +8,7 @@
 //! Nothing here looks at a disk: what is there already is told by the caller, so that the decision can be tested by
 //! itself. Whoever is not named, or not understood, has no rights.
 
+pub mod invite;
 pub mod policy;
 
 use std::borrow::Cow;
@@ -16,6 +17,7 @@ use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
 
+pub use self::invite::Invite;
 pub use self::policy::Policy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::{Component, NamePolicy, RemotePath};
@@ -32,6 +34,8 @@ pub enum Principal {
         /// SHA-256 of the SubjectPublicKeyInfo.
         key: [u8; 32],
     },
+    /// The holder of an invite, who has no certificate.
+    Invite(Arc<Invite>),
     /// A client without a certificate.
     Anonymous,
 }
@@ -43,6 +47,7 @@ impl fmt::Display for Principal {
             Principal::Certified { name: None, key } => {
                 write!(f, "key {:02x}{:02x}{:02x}{:02x}…", key[0], key[1], key[2], key[3])
             }
+            Principal::Invite(invite) => write!(f, "invite {}", invite.id),
             Principal::Anonymous => f.write_str("anonymous"),
         }
     }
@@ -131,6 +136,8 @@ pub struct Grant {
     pub home: RemotePath,
     /// Its bounds.
     pub limits: Limits,
+    /// The home whose quota what it stores counts against: its own, but for the holder of an invite.
+    pub account: RemotePath,
     /// Rights by the names that things have below the served root; each holds for all below, up to a longer one.
     rules: BTreeMap<Vec<Component>, Rights>,
 }
@@ -140,7 +147,8 @@ impl Grant {
     #[must_use]
     pub fn new(name: impl Into<String>, home: RemotePath, rights: Rights) -> Grant {
         let rules = BTreeMap::from([(home.components().to_vec(), rights)]);
-        Grant { name: name.into(), home, limits: Limits::default(), rules }
+        let account = home.clone();
+        Grant { name: name.into(), home, limits: Limits::default(), account, rules }
     }
 
     /// Gives these rights, and no others, at `path` (as it is called below the served root) and below. Tells whether
@@ -235,13 +243,14 @@ impl Access {
     ///
     /// # Errors
     /// `Rights` for one that may not come in.
-    pub fn admit(&self, principal: &Principal) -> Result<&Arc<Grant>> {
+    pub fn admit(&self, principal: &Principal) -> Result<Arc<Grant>> {
         match (&self.rules, principal) {
-            (Rules::Same { certified, .. }, Principal::Certified { .. }) => Ok(certified),
+            (_, Principal::Invite(invite)) => self.admit_invite(invite),
+            (Rules::Same { certified, .. }, Principal::Certified { .. }) => Ok(Arc::clone(certified)),
             (Rules::Same { anonymous, .. }, Principal::Anonymous) => anonymous
-                .as_ref()
+                .clone()
                 .ok_or_else(|| Error::new(ErrorKind::Rights, "this server takes no client without a certificate")),
-            (Rules::Policy(policy), principal) => policy.admit(principal),
+            (Rules::Policy(policy), principal) => policy.admit(principal).map(Arc::clone),
         }
     }
 
@@ -268,7 +277,7 @@ impl Access {
     /// `Rights` for one that may not come in.
     pub fn rights(&self, principal: &Principal, path: &RemotePath) -> Result<Rights> {
         let grant = self.admit(principal)?;
-        Ok(self.at(grant, &grant.place(path)))
+        Ok(self.at(&grant, &grant.place(path)))
     }
 
     /// The rights that a grant comes to at its home.
@@ -289,11 +298,11 @@ impl Access {
         let grant = self.admit(principal)?;
         let denied =
             |why: &str| Error::new(ErrorKind::Rights, format!("{principal} may not {action} on this server{why}"));
-        let here = |path: &RemotePath, needed: Rights| self.at(grant, &grant.place(path)).contains(needed);
+        let here = |path: &RemotePath, needed: Rights| self.at(&grant, &grant.place(path)).contains(needed);
         let below = |path: &RemotePath, needed: Rights| {
             let place = grant.place(path);
             let mut places = grant.rules_below(&place);
-            places.all(|rest| self.at(grant, &[&*place, rest].concat()).contains(needed))
+            places.all(|rest| self.at(&grant, &[&*place, rest].concat()).contains(needed))
         };
         let everywhere = |path: &RemotePath, needed: Rights| match () {
             () if !here(path, needed) => Err(denied("")),
@@ -310,7 +319,7 @@ impl Access {
             Action::Rename { from, to } => {
                 everywhere(from, Rights::RENAME)?;
                 everywhere(to, Rights::CREATE)?;
-                if !self.gains_nothing(grant, &grant.place(from), &grant.place(to)) {
+                if !self.gains_nothing(&grant, &grant.place(from), &grant.place(to)) {
                     return Err(denied(": it may do more there than it may here"));
                 }
                 true
@@ -349,7 +358,7 @@ impl Access {
         let grant = self.admit(principal).ok()?;
         let mut above = path.clone();
         while let Some((parent, _)) = above.split().filter(|(parent, _)| !parent.is_root()) {
-            if !self.at(grant, &grant.place(&parent)).contains(Rights::CREATE) {
+            if !self.at(&grant, &grant.place(&parent)).contains(Rights::CREATE) {
                 return Some(parent);
             }
             above = parent;

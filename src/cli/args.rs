@@ -15,13 +15,16 @@ use crate::cli::certs::CertsArgs;
 use crate::cli::doctor::DoctorArgs;
 use crate::cli::filters::{FilterArgs, UnlistedFilterArgs};
 use crate::cli::generate::GenerateArgs;
+use crate::cli::invite::InviteArgs;
 use crate::cli::names::Named;
 use crate::cli::receipt::ReceiptArgs;
+use crate::cli::redeem::{Received, RedeemArgs};
 use crate::cli::remotes::RemoteArgs;
 use crate::cli::trust::{ServerIdentityArgs, TrustArgs};
 use crate::cli::user::{GrantArgs, UserArgs};
 use crate::cli::values;
 use crate::client::compare::DeleteMax;
+use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{self, CLIENT_PROGRESS_TIMEOUT};
@@ -86,6 +89,8 @@ Examples:
     Verify(Box<VerifyArgs>),
     /// Make the contents of one directory those of another, either way
     Sync(Box<SyncArgs>),
+    /// Give somebody a link to a directory
+    Invite(Box<InviteArgs>),
     /// List directories
     Ls(Box<LsArgs>),
     /// Show what the server knows about names
@@ -169,6 +174,9 @@ pub struct ConnectArgs {
     /// What the configuration says of the remote that is named, once [`crate::cli::names::resolve`] has looked.
     #[arg(skip)]
     pub named: Option<Named>,
+    /// The invite that is redeemed, once [`crate::cli::redeem`] has looked.
+    #[arg(skip)]
+    pub invited: Option<Received>,
 }
 
 impl ConnectArgs {
@@ -263,7 +271,8 @@ pub struct TransferArgs {
     #[arg(short = 'n', long)]
     pub dry_run: bool,
     /// Accepted and needless: directories are moved whole
-    #[arg(short, long)]
+    // Whoever is used to it need not be told of it: the help fits a screen.
+    #[arg(short, long, hide = true)]
     pub recursive: bool,
     /// Further names from FILE (or `-`), one a line
     #[arg(long, value_name = "FILE")]
@@ -276,7 +285,7 @@ pub struct TransferArgs {
 /// Upload files and directories.
 #[derive(Args, Debug)]
 #[command(
-    override_usage = "sealift put [OPTIONS] SOURCE... DEST\n       \
+    override_usage = "sealift put [OPTIONS] SOURCE... DEST (or, for DEST, --invite)\n       \
                       sealift put [OPTIONS] --stdin-from-command DEST -- CMD [ARG]...",
     after_help = "\
 Examples:
@@ -287,7 +296,7 @@ Also --atomic, --links, --exclude and whatever else leaves things out: see `seal
 pub struct PutArgs {
     /// Local files and directories (`-` is standard input), then the remote destination
     // With `--stdin-from-command`: the destination, then the command. See `PutArgs::command`.
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(value_name = "PATH")]
     pub paths: Vec<OsString>,
     /// How content is moved.
     #[command(flatten)]
@@ -313,6 +322,9 @@ pub struct PutArgs {
     /// Keep the server's signed receipts for what is stored here
     #[arg(long, value_name = "DIR")]
     pub receipts: Option<PathBuf>,
+    /// Where the link of an invite is.
+    #[command(flatten)]
+    pub redeem: RedeemArgs,
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -324,7 +336,7 @@ pub struct PutArgs {
 /// Download files and directories.
 #[derive(Args, Debug)]
 #[command(
-    override_usage = "sealift get [OPTIONS] REMOTE... [LOCAL]",
+    override_usage = "sealift get [OPTIONS] REMOTE... [LOCAL] (or, for REMOTE, --invite)",
     after_help = "\
 Examples:
   sealift get --certs certs sealift://nas/in/photos        stored as ./photos/...
@@ -334,7 +346,7 @@ Also --links, --exclude and whatever else leaves things out: see `sealift sync -
 )]
 pub struct GetArgs {
     /// Remotes, then where to store them (`-` is standard output) [default: ./]
-    #[arg(value_name = "REMOTE", required_unless_present = "files_from")]
+    #[arg(value_name = "REMOTE")]
     pub paths: Vec<OsString>,
     /// How content is moved.
     #[command(flatten)]
@@ -342,6 +354,9 @@ pub struct GetArgs {
     /// Take *, ? and [...] in remote names for patterns
     #[arg(long)]
     pub glob: bool,
+    /// Where the link of an invite is.
+    #[command(flatten)]
+    pub redeem: RedeemArgs,
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -435,7 +450,7 @@ Examples:
   sealift ls --certs certs -lR sealift://nas/backups/")]
 pub struct LsArgs {
     /// Directories and files
-    #[arg(required = true, value_name = "REMOTE")]
+    #[arg(value_name = "REMOTE")]
     pub paths: Vec<OsString>,
     /// Kind and permissions, size and time (UTC) of each
     #[arg(short, long)]
@@ -446,6 +461,9 @@ pub struct LsArgs {
     /// Take *, ? and [...] for patterns
     #[arg(long)]
     pub glob: bool,
+    /// Where the link of an invite is.
+    #[command(flatten)]
+    pub redeem: RedeemArgs,
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -460,11 +478,14 @@ Example:
   sealift stat --certs certs sealift://nas/backups/today.tar.zst")]
 pub struct StatArgs {
     /// Files and directories
-    #[arg(required = true, value_name = "REMOTE")]
+    #[arg(value_name = "REMOTE")]
     pub paths: Vec<OsString>,
     /// Take *, ? and [...] for patterns
     #[arg(long)]
     pub glob: bool,
+    /// Where the link of an invite is.
+    #[command(flatten)]
+    pub redeem: RedeemArgs,
     /// How to connect.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -720,6 +741,12 @@ pub struct AccessArgs {
     /// Instead: some of list,read,create,overwrite,rename,delete
     #[arg(long, value_name = "RIGHTS", value_parser = values::rights, requires = "allow_anonymous")]
     pub anonymous_rights: Option<Rights>,
+    /// Give links to those without a certificate, and take them (`sealift invite`)
+    #[arg(long)]
+    pub invites: bool,
+    /// Address in these links
+    #[arg(long, value_name = "HOST:PORT", requires = "invites")]
+    pub public: Option<Endpoint>,
     /// Nobody may change anything
     #[arg(long)]
     pub read_only: bool,

@@ -16,12 +16,14 @@ pub mod filters;
 pub mod format;
 pub mod generate;
 mod get;
+pub mod invite;
 pub mod names;
 mod notify;
 mod ops;
 pub mod output;
 mod put;
 pub mod receipt;
+pub mod redeem;
 pub mod remotes;
 mod rules;
 mod screen;
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
 
 /// Runs one command; the answer is the exit code.
 fn run(mut command: Command) -> Result<u8> {
+    redeem::resolve(&mut command)?;
     names::resolve(&mut command)?;
     match command {
         Command::Certs(args) => certs::run(*args, &mut io::stdout(), &mut io::stderr()).map(|()| 0),
@@ -77,6 +80,7 @@ fn run(mut command: Command) -> Result<u8> {
         Command::Get(args) => get::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Sync(args) => sync::run(&args),
+        Command::Invite(args) => invite::run(&args),
         Command::Ls(args) => ops::ls(&args),
         Command::Stat(args) => ops::stat(&args),
         Command::Hash(args) => ops::hash(&args),

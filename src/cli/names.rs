@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::cli::args::Command;
 use crate::cli::config::{Config, Profile};
+use crate::cli::invite::InviteCommand;
 use crate::cli::trust::environment;
 use crate::client::remote::{Location, is_name, is_url, named, split_name};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,6 +38,12 @@ pub fn resolve(command: &mut Command) -> Result<()> {
         Command::Get(args) => (args.paths.iter_mut().collect(), &mut args.connect),
         Command::Verify(args) => (args.paths.iter_mut().collect(), &mut args.connect),
         Command::Sync(args) => (vec![&mut args.source, &mut args.destination], &mut args.connect),
+        Command::Invite(args) => match &mut args.command {
+            None => (args.path.iter_mut().collect(), &mut args.connect),
+            Some(InviteCommand::Ls { path, connect } | InviteCommand::Revoke { path, connect, .. }) => {
+                (vec![path], connect)
+            }
+        },
         Command::Ls(args) => (args.paths.iter_mut().collect(), &mut args.connect),
         Command::Stat(args) => (args.paths.iter_mut().collect(), &mut args.connect),
         Command::Hash(args) => (args.paths.iter_mut().collect(), &mut args.connect),

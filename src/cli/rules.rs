@@ -36,6 +36,8 @@ pub(super) struct Loaded {
     pub(super) tls: ServerTls,
     pub(super) access: Access,
     options: tls::ServerOptions,
+    /// The files as they were before they were read.
+    stamps: Vec<Stamp>,
 }
 
 /// What tells one state of a file from another; none: it is not there.
@@ -65,7 +67,18 @@ impl Sources {
     }
 
     fn options(&self) -> Result<tls::ServerOptions> {
-        self.identity.resolve(self.access.allow_anonymous, |name| std::env::var_os(name))
+        let mut options = self.identity.resolve(self.access.allow_anonymous, |name| std::env::var_os(name))?;
+        if self.access.invites {
+            if options.client_ca.is_none() {
+                return Err(usage(
+                    "--invites needs a client authority (--client-ca FILE, or a --certs folder with ca.pem): only who \
+                     has a certificate gives invites",
+                ));
+            }
+            // A certificate is asked for then, and who shows none says which invite it redeems.
+            options.allow_anonymous = true;
+        }
+        Ok(options)
     }
 
     /// Reads and checks everything.
@@ -73,6 +86,7 @@ impl Sources {
     /// # Errors
     /// `Usage` for whatever is not as it must be; what reading can fail with.
     pub(super) fn load(&self) -> Result<Loaded> {
+        let stamps = self.stamps();
         let options = self.options()?;
         let files = [Some(&options.certificate), Some(&options.key), options.client_ca.as_ref(), options.crl.as_ref()];
         for file in files.into_iter().flatten().chain(&self.access.policy) {
@@ -83,7 +97,7 @@ impl Sources {
             None => same_for_all(&self.access, options.client_ca.is_some()),
             Some(file) => Access::by_policy(load_policy(file)?).withholding(withheld(&self.access)),
         };
-        Ok(Loaded { tls, access, options })
+        Ok(Loaded { tls, access, options, stamps })
     }
 
     /// As [`Sources::load`], for a server that runs: a revocation list does not vanish.
@@ -115,8 +129,8 @@ impl Sources {
         let mut options = loaded.options;
         let mut pin = loaded.tls.pin();
         // The state that was read, or that was tried in vain; and what was there at the last look.
-        let mut read = self.look().await;
-        let mut seen = read.clone();
+        let mut read = loaded.stamps;
+        let mut seen = self.look().await;
         loop {
             let is_asked = tokio::select! {
                 _ = hangup.recv() => true,
@@ -132,7 +146,7 @@ impl Sources {
             read = now;
             let (sources, before, control) = (self.clone(), options.clone(), control.clone());
             let replaced = spawn_blocking(move || {
-                let Loaded { tls, access, options } = sources.load_again(&before)?;
+                let Loaded { tls, access, options, .. } = sources.load_again(&before)?;
                 let warnings = tls.warnings(time::OffsetDateTime::now_utc());
                 let (principals, pin) = (access.grants().len(), tls.pin());
                 control.replace(tls, access)?;

@@ -19,7 +19,8 @@ pub(super) fn load() -> Option<[u8; LEN]> {
     load_from(&directory).ok()
 }
 
-fn directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+/// Where this user's state lies.
+pub(super) fn directory(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
     Some(state.join("sealift"))

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{self, GROUP_LEN, MIB};
 use crate::protocol::Rights;
 use crate::server::audit::Audit;
-use crate::server::{CrowdLimits, Server, ServerOptions, listen};
+use crate::server::{CrowdLimits, InviteOptions, Server, ServerOptions, listen};
 use crate::storage::{Store, StoreOptions};
 use crate::tls::SigningKey;
 
@@ -105,6 +105,7 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
     let loaded = sources.load()?;
     let memory = memory(args)?;
     let mut store = StoreOptions { home: std::env::home_dir(), sync_each: args.sync_each, ..StoreOptions::default() };
+    store.invites = args.access.invites;
     store.keep_partial.age = args.keep_partial;
     store.keep_partial.bytes = args.keep_partial_max;
     if let Some(mode) = args.file_mode {
@@ -135,6 +136,8 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
     if args.disk_threads == 0 {
         return Err(usage("--disk-threads must be at least 1"));
     }
+    let public = args.access.public.as_ref().map(|public| format!("{}:{}", bracketed(public.host()), public.port()));
+    let invites = args.access.invites.then_some(InviteOptions { public });
     let crowd = CrowdLimits { per_address, half_open_per_address, per_principal };
     let disk_threads = args.disk_threads;
     // What the control group allows can't be read any more by a confined process. Each has at least two of the
@@ -146,6 +149,7 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
         access: loaded.access.clone(),
         receipt_key: Some(receipt_key),
         audit,
+        invites,
         listeners,
         memory,
         crowd,
@@ -156,6 +160,11 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
         rate_of_one: args.bwlimit_client,
     };
     Ok((Prepared { options, sources, loaded }, plan))
+}
+
+/// A host as it stands before a port.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// The name of the key of receipts and of the audit log in the state directory.
@@ -273,6 +282,9 @@ fn try_to_escape() {
 
 fn say_who_may_what(args: &AccessArgs, access: &Access) {
     let grants = access.grants();
+    if args.invites {
+        info!("invites are given and taken: who holds one needs no certificate");
+    }
     if let Some(file) = &args.policy {
         info!("{} principals by the policy {}", grants.len(), file.display());
         return;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cli::args::{ConnectArgs, PaceArgs};
 use crate::cli::names::Named;
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
+use crate::cli::redeem::Run;
 use crate::cli::signals::Signals;
 use crate::cli::{print_error, secret, sources, trust};
 use crate::client::event::{self, Event};
@@ -16,10 +17,14 @@ use crate::client::{Client, ClientOptions};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::BLOCKING_THREADS_MAX;
 use crate::protocol::Bytes16;
-use crate::tls::{ClientTls, is_wrong_pin};
+use crate::tls::{self, ClientTls, is_wrong_pin};
 
 /// How long what was interrupted may take to clean up behind itself.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What whoever types the link of an invite as an argument is told.
+const VISIBLE: &str = "the link on the command line can be read by everybody on this machine while this runs, and stays \
+                       in the shell's history: give it with --invite (asks for it), --invite-file or SEALIFT_INVITE";
 
 /// A command that connects to one server.
 pub(super) struct Session<'a> {
@@ -43,7 +48,11 @@ impl Session<'_> {
     /// What is wrong with flags and files before anything is tried.
     pub(super) fn run(self, work: impl AsyncFnOnce(Client) -> Result<()>) -> Result<u8> {
         let named = self.connect.named.as_ref();
-        let trusted = self.connect.trust.resolve(trust::environment, named.map(|named| &named.profile))?;
+        let invited = self.connect.invited.as_ref();
+        let trusted = match invited {
+            Some(received) => tls::ClientOptions { pins: vec![received.link.pin], ..tls::ClientOptions::default() },
+            None => self.connect.trust.resolve(trust::environment, named.map(|named| &named.profile))?,
+        };
         let tls = ClientTls::load(&trusted).map_err(|error| error.with_kind(ErrorKind::Usage))?;
         let (mut detail, reader) = sources::output_of(self.connect, self.data_on_stdout);
         if !self.has_summary && reader == Reader::Person && detail == Detail::Normal {
@@ -62,7 +71,11 @@ impl Session<'_> {
             .name("reporter".to_owned())
             .spawn(move || reporter.watch(receiver))
             .while_doing(|| "start a thread for the output".to_owned())?;
+        let run = invited.map(|received| Run::begin(received.link.id())).transpose()?;
+        let invite = invited.zip(run.as_ref()).map(|(received, run)| run.redemption(&received.link));
+        let is_visible = invited.is_some_and(|received| received.is_visible);
         let options = ClientOptions {
+            invite,
             timeout: self.connect.timeout(trust::environment)?,
             receipts: self.receipts,
             streams: self.connect.streams(self.pace.and_then(|pace| pace.streams), trust::environment)?,
@@ -80,10 +93,16 @@ impl Session<'_> {
                 Err(error) => return Ending::Failed(error),
             };
             let work = async {
+                if is_visible {
+                    events.tell(Event::Warning(VISIBLE.to_owned())).await;
+                }
                 let client = Client::connect(options, events).await.map_err(|error| explain(error, named))?;
                 let result = work(client.clone()).await;
                 client.events().tell(Event::Waited(client.waited())).await;
-                client.close().await;
+                if invited.is_none() || result.is_ok() {
+                    client.close().await;
+                }
+                // Otherwise the connection is cut: a run that is closed in order is over, and this one may go on.
                 result
             };
             tokio::select! {
@@ -96,6 +115,15 @@ impl Session<'_> {
         let Ok(reporter) = watcher.join() else {
             return Err(Error::new(ErrorKind::Internal, "the thread that shows progress failed"));
         };
+        // One that was cut may be gone on with; one that is refused is over.
+        let is_over = match &ending {
+            Ending::Finished => true,
+            Ending::Failed(error) => matches!(error.kind(), ErrorKind::Rights | ErrorKind::Limit | ErrorKind::Trust),
+            Ending::Interrupted(_) => false,
+        };
+        if let Some(run) = run.filter(|_| is_over) {
+            run.end();
+        }
         let code = reporter.finish(&ending);
         if let Ending::Failed(error) = &ending
             && reader == Reader::Person

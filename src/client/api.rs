@@ -12,6 +12,7 @@ use crate::buffer::Pool;
 use crate::client::atomic::OpenTree;
 use crate::client::connect::{Dialer, Greeted, jittered};
 use crate::client::event::{Event, Events, ItemId};
+use crate::client::invite::Redemption;
 use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
@@ -60,6 +61,8 @@ pub struct ClientOptions {
     /// Of a client without a certificate: what it keeps to itself, so that the server knows unfinished uploads again
     /// as its own. Each server is shown another number that is made of it.
     pub resume_secret: Option<Bytes16>,
+    /// The invite that is redeemed. The client shows no certificate then, and knows the server by the link's pin.
+    pub invite: Option<Redemption>,
 }
 
 impl ClientOptions {
@@ -74,6 +77,7 @@ impl ClientOptions {
             congestion: Congestion::default(),
             rate: None,
             resume_secret: None,
+            invite: None,
             receipts: None,
         }
     }
@@ -158,6 +162,7 @@ impl Client {
                     options.congestion,
                     options.rate,
                     options.receipts.is_some(),
+                    options.invite,
                 ),
                 receipts: options.receipts,
                 timeout: options.timeout,
@@ -401,7 +406,7 @@ impl Client {
         }
         self.events.tell(Event::Note(description)).await;
         let stalls = Arc::clone(&self.inner.stalls);
-        let (session, work) = Session::new(connection, hello, book, self.inner.pool.clone(), stalls);
+        let (session, work) = Session::new(connection, hello, pin, book, self.inner.pool.clone(), stalls);
         let mut drivers = self.drivers();
         drivers.spawn(work);
         // Those of broken connections are done; the set shall not grow with their number.

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::client::event::{self, Events};
+use crate::client::invite::Redemption;
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
 use crate::limits::{CONNECT_TIMEOUT, RETRY_BACKOFF};
@@ -37,6 +38,8 @@ pub(crate) struct Dialer {
     buffers: SocketBuffers,
     /// Asks for receipts.
     with_receipts: bool,
+    /// The invite that it redeems, on each connection.
+    invite: Option<Redemption>,
     congestion: Congestion,
     limits: Limits,
 }
@@ -60,9 +63,10 @@ impl Dialer {
         congestion: Congestion,
         rate: Option<u64>,
         with_receipts: bool,
+        invite: Option<Redemption>,
     ) -> Dialer {
         let limits = Limits::of([rate]);
-        Dialer { endpoint, tls, buffers: SocketBuffers::new(), with_receipts, congestion, limits }
+        Dialer { endpoint, tls, buffers: SocketBuffers::new(), with_receipts, invite, congestion, limits }
     }
 
     /// Connects and greets, all within [`CONNECT_TIMEOUT`].
@@ -157,7 +161,7 @@ impl Dialer {
         connection.set_limits(&self.limits);
         // Answers, and receipts with them, come on the first connection of a session.
         let with_receipts = self.with_receipts && join.is_none();
-        let hello = greet(&mut connection, host, join, with_receipts).await?;
+        let hello = greet(&mut connection, host, join, with_receipts, self.invite.as_ref()).await?;
         if with_receipts && hello.receipt_key.is_none() {
             let message = format!("{host} gives no receipts: without --receipts it stores all the same");
             return Err(Error::new(ErrorKind::Unsupported, message));
@@ -262,12 +266,14 @@ async fn greet(
     host: &str,
     join: Option<Bytes16>,
     with_receipts: bool,
+    invite: Option<&Redemption>,
 ) -> Result<ServerHello> {
     let hello = ClientHello {
         versions: List(VERSIONS.to_vec()),
         agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).to_owned(),
         join,
-        redeem: None,
+        redeem: invite.map(|invite| invite.ticket.clone()),
+        run: invite.map(|invite| invite.run),
         receipts: with_receipts.then_some(true),
     };
     connection.send(0, &hello);

@@ -13,6 +13,7 @@ mod download;
 pub mod event;
 pub mod filter;
 pub mod glob;
+pub mod invite;
 mod keep;
 mod lanes;
 mod library;

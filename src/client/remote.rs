@@ -18,7 +18,7 @@ use crate::protocol::DEFAULT_PORT;
 const SCHEME: &[u8] = b"sealift://";
 
 /// What marks an invite.
-const INVITE: &[u8] = b"#sl1.";
+pub(crate) const INVITE: &str = "#sl1.";
 
 /// A server's address as it was written: a host name or an IP address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -246,7 +246,7 @@ pub fn named(endpoint: &Endpoint, path: &OsStr) -> OsString {
 }
 
 fn unknown_name(name: &str, argument: &[u8]) -> Error {
-    if contains(argument, INVITE) {
+    if contains_invite(argument) {
         return invite();
     }
     let hint = if argument[name.len() + 1..].starts_with(b"//") {
@@ -259,7 +259,7 @@ fn unknown_name(name: &str, argument: &[u8]) -> Error {
 
 fn parse_url(rest: &[u8]) -> Result<Remote> {
     // The text of an invite is a secret: it is not repeated.
-    if contains(rest, INVITE) {
+    if contains_invite(rest) {
         return Err(invite());
     }
     let slash = rest.iter().position(|&byte| byte == b'/').unwrap_or(rest.len());
@@ -270,11 +270,15 @@ fn parse_url(rest: &[u8]) -> Result<Remote> {
 }
 
 fn invite() -> Error {
-    usage("invites (#sl1.…) are not supported by this version")
+    usage(
+        "the link of an invite (#sl1.…) has no place here: it may be the destination of put, or what get, ls and stat \
+         name, alone",
+    )
 }
 
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
+/// Whether something is marked as the link of an invite.
+pub(crate) fn contains_invite(bytes: &[u8]) -> bool {
+    bytes.windows(INVITE.len()).any(|window| window == INVITE.as_bytes())
 }
 
 /// A path as a person writes it. Doubled slashes and `.` mean nothing. `..` at the end is resolved by the text, which
@@ -434,9 +438,9 @@ mod tests {
     #[test]
     fn user_information_and_invites_are_refused_without_being_repeated() {
         check_refused(b"sealift://user:secret@h/x", "no user");
-        check_refused(b"sealift://h/#sl1.topsecret", "invites");
-        check_refused(b"sealift://h#sl1.topsecret", "invites");
-        check_refused(b"nas:#sl1.topsecret", "invites");
+        check_refused(b"sealift://h/#sl1.topsecret", "no place here");
+        check_refused(b"sealift://h#sl1.topsecret", "no place here");
+        check_refused(b"nas:#sl1.topsecret", "no place here");
         for text in ["sealift://user:secret@h/x", "sealift://h/#sl1.secret", "nas:#sl1.secret"] {
             let error = Location::parse(OsStr::new(text)).unwrap_err();
             assert!(!error.chain().contains("secret"), "{}", error.chain());

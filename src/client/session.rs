@@ -31,11 +31,11 @@ use crate::limits::{
 use crate::net::{Connection, Event, Handler};
 use crate::path::RemotePath;
 use crate::protocol::{
-    Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Kind, List,
-    Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, TreeBegun, Values, Volume, Want, WantValues,
-    Working,
+    Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Invited,
+    Invites, Kind, List, Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, TreeBegun, Values, Volume,
+    Want, WantValues, Working,
 };
-use crate::tls::VerifyingKey;
+use crate::tls::{Pin, VerifyingKey};
 
 /// Groups of content that wait to be written: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
@@ -72,6 +72,10 @@ pub(crate) enum Reply {
     Volume(Volume),
     /// A directory is being built.
     TreeBegun(TreeBegun),
+    /// An invite was made.
+    Invited(Invited),
+    /// Some invites.
+    Invites(Invites),
     /// A request is done.
     Done(Done),
     /// The exchange failed.
@@ -87,6 +91,8 @@ impl Reply {
             | Reply::Entry(_)
             | Reply::Volume(_)
             | Reply::TreeBegun(_)
+            | Reply::Invited(_)
+            | Reply::Invites(_)
             | Reply::Done(_)
             | Reply::Failed(_) => true,
             Reply::PutAnswer(_) | Reply::Values(_) | Reply::GetAnswer(_) | Reply::Group(..) | Reply::Entries(_) => {
@@ -108,6 +114,8 @@ pub(crate) type Book = (Arc<Receipts>, VerifyingKey);
 
 struct Shared {
     hello: ServerHello,
+    /// The server's key, as it proved itself.
+    pin: Option<Pin>,
     book: Option<Book>,
     /// Where the server is.
     address: Option<SocketAddr>,
@@ -161,6 +169,7 @@ impl Session {
     pub(crate) fn new(
         connection: Connection,
         hello: ServerHello,
+        pin: Option<Pin>,
         book: Option<Book>,
         pool: Pool,
         stalls: Arc<Stalls>,
@@ -177,6 +186,7 @@ impl Session {
         };
         let session = Session(Arc::new(Shared {
             hello,
+            pin,
             book,
             // Without it there is one connection, and that works.
             address: connection.socket().tcp().peer_addr().ok(),
@@ -197,6 +207,11 @@ impl Session {
     /// What the server said of itself and of us.
     pub(crate) fn hello(&self) -> &ServerHello {
         &self.0.hello
+    }
+
+    /// The server's key, as it proved itself.
+    pub(crate) fn pin(&self) -> Option<Pin> {
+        self.0.pin
     }
 
     /// Where the server is, if the system knows.
@@ -579,6 +594,8 @@ impl Session {
             Reply::Entries(_) => Kind::Entries,
             Reply::Volume(_) => Kind::Volume,
             Reply::TreeBegun(_) => Kind::TreeBegun,
+            Reply::Invited(_) => Kind::Invited,
+            Reply::Invites(_) => Kind::Invites,
             Reply::Done(_) => Kind::Done,
             Reply::Failed(_) => Kind::Failed,
         };
@@ -943,6 +960,8 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
         Kind::Entries => Reply::Entries(Entries::from_payload(payload)?.entries.0),
         Kind::Volume => Reply::Volume(Volume::from_payload(payload)?),
         Kind::TreeBegun => Reply::TreeBegun(TreeBegun::from_payload(payload)?),
+        Kind::Invited => Reply::Invited(Invited::from_payload(payload)?),
+        Kind::Invites => Reply::Invites(Invites::from_payload(payload)?),
         Kind::Done => Reply::Done(Done::from_payload(payload)?),
         Kind::Failed => {
             let failed = Failed::from_payload(payload)?;

@@ -100,6 +100,16 @@ kinds! {
     Space = 0x3b;
     /// The space of a volume.
     Volume = 0x3c;
+    /// Asks for an invite.
+    Invite = 0x40;
+    /// The invite that was made.
+    Invited = 0x41;
+    /// Asks for the invites to what is at or below a place.
+    ListInvites = 0x42;
+    /// Some of them.
+    Invites = 0x43;
+    /// Asks that an invite ends.
+    RevokeInvite = 0x44;
     /// A client begins to build a directory that takes the place of another as a whole.
     BeginTree = 0x48;
     /// It is begun, or there already.
@@ -125,7 +135,10 @@ impl Kind {
             | Kind::Rename
             | Kind::Space
             | Kind::BeginTree
-            | Kind::PublishTree => true,
+            | Kind::PublishTree
+            | Kind::Invite
+            | Kind::ListInvites
+            | Kind::RevokeInvite => true,
             Kind::ClientHello
             | Kind::ServerHello
             | Kind::Goodbye
@@ -147,7 +160,9 @@ impl Kind {
             | Kind::Entries
             | Kind::Done
             | Kind::Volume
-            | Kind::TreeBegun => false,
+            | Kind::TreeBegun
+            | Kind::Invited
+            | Kind::Invites => false,
         }
     }
 

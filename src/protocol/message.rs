@@ -5,7 +5,8 @@
 
 use minicbor::{Decode, Encode};
 
-use super::wire::{Bytes16, Bytes32, List, Mtime};
+use super::invite::Ticket;
+use super::wire::{Bytes16, Bytes32, InviteId, List, Mtime};
 use super::{Breach, FRAME_HEADER_LEN, Header, Kind};
 use crate::error::{Error, ErrorKind};
 use crate::hash::{GroupValue, Root};
@@ -52,7 +53,7 @@ macro_rules! messages {
 messages! {
     ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Get,
     GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
-    Entry, Entries, Done, Space, Volume, BeginTree, TreeBegun, PublishTree,
+    Entry, Entries, Done, Space, Volume, BeginTree, TreeBegun, PublishTree, Invite, Invited, ListInvites, Invites, RevokeInvite,
 }
 
 impl Message for ListDirectory {
@@ -121,6 +122,58 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// What an invite is for.
+    InviteKind {
+        /// Storing under free names, and seeing what is there.
+        Upload = 0,
+        /// Seeing and reading.
+        Download = 1,
+        /// Storing, and seeing nothing; what has a name that is taken gets another.
+        Drop = 2,
+    }
+}
+
+impl InviteKind {
+    /// The rights that its holder has, as far as whoever gave it has them.
+    #[must_use]
+    pub fn rights(self) -> Rights {
+        match self {
+            InviteKind::Upload => Rights::LIST.with(Rights::CREATE),
+            InviteKind::Download => Rights::LIST.with(Rights::READ),
+            InviteKind::Drop => Rights::CREATE,
+        }
+    }
+}
+
+impl std::fmt::Display for InviteKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            InviteKind::Upload => "upload",
+            InviteKind::Download => "download",
+            InviteKind::Drop => "drop",
+        })
+    }
+}
+
+wire_enum! {
+    /// Whether an invite can be redeemed.
+    InviteState {
+        /// It can.
+        Open = 0,
+        /// Its time is over.
+        Expired = 1,
+        /// All its uses are spent.
+        UsedUp = 2,
+        /// It was taken back.
+        Revoked = 3,
+        /// Whoever gave it may not share that any more, or has no place on the server.
+        Ended = 4,
+        /// What the server kept of it cannot be read.
+        Damaged = 5,
+    }
+}
+
+wire_enum! {
     /// What keeps a peer busy.
     Phase {
         /// Waiting for its own source or for its turn.
@@ -145,9 +198,12 @@ pub struct ClientHello {
     /// The token of a session that this connection joins.
     #[n(2)]
     pub join: Option<Bytes16>,
-    /// The secret of an invite that this connection redeems.
-    #[cbor(n(3), with = "minicbor::bytes")]
-    pub redeem: Option<Vec<u8>>,
+    /// What proves the invite that this connection redeems.
+    #[n(3)]
+    pub redeem: Option<Ticket>,
+    /// With it: a random number of this run of the command, the same on each of its connections.
+    #[n(4)]
+    pub run: Option<Bytes16>,
     /// Send a [`Receipt`] for every file that is stored.
     #[n(8)]
     pub receipts: Option<bool>,
@@ -193,6 +249,9 @@ pub struct ServerHello {
     /// The public key of its receipts (Ed25519). None: it gives no receipts.
     #[n(16)]
     pub receipt_key: Option<Bytes32>,
+    /// Whether it gives and takes invites. None: it does not.
+    #[n(17)]
+    pub invites: Option<bool>,
     /// Whether directories can be built here and take the place of others as a whole. None: they cannot.
     #[n(24)]
     pub trees: Option<bool>,
@@ -238,6 +297,12 @@ impl Rights {
     #[must_use]
     pub const fn without(self, other: Rights) -> Rights {
         Rights(self.0 & !other.0)
+    }
+
+    /// Those that are among both.
+    #[must_use]
+    pub const fn and(self, other: Rights) -> Rights {
+        Rights(self.0 & other.0)
     }
 
     /// Names and bits, for messages and flags.
@@ -819,4 +884,118 @@ pub struct Volume {
     /// Bytes that it has in all.
     #[n(1)]
     pub total: u64,
+}
+
+/// Asks for an invite to a directory: for a link whose holder may do something there without a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Invite {
+    /// The directory, which is the holder's `/`.
+    #[n(0)]
+    pub path: RemotePath,
+    /// What for.
+    #[n(1)]
+    pub kind: InviteKind,
+    /// By what the server knows the link's ticket ([`Verifier`](super::Verifier)).
+    #[n(2)]
+    pub verifier: Bytes32,
+    /// For how many seconds, from now on.
+    #[n(3)]
+    pub seconds: u64,
+    /// For how many runs.
+    #[n(4)]
+    pub uses: u32,
+    /// Bytes of content over all runs.
+    #[n(5)]
+    pub max_size: Option<u64>,
+}
+
+/// The invite that was made, durably.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Invited {
+    /// Its name.
+    #[n(0)]
+    pub id: InviteId,
+    /// When it ends, in seconds since 1970 by the server's clock.
+    #[n(1)]
+    pub expires: i64,
+    /// `HOST:PORT` by which the server wants to be reached, if its operator said.
+    #[n(2)]
+    pub address: Option<String>,
+}
+
+/// Asks for the invites to what is at or below a place, as far as the principal may share that.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ListInvites {
+    /// The place.
+    #[n(0)]
+    pub path: RemotePath,
+    /// Only those behind this one, by their names.
+    #[n(1)]
+    pub after: Option<InviteId>,
+}
+
+/// Some invites, by their names.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Invites {
+    /// At most as many as fit a frame.
+    #[n(0)]
+    pub invites: List<InviteFacts, 256>,
+    /// Whether there are more behind the last.
+    #[n(1)]
+    pub more: bool,
+}
+
+/// What is told of one invite.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct InviteFacts {
+    /// Its name.
+    #[n(0)]
+    pub id: InviteId,
+    /// Whether it can be redeemed.
+    #[n(1)]
+    pub state: InviteState,
+    /// To what.
+    #[n(2)]
+    pub path: RemotePath,
+    /// What for.
+    #[n(3)]
+    pub kind: InviteKind,
+    /// By what name the server knows who gave it.
+    #[n(4)]
+    pub issuer: String,
+    /// When it was made, and when it ends, in seconds since 1970.
+    #[n(5)]
+    pub issued: i64,
+    /// See there.
+    #[n(6)]
+    pub expires: i64,
+    /// For how many runs.
+    #[n(7)]
+    pub uses: u32,
+    /// How many of these are spent.
+    #[n(8)]
+    pub spent: u32,
+    /// How many are reserved for runs that have committed nothing yet.
+    #[n(9)]
+    pub reserved: u32,
+    /// Bytes of content over all runs, and how many of them are used.
+    #[n(10)]
+    pub max_size: Option<u64>,
+    /// See there.
+    #[n(11)]
+    pub used_size: u64,
+}
+
+/// Asks that an invite ends, and with it what runs by it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RevokeInvite {
+    /// Its name.
+    #[n(0)]
+    pub id: InviteId,
 }

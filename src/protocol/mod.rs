@@ -5,12 +5,14 @@
 //! `wire` the small encodings that they share.
 
 pub mod frame;
+pub mod invite;
 pub mod message;
 mod wire;
 
 pub use frame::{FRAME_HEADER_LEN, Header, Kind, OFFSET_LEN};
+pub use invite::{InviteSecret, Ticket, Verifier};
 pub use message::*;
-pub use wire::{Bytes16, Bytes32, List, Mtime};
+pub use wire::{Bytes16, Bytes32, InviteId, List, Mtime};
 
 /// The ALPN protocol name of native connections.
 pub const ALPN: &[u8] = b"sealift/1";

@@ -61,6 +61,7 @@ fixed_bytes!(Root);
 fixed_bytes!(GroupValue);
 fixed_bytes!(Bytes16);
 fixed_bytes!(Bytes32);
+fixed_bytes!(InviteId);
 
 /// A public key, or the hash of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +75,28 @@ impl std::fmt::Debug for Bytes16 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Some of these are secrets; none is worth reading.
         f.write_str("Bytes16(…)")
+    }
+}
+
+/// By what an invite is named. It is no secret: nothing can be redeemed with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InviteId(pub [u8; 8]);
+
+impl std::fmt::Display for InviteId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for InviteId {
+    type Err = String;
+
+    /// 16 digits, as they are shown.
+    fn from_str(text: &str) -> Result<InviteId, String> {
+        let is_id = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        let number = u64::from_str_radix(text, 16).ok().filter(|_| is_id);
+        let number = number.ok_or("an invite is named by 16 digits, as `sealift invite ls` prints them")?;
+        Ok(InviteId(number.to_be_bytes()))
     }
 }
 

@@ -236,7 +236,7 @@ pub(super) fn entry(who: &Who, event: &str, path: &RemotePath) -> Entry {
 pub(super) fn principal(principal: &Principal) -> (String, Option<String>) {
     let key = match principal {
         Principal::Certified { key, .. } => Some(hex(key)),
-        Principal::Anonymous => None,
+        Principal::Invite(_) | Principal::Anonymous => None,
     };
     (crate::path::escape_text(&principal.to_string()), key)
 }

@@ -15,7 +15,7 @@ use crate::access::Principal;
 use crate::audit::Entry;
 use crate::error::{Error, Result};
 use crate::path::RemotePath;
-use crate::protocol::{Put, Receipt, Rename, Stored};
+use crate::protocol::{Invite, Put, Receipt, Rename, RevokeInvite, Stored, Verifier};
 use crate::transfer::Receiver;
 
 /// Writes down that a client said hello, or was refused when it did. Who did not get through the TLS handshake has no
@@ -51,6 +51,26 @@ pub(super) fn request<T>(
     act: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     around(shared.audit.as_ref(), || entry(who, event, path), act)
+}
+
+/// Gives an invite.
+pub(super) fn invite<T>(shared: &Shared, who: &Who, request: &Invite, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let id = Verifier(request.verifier.0).id();
+    let entry =
+        || Entry { to: Some(format!("invite {id} for {}", request.kind)), ..entry(who, "invite", &request.path) };
+    around(shared.audit.as_ref(), entry, act)
+}
+
+/// Takes an invite back.
+pub(super) fn revoke_invite<T>(
+    shared: &Shared,
+    who: &Who,
+    request: &RevokeInvite,
+    act: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let to = Some(format!("invite {}", request.id));
+    let entry = || Entry { to, path: None, ..entry(who, "revoke", &RemotePath::root()) };
+    around(shared.audit.as_ref(), entry, act)
 }
 
 /// Does a renaming.

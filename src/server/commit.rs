@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::convert;
 use super::held::{self, Begun, Right, Sink, partial_key, stored_otherwise};
+use super::invites::{Claim, Spending};
 use super::names;
 use super::newest::{Described, Entered, Refused, Turn};
 use super::offer::{Copying, Offer};
@@ -41,6 +42,8 @@ pub(super) struct Incoming {
     pub(super) if_exists: IfExists,
     /// Its room in the principal's quota.
     pub(super) reservation: Reservation,
+    /// Its room in what the principal's invite is good for.
+    pub(super) claim: Claim,
     /// Where it is written; made with the first group when there is a base that may be the same.
     pub(super) file: Option<Arc<Sink>>,
     /// The right to make it.
@@ -233,6 +236,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
                     _described: described.take(),
                     if_exists,
                     reservation: Reservation::default(),
+                    claim: Claim::default(),
                     file: None,
                     right: None,
                     offer: Some(Box::new(offer)),
@@ -249,6 +253,8 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
     } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(&pass, put)? {
         return taken(&pass, put, if_exists).map(Opened::Ended);
     }
+    let claim = who.claim(put.size.unwrap_or(0), put.path.to_string())?;
+    spend_on_directories(&pass, who, put)?;
     // Room for all of it: what replaces a version of the same size needs none.
     let partial = partial_key(&who.principal, put);
     if partial.is_some() {
@@ -263,6 +269,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
         _described: described,
         if_exists,
         reservation,
+        claim,
         file: None,
         right: None,
         offer: None,
@@ -318,6 +325,18 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
     Ok(Opened::Upload(Box::new(incoming)))
 }
 
+/// Directories that are made for an upload stay when it is given up: they use an invite like any other change.
+fn spend_on_directories(pass: &Pass, who: &Who, put: &Put) -> Result<()> {
+    let parent = put.path.split().map(|(parent, _)| parent).filter(|parent| !parent.is_root());
+    match parent.filter(|_| who.attendance().is_some()).map(|parent| pass.store.stat(&parent)) {
+        Some(Err(error)) if error.kind() == ErrorKind::NotFound => {
+            who.spend(0, Vec::new())?.done(0);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Under `rename`: whether this very upload was stored before the server forgot it, under whatever name it got.
 fn known_renamed(pass: &Pass, put: &Put) -> Result<Option<Stored>> {
     let Some((path, file)) = pass.store.find_upload(&put.path, &put.upload_id.0)? else { return Ok(None) };
@@ -357,7 +376,8 @@ pub(super) fn commit(
     incoming: Incoming,
     mut receiver: Receiver,
 ) -> Result<Stored> {
-    let Incoming { attempt, file, right, mut reservation, base, base_root, if_exists, turn, _described, .. } = incoming;
+    let Incoming { attempt, file, right, mut reservation, claim, base, base_root, if_exists, turn, _described, .. } =
+        incoming;
     let pass = shared.pass(who)?;
     admit_still(&pass, put, if_exists)?;
     attempt.enter_commit(&put.path)?;
@@ -401,15 +421,24 @@ pub(super) fn commit(
     let (file, _right) = file.enter_commit()?;
     let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
     let staged = file.finish(finish.size, metadata(put, root))?;
+    let mut spending = who.spend(finish.size, vec![claim])?;
     let published = pass
         .store
         .publish(vec![staged])
         .pop()
         .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "a publication without an answer")));
     let stored = settle(&pass, put, root, finish.size, published)?;
+    spent(&mut spending, &stored);
     ended(attempt, &stored);
     stored_otherwise(&pass.store, &who.principal, put);
     Ok(stored)
+}
+
+/// What was stored anew is what an invite is used for.
+fn spent(spending: &mut Spending, stored: &Stored) {
+    if stored.outcome == Outcome::Stored {
+        spending.done(stored.size);
+    }
 }
 
 /// Reads the groups that did not come from the base, hashes and writes that very buffer: a base that changes
@@ -535,6 +564,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
     let mut seats = Vec::with_capacity(batch.len());
+    let mut claims = Vec::with_capacity(batch.len());
     let mut parents = storage::Parents::default();
     for SmallUpload { transfer, put, content, finish, seat, turn } in batch {
         seats.push(seat);
@@ -545,7 +575,8 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
         });
         match small {
             Ok((Small::Ended(stored), _)) => answers.push(answer(transfer, &put, finish.size, Ok(stored))),
-            Ok((Small::Staged(file, attempt, entered, reservation), pass)) => {
+            Ok((Small::Staged(file, attempt, entered, reservation, claim), pass)) => {
+                claims.push(claim);
                 staged.push(file);
                 waiting.push((transfer, put, finish, attempt, entered, reservation, pass));
             }
@@ -557,11 +588,23 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
         }
     }
     let Some((.., pass)) = waiting.first() else { return answers };
+    let size = waiting.iter().map(|(_, _, finish, ..)| finish.size).fold(0, u64::saturating_add);
+    let mut spending = match who.spend(size, claims) {
+        Ok(spending) => spending,
+        Err(error) => {
+            let refuse = |(transfer, put, finish, ..): (_, Put, Finish, _, _, _, _)| {
+                answer(transfer, &put, finish.size, Err(error.duplicate()))
+            };
+            answers.extend(waiting.into_iter().map(refuse));
+            return answers;
+        }
+    };
     let published = pass.store.publish(staged);
     for ((transfer, put, finish, attempt, entered, _reservation, pass), published) in waiting.into_iter().zip(published)
     {
         let stored = settle(&pass, &put, finish.root, finish.size, published);
         if let Ok(stored) = &stored {
+            spent(&mut spending, stored);
             attempt.ended(stored);
             entered.iter().for_each(Entered::stored);
             stored_otherwise(&pass.store, &who.principal, &put);
@@ -573,7 +616,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
 
 #[expect(clippy::large_enum_variant, reason = "it lives for a moment, and most are staged")]
 enum Small {
-    Staged(storage::Staged, Attempt, Option<Entered>, Reservation),
+    Staged(storage::Staged, Attempt, Option<Entered>, Reservation, Claim),
     Ended(Stored),
 }
 
@@ -632,6 +675,7 @@ fn stage_small(
             }
         }
     }
+    let claim = who.claim(finish.size, put.path.to_string())?;
     let (file, reservation) = match begin(pass, parents, put, attempt.key(), if_exists) {
         Err(error) if error.kind() == ErrorKind::Exists => {
             return taken(pass, put, if_exists).map(Small::Ended);
@@ -641,5 +685,5 @@ fn stage_small(
     if !content.is_empty() {
         file.write_at(0, content)?;
     }
-    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt, entered, reservation))
+    Ok(Small::Staged(file.finish(finish.size, metadata(put, root))?, attempt, entered, reservation, claim))
 }

@@ -23,6 +23,7 @@ use super::commit::{Opened, SmallAnswer};
 use super::crowd;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::held;
+use super::invites::requests as inviting;
 use super::lane;
 use super::offer::Offer;
 use super::quota::Seat;
@@ -39,9 +40,9 @@ use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
     self, BeginTree, Breach, Bytes32, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash,
-    Holding, Kind, List, ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, PublishTree, Put,
-    PutAnswer, Receipt, Remove, Rename, ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem, VALUES_MAX,
-    Values, Want, WantValues, Working,
+    Holding, Invite, Kind, List, ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, PublishTree, Put,
+    PutAnswer, Receipt, Remove, Rename, RevokeInvite, ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem,
+    Ticket, VALUES_MAX, Values, Want, WantValues, Working,
 };
 use crate::tls;
 
@@ -171,7 +172,7 @@ async fn greet(
 }
 
 async fn hello(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     connection: &mut Connection,
     who: &mut Who,
     place: &mut crowd::Seat,
@@ -196,8 +197,8 @@ async fn hello(
             ),
         )
     })?;
-    if hello.redeem.is_some() {
-        return Err(Error::new(ErrorKind::Unsupported, "this server does not offer invites"));
+    if let Some(ticket) = hello.redeem.clone() {
+        redeem(shared, who, &hello, ticket).await?;
     }
     let pass = shared.pass(who)?;
     let seat = pass.connection_seat()?;
@@ -227,12 +228,34 @@ async fn hello(
             file_mode: Some(shared.whole_store().file_mode().into()),
             directory_mode: Some(shared.whole_store().directory_mode().into()),
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
+            invites: shared.invites.as_ref().map(|_| true),
             trees: Some(true),
         },
     );
     shared.bind(who, connection)?;
     who.wants_receipts = hello.receipts == Some(true);
     Ok((role, seat))
+}
+
+/// Lets in the holder of an invite: nothing else of what it sends is looked at before that.
+async fn redeem(shared: &Arc<Shared>, who: &mut Who, hello: &ClientHello, ticket: Ticket) -> Result<()> {
+    let invites = shared.invites.clone();
+    let invites = invites.ok_or_else(|| Error::new(ErrorKind::Unsupported, "this server takes no invites"))?;
+    if who.principal != Principal::Anonymous {
+        return Err(Error::new(ErrorKind::Unsupported, "an invite is redeemed without a certificate"));
+    }
+    let (shared_there, run, joins) = (Arc::clone(shared), hello.run, hello.join.is_some());
+    let found = tokio::task::spawn_blocking(move || {
+        let found = invites.find(&ticket)?;
+        shared_there.check_invite(&found)?;
+        let terms = Arc::clone(found.terms());
+        let attendance = if joins { found.join(run.as_ref()) } else { found.take_part(run.as_ref()) };
+        attendance.map(|attendance| (terms, attendance))
+    });
+    let found = found.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    let (terms, attendance) = found?;
+    who.attends(&terms, attendance, &shared.shares);
+    Ok(())
 }
 
 /// Tells the peer why the connection ends, and gives it time to read that.
@@ -310,6 +333,7 @@ async fn run(
     started: Instant,
 ) {
     let principal = who.principal.clone();
+    let attendance = who.attendance().cloned();
     let session = Arc::clone(&opened.session);
     let mut driver = Driver {
         open: OpenCount::new(Arc::clone(&who.share)),
@@ -331,6 +355,14 @@ async fn run(
     let Driver { connection, flow, stored_count, sent_count, listings, .. } = driver;
     // Files are closed and staging removed by a disk thread; commits that run go on.
     drop_elsewhere(&shared, (flow, listings));
+    // The client has done what it wanted to, or may do no more. A cut is no end: it may come back.
+    let is_over = match &end {
+        Ok(()) => true,
+        Err(error) => !error.is_from_peer() && matches!(error.kind(), ErrorKind::Rights | ErrorKind::Trust),
+    };
+    if let Some(attendance) = attendance.filter(|_| is_over) {
+        shared.tasks.spawn_blocking(move || attendance.end());
+    }
     let traffic = connection.traffic();
     let summary = format!(
         "{principal}: {stored_count} stored, {sent_count} sent, {} bytes in, {} out, {:.1} s",
@@ -554,6 +586,16 @@ impl Driver {
                 audited::request(shared, who, "stat", &request.path, || requests::stat(shared, who, transfer, request))
             })?,
             Kind::Space => self.request(transfer, payload, requests::space)?,
+            Kind::Invite => self.request(transfer, payload, |shared, who, transfer, request: &Invite| {
+                let act = || inviting::invite(shared, who, transfer, request);
+                audited::invite(shared, who, request, act)
+            })?,
+            Kind::ListInvites => self.request(transfer, payload, inviting::list)?,
+            Kind::RevokeInvite => {
+                self.request(transfer, payload, |shared, who, transfer, request: &RevokeInvite| {
+                    audited::revoke_invite(shared, who, request, || inviting::revoke(shared, who, transfer, request))
+                })?
+            }
             Kind::MakeLink => self.request(transfer, payload, |shared, who, transfer, request: &MakeLink| {
                 let act = || requests::make_link(shared, who, transfer, request);
                 audited::request(shared, who, "link", &request.path, act)
@@ -627,7 +669,9 @@ impl Driver {
             | Kind::Entries
             | Kind::Done
             | Kind::Volume
-            | Kind::TreeBegun => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
+            | Kind::TreeBegun
+            | Kind::Invited
+            | Kind::Invites => return Err(Breach::Unexpected { kind, why: "not from a client" }.into()),
         }
         Ok(())
     }
@@ -706,9 +750,12 @@ impl Driver {
         self.flow.forget_ended(transfer);
         self.requests.insert(transfer);
         self.sent_count += 1;
-        self.flow.spawn(move |_, _| {
+        self.flow.spawn(move |_, who| {
             let answer = || {
                 source.file.check_unchanged()?;
+                if let Some(attendance) = who.attendance() {
+                    attendance.hand_out(0, true)?;
+                }
                 let size = source.file.size();
                 let frame = match source.tree().root(size) {
                     Some(root) => Finish { size, root }.to_frame(transfer),

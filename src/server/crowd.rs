@@ -19,7 +19,7 @@ pub struct CrowdLimits {
     pub per_address: usize,
     /// Of these, how many may not have said hello.
     pub half_open_per_address: usize,
-    /// Connections of one principal at once. Those without a certificate are counted by their address only.
+    /// Connections of one principal at once, or by one invite. Anonymous ones are counted by their address only.
     pub per_principal: usize,
 }
 

@@ -862,6 +862,7 @@ impl Flow {
             let Some(download) = self.downloads.get(&transfer) else { continue };
             let file = Arc::clone(&download.source.file);
             let (share, id) = (Arc::clone(&self.who.share), self.next_slot);
+            let attendance = self.who.attendance().cloned();
             self.next_slot += 1;
             self.slots.push_back(Slot { id, transfer, offset, rest: len, content: None, hash: None });
             let tasks = self.shared.tasks.clone();
@@ -878,6 +879,10 @@ impl Flow {
                 let read = tasks.spawn_blocking(move || {
                     file.read_at(offset, &mut buffer[..len])?;
                     let hash = GroupHash::of(offset / GROUP_LEN as u64, &buffer[..len]);
+                    if let Some(attendance) = attendance {
+                        let is_end = offset + len as u64 == file.size();
+                        attendance.hand_out(len as u64, is_end)?;
+                    }
                     Ok((Bytes::from_owner(buffer), hash))
                 });
                 Job::Read(id, read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
@@ -890,7 +895,12 @@ impl Flow {
         if self.slots.front().is_some_and(|slot| slot.id == id) {
             self.taken = Instant::now();
         }
-        let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else { return Ok(()) };
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else {
+            if let (Some(attendance), Ok((content, _))) = (self.who.attendance(), &result) {
+                attendance.take_back(content.len() as u64);
+            }
+            return Ok(());
+        };
         let transfer = slot.transfer;
         let (content, hash) = result.map_err(|error| (transfer, error))?;
         let group = slot.offset / GROUP_LEN as u64;
@@ -914,6 +924,7 @@ impl Flow {
         }
         self.read_ahead_max = 0;
         while let Some(slot) = self.slots.pop_back() {
+            take_back(&self.who, &slot);
             if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get(&slot.transfer))
                 && slot.offset > group_offset(group)
             {
@@ -1026,7 +1037,14 @@ impl Flow {
     pub(super) fn end_reads(&mut self, transfer: u32) {
         if let Some(download) = self.downloads.remove(&transfer) {
             self.wanted -= self.slots_and_wants(transfer);
-            self.slots.retain(|slot| slot.transfer != transfer);
+            let who = &self.who;
+            self.slots.retain(|slot| {
+                let is_other = slot.transfer != transfer;
+                if !is_other {
+                    take_back(who, slot);
+                }
+                is_other
+            });
             self.wants.retain(|want| want.0 != transfer);
             drop_elsewhere(&self.shared, download);
             // Others may have waited for its turns.
@@ -1196,7 +1214,8 @@ impl Handler for Flow {
         if upload.put.size.is_none()
             && let Phase::Receiving(incoming) = &mut upload.phase
             && !upload.is_over
-            && let Err(error) = incoming.reservation.cover(offset + len as u64)
+            && let Err(error) = (incoming.reservation.cover(offset + len as u64))
+                .and_then(|()| incoming.claim.cover(offset + len as u64))
         {
             // Its end, as soon as the connection's task hears of it, and that of nothing else.
             upload.is_over = true;
@@ -1280,6 +1299,13 @@ impl Ended {
 
     fn forget(&mut self, transfer: u32) -> bool {
         self.set.remove(&transfer)
+    }
+}
+
+/// What was read for the holder of an invite and did not go out does not count.
+fn take_back(who: &Who, slot: &Slot) {
+    if let (Some(attendance), Some(content)) = (who.attendance(), &slot.content) {
+        attendance.take_back(content.len() as u64);
     }
 }
 

@@ -75,13 +75,15 @@ pub(super) enum Begun {
     Resumed(Box<Sink>, Ledger),
 }
 
-/// Whose uploads these are: none for a client that nobody would know again.
+/// Whose uploads these are: none for a client that nobody would know again. All who hold one invite are one owner, so
+/// that they cannot take more room than one may by giving themselves many secrets.
 pub(super) fn owner(principal: &Principal, secret: Option<&Bytes16>) -> Option<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     match (principal, secret) {
         (Principal::Certified { key, .. }, _) => hasher.update(&[1]).update(key),
         (Principal::Anonymous, Some(secret)) => hasher.update(&[0]).update(&secret.0),
-        (Principal::Anonymous, None) => return None,
+        (Principal::Invite(invite), Some(_)) => hasher.update(&[2]).update(&invite.id.0),
+        (Principal::Anonymous | Principal::Invite(_), None) => return None,
     };
     Some(*hasher.finalize().as_bytes())
 }
@@ -90,7 +92,12 @@ pub(super) fn owner(principal: &Principal, secret: Option<&Bytes16>) -> Option<[
 pub(super) fn key(principal: &Principal, put: &Put) -> Option<([u8; 32], PartialKey)> {
     let owner = owner(principal, put.resume.as_ref())?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&owner).update(&put.path.to_bytes());
+    hasher.update(&owner);
+    if let (Principal::Invite(_), Some(secret)) = (principal, &put.resume) {
+        // And yet none of them goes on with, or learns of, what another has begun.
+        hasher.update(&secret.0);
+    }
+    hasher.update(&put.path.to_bytes());
     Some((owner, *hasher.finalize().as_bytes()))
 }
 

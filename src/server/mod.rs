@@ -13,6 +13,7 @@ mod crowd;
 mod flow;
 mod groups;
 mod held;
+mod invites;
 mod lane;
 mod names;
 mod newest;
@@ -67,6 +68,8 @@ pub struct ServerOptions {
     pub receipt_key: Option<Arc<SigningKey>>,
     /// Where all that is asked and done is written down.
     pub audit: Option<audit::Audit>,
+    /// Whether it gives and takes invites. The store was opened for them then.
+    pub invites: Option<InviteOptions>,
     /// Bytes of group buffers over all connections.
     pub memory: usize,
     /// Connections of one address and of one principal.
@@ -82,6 +85,13 @@ pub struct ServerOptions {
     pub rate: Option<u64>,
     /// The same for all connections of one principal.
     pub rate_of_one: Option<u64>,
+}
+
+/// How a server gives invites.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InviteOptions {
+    /// `HOST:PORT` by which it wants to be reached; none: as who gives an invite reaches it.
+    pub public: Option<String>,
 }
 
 /// A server that is bound and not yet running.
@@ -119,11 +129,16 @@ impl Server {
         let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<_>>();
         let listeners = listeners.while_doing(|| "wait for connections".into())?;
         shared::prepare(&store, &access)?;
+        let invites = match options.invites {
+            Some(InviteOptions { public }) => Some(Arc::new(invites::Invites::open(store.invite_records()?, public)?)),
+            None => None,
+        };
         let workers = workers::Workers::start(threads, options.disk_threads)?;
         let crowd = crowd::Crowd::new(options.crowd);
         let shares = share::Shares::new(memory, options.rate, options.rate_of_one);
         let rules = shared::Rules { tls, access: access.clone() };
-        let shared = shared::Shared::new(store, rules, shares, options.congestion, receipt_key, audit, crowd);
+        let mut shared = shared::Shared::new(store, rules, shares, options.congestion, receipt_key, audit, crowd);
+        shared.invites = invites;
         let shared = Arc::new(shared);
         shared.keep_accounts(&access);
         Ok(Server { shared, listeners, workers })

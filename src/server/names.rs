@@ -67,6 +67,7 @@ pub(super) fn give(
     let upload = quota::Upload { key: Some(attempt.key()), partial: None };
     let (mut reservation, directories) = pass.reserve(upload, &put.path, size, if_exists)?;
     attempt.enter_commit(&put.path)?;
+    let mut spending = who.spend(size, Vec::new())?;
     let named = match pass.store.give_name(&file, &put.path, convert::if_exists(if_exists)) {
         Ok(named) => named,
         Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Exists) => {
@@ -79,6 +80,7 @@ pub(super) fn give(
     Ok(Some(match named {
         Named::Already => Stored { outcome: Outcome::Unchanged, root, size, path: None },
         Named::New(published) => {
+            spending.done(size);
             pass.stored(&published, size);
             let path = (published.path != put.path).then_some(published.path);
             Stored { outcome: Outcome::Stored, root, size, path }

@@ -149,6 +149,7 @@ fn key(principal: &Principal, id: &Bytes16, path: &RemotePath) -> Key {
     let mut hasher = blake3::Hasher::new();
     match principal {
         Principal::Certified { key, .. } => hasher.update(&[1]).update(key),
+        Principal::Invite(invite) => hasher.update(&[2]).update(&invite.id.0).update(&[0; 24]),
         Principal::Anonymous => hasher.update(&[0; 33]),
     };
     hasher.update(&id.0).update(&path.to_bytes());

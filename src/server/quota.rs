@@ -203,7 +203,7 @@ impl Accounts {
     ) -> Result<Reservation> {
         let limits = grant.limits;
         let has_quota = limits.bytes.is_some() || limits.files.is_some();
-        let ledger = lock(&self.ledgers).get(grant.home.components()).filter(|_| has_quota).cloned();
+        let ledger = lock(&self.ledgers).get(grant.account.components()).filter(|_| has_quota).cloned();
         if has_quota && ledger.is_none() {
             // The rules changed this moment.
             return Err(Error::new(ErrorKind::Busy, format!("your quota is being changed: try {shown} again")));

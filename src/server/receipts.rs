@@ -16,7 +16,7 @@ pub(super) fn receipt(shared: &Shared, who: &Who, asked: &RemotePath, stored: &S
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let principal_key = match &who.principal {
         Principal::Certified { key, .. } => Some(Bytes32(*key)),
-        Principal::Anonymous => None,
+        Principal::Invite(_) | Principal::Anonymous => None,
     };
     let statement = Statement {
         root,

@@ -58,6 +58,9 @@ pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Resul
     pass.decide(Action::Read(&get.path))?;
     let file = pass.store.open_file(&get.path)?;
     let size = file.size();
+    if let Some(attendance) = who.attendance() {
+        attendance.check_download(size, &get.path.to_string())?;
+    }
     let unasked = size <= get.unasked_max.min(UNASKED_FILE_MAX);
     let answer = GetAnswer {
         size,
@@ -77,6 +80,9 @@ pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Resul
     file.read_at(0, &mut data[start..])?;
     let root = crate::hash::Root::of(&data[start..]);
     file.check_unchanged()?;
+    if let Some(attendance) = who.attendance() {
+        attendance.hand_out(size, true)?;
+    }
     if len > 0 {
         data[..FRAME_HEADER_LEN].copy_from_slice(&Header::new(Kind::Data, transfer, OFFSET_LEN + len).encode());
         frames.push(data.into());
@@ -172,7 +178,11 @@ pub(super) fn make_directory(shared: &Shared, who: &Who, request: &MakeDirectory
     let pass = shared.pass(who)?;
     pass.decide_new(Action::Create(&request.path), &request.path)?;
     let (mut reservation, count) = pass.reserve_directories(&request.path)?;
+    let mut spending = who.spend(0, Vec::new())?;
     let made = pass.store.make_directory(&request.path, None, true)?;
+    if made {
+        spending.done(0);
+    }
     pass.made(&mut reservation, &request.path, count);
     Ok(made)
 }
@@ -213,6 +223,7 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
         return Ok(vec![frame(transfer, &Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None })]);
     }
     let (mut reservation, directories) = pass.reserve(quota::Upload::default(), &request.path, 0, if_exists)?;
+    let mut spending = who.spend(0, Vec::new())?;
     let made = pass.store.make_link(&request.path, &request.target, mtime, convert::if_exists(if_exists));
     if made.is_ok() {
         pass.made(&mut reservation, &request.path, directories);
@@ -222,6 +233,7 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
             Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None }
         }
         Ok(published) => {
+            spending.done(0);
             pass.stored(&published, 0);
             let path = (published.path != request.path).then_some(published.path);
             Stored { outcome: Outcome::Stored, root: None, size: 0, path }

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::audit::Audit;
 use super::crowd::Crowd;
 use super::held::Holds;
+use super::invites::{Attendance, Found, Invites};
 use super::newest::Newest;
 use super::outcomes::Outcomes;
 use super::quota::{self, Accounts, Amount, Reservation, Seat};
@@ -25,12 +26,12 @@ use super::rates::{Bound, Rates};
 use super::session::Sessions;
 use super::share::{Share, Shares};
 use super::tree::Trees;
-use crate::access::{Access, Action, Grant, Principal};
+use crate::access::{self, Access, Action, Grant, Principal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::net::{Congestion, SocketBuffers};
 use crate::path::{Component, RemotePath};
-use crate::protocol::{IfExists, Rights};
+use crate::protocol::{IfExists, InviteKind, Rights};
 use crate::storage::{Kind, Outcome, PartialKey, Published, Store, Tree};
 use crate::tls::{ServerTls, SigningKey};
 
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub(super) rules: watch::Sender<Arc<Rules>>,
     pub(super) receipt_key: Option<Arc<SigningKey>>,
     pub(super) audit: Option<Audit>,
+    /// None: it gives and takes none.
+    pub(super) invites: Option<Arc<Invites>>,
     pub(super) shares: Shares,
     pub(super) socket_buffers: SocketBuffers,
     /// What is asked of the system for each connection.
@@ -77,6 +80,8 @@ pub(super) struct Who {
     pub(super) principal: Principal,
     /// What it showed in the handshake, its own certificate first.
     chain: Vec<CertificateDer<'static>>,
+    /// Its part in a run, for the holder of an invite.
+    attendance: Option<Arc<Attendance>>,
     pub(super) share: Arc<Share>,
     /// The number of the connection.
     pub(super) connection: u64,
@@ -117,6 +122,7 @@ impl Shared {
             rules: watch::Sender::new(Arc::new(rules)),
             receipt_key,
             audit,
+            invites: None,
             shares,
             congestion,
             sessions: Sessions::default(),
@@ -173,8 +179,7 @@ impl Shared {
         {
             return Ok(pass.clone());
         }
-        rules.tls.verify_client(&who.chain, SystemTime::now())?;
-        let grant = Arc::clone(rules.access.admit(&who.principal)?);
+        let grant = who.admit(&rules)?;
         if let Some((_, before)) = &*kept
             && before.grant.home != grant.home
         {
@@ -189,6 +194,39 @@ impl Shared {
         let pass = Pass { rules, principal: who.principal.clone(), grant, store, accounts };
         *kept = Some((Instant::now(), pass.clone()));
         Ok(pass)
+    }
+}
+
+impl Rules {
+    /// What the holder of an invite has now: whoever gave it would be let in, and may share that.
+    fn admit_invite(&self, principal: &Principal, issuer_chain: &[CertificateDer<'_>]) -> Result<Arc<Grant>> {
+        let ended = |_| Error::new(ErrorKind::Rights, "this invite has ended: who gave it may not share this any more");
+        self.tls.verify_client(issuer_chain, SystemTime::now()).map_err(ended)?;
+        self.access.admit(principal)
+    }
+}
+
+impl Shared {
+    /// Whether the holder of an invite with these terms would be let in by the rules that hold now.
+    pub(super) fn admits_invite(&self, terms: &Arc<access::Invite>, issuer_chain: &[CertificateDer<'_>]) -> bool {
+        let rules = Arc::clone(&self.rules.borrow());
+        rules.admit_invite(&Principal::Invite(Arc::clone(terms)), issuer_chain).is_ok()
+    }
+
+    /// Refuses an invite that is over for its giver's sake, before anything is reserved.
+    ///
+    /// # Errors
+    /// `Rights`.
+    pub(super) fn check_invite(&self, found: &Found) -> Result<()> {
+        let rules = Arc::clone(&self.rules.borrow());
+        rules.admit_invite(&Principal::Invite(Arc::clone(found.terms())), found.issuer_chain()).map(drop)
+    }
+
+    /// Has every connection look at once whether it may go on.
+    pub(super) fn look_again(&self) {
+        self.rules.send_modify(|rules| {
+            *rules = Arc::new(Rules { tls: rules.tls.clone(), access: rules.access.clone() });
+        });
     }
 }
 
@@ -212,6 +250,7 @@ impl Who {
         Who {
             principal,
             chain,
+            attendance: None,
             share,
             connection,
             wants_receipts: false,
@@ -219,6 +258,40 @@ impl Who {
             tree: Mutex::default(),
             superseded: Arc::default(),
             pass: Mutex::default(),
+        }
+    }
+
+    /// From now on it acts for the holder of an invite.
+    pub(super) fn attends(&mut self, terms: &Arc<access::Invite>, attendance: Attendance, shares: &Shares) {
+        self.principal = Principal::Invite(Arc::clone(terms));
+        self.attendance = Some(Arc::new(attendance));
+        self.share = shares.of(&self.principal);
+    }
+
+    /// What it showed in the handshake, its own certificate first.
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// Its part in a run, for the holder of an invite.
+    pub(super) fn attendance(&self) -> Option<&Arc<Attendance>> {
+        self.attendance.as_ref()
+    }
+
+    /// What it has by these rules, now.
+    fn admit(&self, rules: &Rules) -> Result<Arc<Grant>> {
+        match (&self.principal, &self.attendance) {
+            (Principal::Invite(_), None) => {
+                Err(Error::new(ErrorKind::Internal, "the holder of an invite who takes no part in a run"))
+            }
+            (principal, Some(attendance)) => {
+                attendance.check()?;
+                rules.admit_invite(principal, attendance.issuer_chain())
+            }
+            (principal, None) => {
+                rules.tls.verify_client(&self.chain, SystemTime::now())?;
+                rules.access.admit(principal)
+            }
         }
     }
 
@@ -243,6 +316,14 @@ impl Pass {
         self.rules.access.decide(&self.principal, action)
     }
 
+    /// Decides whether the principal may give an invite of this kind.
+    ///
+    /// # Errors
+    /// As [`Access::decide_invite`].
+    pub(super) fn decide_invite(&self, path: &RemotePath, kind: InviteKind) -> Result<()> {
+        self.rules.access.decide_invite(&self.principal, path, kind)
+    }
+
     pub(super) fn may(&self, action: Action<'_>) -> bool {
         self.decide(action).is_ok()
     }
@@ -251,6 +332,7 @@ impl Pass {
     pub(super) fn name(&self) -> Option<String> {
         match &self.principal {
             Principal::Certified { name, .. } => self.rules.access.label(&self.grant).or_else(|| name.clone()),
+            Principal::Invite(_) => Some(self.principal.to_string()),
             Principal::Anonymous => None,
         }
     }

@@ -68,6 +68,11 @@ pub(super) fn begin(shared: &Shared, who: &Who, transfer: u32, request: &BeginTr
                        one of the two";
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
+    if who.attendance().is_some() {
+        // All who hold one invite would build one and the same.
+        let message = "who holds an invite stores files, and builds no directory that takes another's place";
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
     let pass = shared.pass(who)?;
     pass.decide_new(Action::Create(path), path)?;
     let owner = owner(&who.principal, request.resume.as_ref())

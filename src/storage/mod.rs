@@ -34,6 +34,7 @@ mod partial;
 mod publish;
 mod read;
 mod recorded;
+mod records;
 mod resting;
 mod scrub;
 mod state;
@@ -52,6 +53,7 @@ pub use partial::{KeepPartial, Kept, Partial, PartialKey, list_partials, now, re
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
 pub use recorded::Recorded;
+pub use records::Records;
 pub use scrub::Condition;
 pub use tree::{Tree, TreeBuilder, TreeChange, UnfinishedTree, list_trees, remove_tree};
 pub use upload::{FileMetadata, NewFile, Parents, Staged, Upload};
@@ -84,6 +86,8 @@ pub struct StoreOptions {
     pub keep_partial: KeepPartial,
     /// Whether each file is synced and named by itself: to measure what doing it for many at once is worth.
     pub sync_each: bool,
+    /// Whether there are records of invites in the state of a root that is served.
+    pub invites: bool,
 }
 
 impl Default for StoreOptions {
@@ -95,6 +99,7 @@ impl Default for StoreOptions {
             direct: true,
             keep_partial: KeepPartial::default(),
             sync_each: false,
+            invites: false,
         }
     }
 }
@@ -265,6 +270,8 @@ struct State {
     partial: OwnedFd,
     /// Directories that are built to take the place of others.
     trees: OwnedFd,
+    /// Records of invites, where the root was opened for them.
+    invites: Option<OwnedFd>,
     /// Held for as long as the store lives; the lock goes with it.
     _lock: OwnedFd,
 }

@@ -29,6 +29,8 @@ use crate::path::Escaped;
 pub(super) const LOCK_NAME: &str = "lock";
 /// The name of the directory for staging files in the state directory.
 const STAGING_NAME: &str = "staging";
+/// The name of the directory for records of invites in the state directory.
+pub(super) const INVITES_NAME: &str = "invites";
 /// Bytes of the lock file that are shown to who finds it taken.
 pub(super) const LOCK_LEN_MAX: u64 = 256;
 
@@ -43,7 +45,7 @@ impl Store {
         make_last(root, &label)?;
         let fd = open_root(root, &label).map_err(usage)?;
         refuse_precious(root, &fd, &label, options.home.as_deref())?;
-        let (state, reserved) = open_state(&fd, &label)?;
+        let (state, reserved) = open_state(&fd, &label, options.invites)?;
         let mut warnings = Vec::new();
         let openat2 = sys::has_openat2(&fd);
         if !openat2 {
@@ -189,17 +191,18 @@ pub(super) fn refuse_precious(path: &Path, root: &OwnedFd, label: &str, home: Op
     Ok(())
 }
 
-fn open_state(root: &OwnedFd, label: &str) -> Result<(State, Vec<Identity>)> {
+fn open_state(root: &OwnedFd, label: &str, with_invites: bool) -> Result<(State, Vec<Identity>)> {
     let directory = private_directory(root, STATE_NAME, label)?;
     let lock = take_lock(&directory, label)?;
     let staging = private_directory(&directory, STAGING_NAME, label)?;
     let partial = private_directory(&directory, PARTIAL_NAME, label)?;
     let trees = private_directory(&directory, TREES_NAME, label)?;
+    let invites = with_invites.then(|| private_directory(&directory, INVITES_NAME, label)).transpose()?;
     let what = || format!("remove what an earlier server left in {label}/{STATE_NAME}/{STAGING_NAME}");
     clean(&staging).while_doing(what)?;
     sys::sync(&directory).and_then(|()| sys::sync(root)).while_doing(|| format!("sync {label}"))?;
     let reserved = reserved_in(&directory).while_doing(|| format!("read {label}/{STATE_NAME}"))?;
-    Ok((State { directory, staging, partial, trees, _lock: lock }, reserved))
+    Ok((State { directory, staging, partial, trees, invites, _lock: lock }, reserved))
 }
 
 /// The state directory and every directory in it.

@@ -88,6 +88,31 @@ fn entry() -> impl Strategy<Value = Entry> {
         .prop_map(|(name, kind, size, mtime, mode, target, same)| Entry { name, kind, size, mtime, mode, target, same })
 }
 
+fn invite_id() -> impl Strategy<Value = InviteId> {
+    any::<[u8; 8]>().prop_map(InviteId)
+}
+
+fn invite_kind() -> impl Strategy<Value = InviteKind> {
+    prop_oneof![Just(InviteKind::Upload), Just(InviteKind::Download), Just(InviteKind::Drop)]
+}
+
+fn invite_facts() -> impl Strategy<Value = InviteFacts> {
+    let state = prop_oneof![
+        Just(InviteState::Open),
+        Just(InviteState::Expired),
+        Just(InviteState::UsedUp),
+        Just(InviteState::Revoked),
+        Just(InviteState::Ended),
+        Just(InviteState::Damaged),
+    ];
+    let numbers = (any::<(i64, i64)>(), small(), small(), small(), maybe(number()), number());
+    (invite_id(), state, path(), invite_kind(), text(), numbers).prop_map(
+        |(id, state, path, kind, issuer, ((issued, expires), uses, spent, reserved, max_size, used_size))| {
+            InviteFacts { id, state, path, kind, issuer, issued, expires, uses, spent, reserved, max_size, used_size }
+        },
+    )
+}
+
 #[track_caller]
 fn check<M: Message + PartialEq + std::fmt::Debug>(message: &M, transfer: u32) -> Result<(), TestCaseError> {
     let frame = message.to_frame(transfer);
@@ -109,18 +134,19 @@ macro_rules! round_trips {
 }
 
 round_trips! {
-    client_hello_goes_round: (vec(any::<u16>(), 0..=16), text(), maybe(id()), maybe(vec(any::<u8>(), 0..100)), maybe(any::<bool>()))
-        .prop_map(|(versions, agent, join, redeem, receipts)| {
-            ClientHello { versions: List(versions), agent, join, redeem, receipts }
+    client_hello_goes_round: (vec(any::<u16>(), 0..=16), text(), maybe(id()), maybe(any::<[u8; 32]>()), maybe(id()),
+            maybe(any::<bool>()))
+        .prop_map(|(versions, agent, join, redeem, run, receipts)| {
+            ClientHello { versions: List(versions), agent, join, redeem: redeem.map(Ticket::new), run, receipts }
         });
     server_hello_goes_round:
         (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(),
-            (maybe(key()), maybe((small(), small())), maybe(any::<bool>()))).prop_map(
+            (maybe(key()), maybe((small(), small())), any::<(Option<bool>, Option<bool>)>())).prop_map(
             |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now,
-                (receipt_key, modes, trees))| {
+                (receipt_key, modes, (trees, invites)))| {
                 ServerHello {
                     version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key,
-                    file_mode: modes, directory_mode: modes, trees,
+                    file_mode: modes, directory_mode: modes, trees, invites,
                 }
             });
     receipt_goes_round: (vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..70))
@@ -173,6 +199,16 @@ round_trips! {
         .prop_map(|(from, to, if_exists, id)| Rename { from, to, if_exists, id });
     entry_goes_round: entry();
     entries_go_round: vec(entry(), 0..20).prop_map(|entries| Entries { entries: List(entries) });
+    invite_goes_round: (path(), invite_kind(), key(), number(), small(), maybe(number()))
+        .prop_map(|(path, kind, verifier, seconds, uses, max_size)| {
+            Invite { path, kind, verifier, seconds, uses, max_size }
+        });
+    invited_goes_round: (invite_id(), any::<i64>(), maybe(text()))
+        .prop_map(|(id, expires, address)| Invited { id, expires, address });
+    list_invites_goes_round: (path(), maybe(invite_id())).prop_map(|(path, after)| ListInvites { path, after });
+    invites_go_round: (vec(invite_facts(), 0..8), any::<bool>())
+        .prop_map(|(invites, more)| Invites { invites: List(invites), more });
+    revoke_invite_goes_round: invite_id().prop_map(|id| RevokeInvite { id });
     done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()))
         .prop_map(|(count, root, size, path, next)| Done { count, root, size, path, next });
 }
@@ -214,9 +250,12 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             others.for_each(|(_, field)| shorter.extend_from_slice(field));
             let optional = matches!(
                 (vector.kind, fields[left_out][0]),
-                (Kind::ClientHello, 2 | 3 | 8)
-                    | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16 | 24)
+                (Kind::ClientHello, 2..=4 | 8)
+                    | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16 | 17 | 24)
                     | (Kind::BeginTree, 2)
+                    | (Kind::Invite, 5)
+                    | (Kind::Invited, 2)
+                    | (Kind::ListInvites, 1)
                     | (Kind::Failed, 2)
                     | (Kind::Put | Kind::Done, 1..=3)
                     | (Kind::Put, 8..=10)

@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 32] = [
+const COMMANDS: [&str; 35] = [
     "certs",
     "serve",
     "put",
     "get",
     "sync",
+    "invite",
+    "invite ls",
+    "invite revoke",
     "ls",
     "stat",
     "hash",

@@ -16,6 +16,7 @@ mod flips;
 mod help;
 mod hostile;
 mod install;
+mod invites;
 mod kit;
 mod layers;
 mod library;

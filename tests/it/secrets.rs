@@ -246,7 +246,8 @@ async fn greet(server: &Server, folder: &Path, join: Option<Bytes16>) -> (Connec
     let stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(tls.config());
     let mut stream = connector.connect(tls::server_name("localhost").unwrap(), stream).await.unwrap();
-    let hello = ClientHello { versions: List(vec![1]), agent: "canary".into(), join, redeem: None, receipts: None };
+    let hello =
+        ClientHello { versions: List(vec![1]), agent: "canary".into(), join, redeem: None, run: None, receipts: None };
     stream.write_all(&hello.to_frame(0)).await.unwrap();
     stream.flush().await.unwrap();
     let mut header = [0; FRAME_HEADER_LEN];

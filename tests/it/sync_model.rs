@@ -503,6 +503,7 @@ impl Bench {
             listeners: vec![sealift::server::listen("127.0.0.1:0".parse().unwrap()).unwrap()],
             receipt_key: None,
             audit: None,
+            invites: None,
             memory: 64 << 20,
             threads: 1,
             congestion: sealift::net::Congestion::default(),

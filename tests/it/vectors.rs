@@ -49,6 +49,7 @@ pub(super) fn vectors() -> Vec<Vector> {
     let before = Mtime { seconds: -1, nanos: 0 };
     let id = Bytes16(numbered(0x10));
     let root = Root::of(b"abc");
+    let ticket = InviteSecret::new(zeroize::Zeroizing::new(numbered(0x60))).ticket(&path("in/bob"));
     let put = Put {
         path: path("in/a b"),
         size: Some(3),
@@ -100,17 +101,19 @@ pub(super) fn vectors() -> Vec<Vector> {
                 agent: "sealift/0.1.0".into(),
                 join: None,
                 redeem: None,
+                run: None,
                 receipts: None,
             },
         ),
         vector(
-            "ClientHello reserved",
+            "ClientHello invite",
             0,
             ClientHello {
                 versions: List(vec![2, 1]),
                 agent: String::new(),
                 join: Some(id),
-                redeem: Some(b"secret".to_vec()),
+                redeem: Some(ticket.clone()),
+                run: Some(Bytes16(numbered(0x30))),
                 receipts: Some(true),
             },
         ),
@@ -131,6 +134,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 directory_mode: None,
                 receipt_key: Some(Bytes32(numbered(0x40))),
                 trees: None,
+                invites: Some(true),
             },
         ),
         vector(
@@ -150,6 +154,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 directory_mode: None,
                 receipt_key: None,
                 trees: None,
+                invites: None,
             },
         ),
         vector(
@@ -169,6 +174,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 directory_mode: Some((0, 0o775)),
                 receipt_key: None,
                 trees: Some(true),
+                invites: None,
             },
         ),
         vector("Goodbye", 0, Goodbye { code: ErrorKind::Stopping.code(), text: "the server is stopping".into() }),
@@ -284,6 +290,50 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("Rename", 18, Rename { from: path("a"), to: path("b/c"), if_exists: IfExists::Skip, id }),
         vector("Space", 19, Space { path: path("in") }),
         vector("Volume", 19, Volume { free: 5 << 30, total: 1 << 40 }),
+        vector(
+            "Invite",
+            20,
+            Invite {
+                path: path("in/bob"),
+                kind: InviteKind::Upload,
+                verifier: ticket.verifier().into(),
+                seconds: 259_200,
+                uses: 1,
+                max_size: Some(50 << 30),
+            },
+        ),
+        vector(
+            "Invited",
+            20,
+            Invited {
+                id: ticket.verifier().id(),
+                expires: 1_700_259_200,
+                address: Some("nas.example.org:7443".into()),
+            },
+        ),
+        vector("ListInvites", 21, ListInvites { path: path("in"), after: Some(ticket.verifier().id()) }),
+        vector(
+            "Invites",
+            21,
+            Invites {
+                invites: List(vec![InviteFacts {
+                    id: ticket.verifier().id(),
+                    state: InviteState::Open,
+                    path: path("in/bob"),
+                    kind: InviteKind::Drop,
+                    issuer: "alice".into(),
+                    issued: 1_700_000_000,
+                    expires: 1_700_259_200,
+                    uses: 3,
+                    spent: 1,
+                    reserved: 1,
+                    max_size: Some(50 << 30),
+                    used_size: 4096,
+                }]),
+                more: false,
+            },
+        ),
+        vector("RevokeInvite", 22, RevokeInvite { id: ticket.verifier().id() }),
         vector("BeginTree", 20, BeginTree { path: path("www/site"), run: id, resume: None }),
         vector("BeginTree without a certificate", 20, BeginTree { path: path("site"), run: id, resume: Some(id) }),
         vector("TreeBegun", 20, TreeBegun { resumed: true, done: false }),

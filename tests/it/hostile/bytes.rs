@@ -330,7 +330,7 @@ async fn versions_are_negotiated_or_refused_with_a_reason() {
         }
     }
     let mut peer = world.connect().await;
-    peer.send(0, &ClientHello { redeem: Some(vec![0; 32]), ..hello() }).await;
+    peer.send(0, &ClientHello { redeem: Some(Ticket::new([0; 32])), ..hello() }).await;
     assert_eq!(peer.end().await, End::Goodbye(ErrorKind::Unsupported));
     world.check(&[]).await;
 }

@@ -93,6 +93,11 @@ const TREE: &[&str] = &[
     "lister/dir/inside",
     "lister/flink@../bob/file",
     "mallory/",
+    "sharer/",
+    "sharer/file",
+    "sharer/dir/",
+    "sharer/dir/inside",
+    "sharer/link@../alice",
     "file",
     "link@bob",
     "outside@../canaries",
@@ -542,8 +547,65 @@ fn policy() -> Policy {
             text += &format!("{path:?} = {}\n", rights(letters));
         }
     }
+    text += "[user.sharer]\nhome = \"sharer\"\nrights = [\"create\", \"share\"]\n";
+    text += "[user.sharer.paths]\n\"sharer/dir\" = [\"share\"]\n";
     text += "[user.mallory]\nhome = \"mallory\"\nrights = [\"list\"]\n";
     Policy::parse(&text).unwrap()
+}
+
+/// What was found, cell by cell.
+#[derive(Default)]
+struct Tally {
+    cells: usize,
+    wrong: Vec<String>,
+    counts: BTreeMap<&'static str, usize>,
+}
+
+impl Tally {
+    /// Tries every verb at every place. Each verb begins with a connection that has made nothing.
+    async fn look(
+        &mut self,
+        (who, home, rules): (&str, &'static str, Rules),
+        root: &Path,
+        planted: &BTreeMap<String, (char, Vec<u8>)>,
+        connect: impl AsyncFn() -> Peer,
+    ) {
+        let model = Model::new(home, rules);
+        for &verb in VERBS {
+            // What a connection has made it may finish: each verb begins with nothing.
+            let mut peer = connect().await;
+            for place in PLACES {
+                let what = format!("{verb:?} {place:?} by {who}");
+                peer.said.clear();
+                let answer = match attempt(&mut peer, verb, place).await {
+                    Ok(names) => Answer::Done(names),
+                    Err(ErrorKind::Rights) => Answer::Denied,
+                    Err(ErrorKind::Protocol | ErrorKind::Internal | ErrorKind::Connection) => panic!("{what}"),
+                    Err(_) => Answer::Refused,
+                };
+                let found = look(root);
+                let names: BTreeSet<&String> = planted.keys().chain(found.keys()).collect();
+                let changed: BTreeSet<String> =
+                    names.into_iter().filter(|name| planted.get(*name) != found.get(*name)).cloned().collect();
+                let expected = model.says(verb, place);
+                if (&answer, &changed) != (&expected.0, &expected.1) {
+                    let said = &peer.said;
+                    self.wrong.push(format!("{what}: {answer:?} {changed:?}, expected {expected:?}: {said}"));
+                }
+                // Nobody learns where its home is.
+                let shows = !home.is_empty() && peer.said.contains(&format!("{home}/")) && !place.contains(home);
+                assert!(!shows, "{what}: {}", peer.said);
+                restore(root, &changed);
+                self.cells += 1;
+                let kind = match answer {
+                    Answer::Done(_) => "done",
+                    Answer::Denied => "denied",
+                    Answer::Refused => "refused",
+                };
+                *self.counts.entry(kind).or_default() += 1;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -554,46 +616,11 @@ async fn every_cell_is_what_the_model_says() {
     let root = world.root();
     plant(&root);
     let planted = look(&root);
-    let mut cells = 0;
-    let mut wrong = Vec::new();
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut tally = Tally::default();
     for (name, home, rules) in PRINCIPALS {
-        let model = Model::new(home, rules);
-        for &verb in VERBS {
-            // What a connection has made it may finish: each verb begins with nothing.
-            let mut peer = world.greeted_as(name).await;
-            for place in PLACES {
-                let what = format!("{verb:?} {place:?} by {name}");
-                peer.said.clear();
-                let answer = match attempt(&mut peer, verb, place).await {
-                    Ok(names) => Answer::Done(names),
-                    Err(ErrorKind::Rights) => Answer::Denied,
-                    Err(ErrorKind::Protocol | ErrorKind::Internal | ErrorKind::Connection) => panic!("{what}"),
-                    Err(_) => Answer::Refused,
-                };
-                let found = look(&root);
-                let names: BTreeSet<&String> = planted.keys().chain(found.keys()).collect();
-                let changed: BTreeSet<String> =
-                    names.into_iter().filter(|name| planted.get(*name) != found.get(*name)).cloned().collect();
-                let expected = model.says(verb, place);
-                if (&answer, &changed) != (&expected.0, &expected.1) {
-                    let said = &peer.said;
-                    wrong.push(format!("{what}: {answer:?} {changed:?}, expected {expected:?}: {said}"));
-                }
-                // Nobody learns where its home is.
-                let shows = !home.is_empty() && peer.said.contains(&format!("{home}/")) && !place.contains(home);
-                assert!(!shows, "{what}: {}", peer.said);
-                restore(&root, &changed);
-                cells += 1;
-                let kind = match answer {
-                    Answer::Done(_) => "done",
-                    Answer::Denied => "denied",
-                    Answer::Refused => "refused",
-                };
-                *counts.entry(kind).or_default() += 1;
-            }
-        }
+        tally.look((name, home, rules), &root, &planted, async || world.greeted_as(name).await).await;
     }
+    let Tally { cells, wrong, counts } = tally;
     println!("{cells} cells: {counts:?}");
     assert!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert!(cells >= 2000);
@@ -603,5 +630,61 @@ async fn every_cell_is_what_the_model_says() {
         let mut peer = world.connect_with(world.client_named(nobody)).await.unwrap();
         peer.send(0, &super::peer::hello()).await;
         assert_eq!(peer.answer(1).await, Err(ErrorKind::Rights), "{nobody}");
+    }
+}
+
+/// Who gives an invite, to which of the own places, for what; where that is below the root, and what its holder has.
+const INVITES: &[(&str, &str, InviteKind, &str, Rules)] = &[
+    ("admin", "alice", InviteKind::Upload, "alice", &[("alice", "lc")]),
+    ("admin", "alice", InviteKind::Download, "alice", &[("alice", "lr")]),
+    ("admin", "alice", InviteKind::Drop, "alice", &[("alice", "c")]),
+    ("alice2", "", InviteKind::Upload, "alice2", &[("alice2", "lc")]),
+    ("alice2", "dir", InviteKind::Download, "alice2/dir", &[("alice2/dir", "lr")]),
+    ("sharer", "", InviteKind::Drop, "sharer", &[("sharer", "c"), ("sharer/dir", "")]),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_cell_of_an_invite_is_what_the_model_says() {
+    let mut clients: Vec<&str> = PRINCIPALS.iter().map(|(name, ..)| *name).collect();
+    clients.push("sharer");
+    let world = World::with_invites(Access::by_policy(policy()), &clients).await;
+    let root = world.root();
+    plant(&root);
+    let planted = look(&root);
+    let mut tally = Tally::default();
+    for (index, (giver, given, kind, home, rules)) in INVITES.iter().enumerate() {
+        let ticket = Ticket::new([index as u8; 32]);
+        let mut peer = world.greeted_as(giver).await;
+        let verifier = ticket.verifier().into();
+        let invite = Invite { path: path(given), kind: *kind, verifier, seconds: 600, uses: 1000, max_size: None };
+        let (answer, _) = peer.ask(&invite).await.unwrap_or_else(|error| panic!("{giver} {given:?}: {error:?}"));
+        assert_eq!(answer, Kind::Invited);
+        let who = format!("the holder of an invite to {given:?} of {giver} for {kind}");
+        let connect = async || {
+            let peer = world.connect_with(world.client(false)).await.unwrap();
+            let number = getrandom::u64().unwrap().to_be_bytes();
+            let run = Some(Bytes16([number, number].concat().try_into().unwrap()));
+            peer.greet_with(ClientHello { redeem: Some(ticket.clone()), run, ..super::peer::hello() }).await
+        };
+        tally.look((&who, home, rules), &root, &planted, connect).await;
+    }
+    let Tally { cells, wrong, counts } = tally;
+    println!("{cells} cells: {counts:?}");
+    assert!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(cells >= 2000);
+    assert!(counts.values().all(|&count| count > 300), "{counts:?}");
+    // Nobody gives more than it has, or what it may not share: prefix twins, others' places, what lies deeper.
+    for (giver, given, kind) in [
+        ("alice", "", InviteKind::Drop),
+        ("admin", "", InviteKind::Drop),
+        ("admin", "bob", InviteKind::Drop),
+        ("reader", "", InviteKind::Download),
+        ("sharer", "", InviteKind::Download),
+        ("sharer", "dir", InviteKind::Drop),
+    ] {
+        let mut peer = world.greeted_as(giver).await;
+        let verifier = Ticket::new([99; 32]).verifier().into();
+        let invite = Invite { path: path(given), kind, verifier, seconds: 600, uses: 1, max_size: None };
+        assert_eq!(peer.ask(&invite).await.map(drop), Err(ErrorKind::Rights), "{giver} {given:?} {kind}");
     }
 }

@@ -16,7 +16,7 @@ use sealift::access::{Access, Principal};
 use sealift::hash::Root;
 use sealift::path::RemotePath;
 use sealift::protocol::*;
-use sealift::server::{Control, CrowdLimits, Server, ServerOptions, listen};
+use sealift::server::{Control, CrowdLimits, InviteOptions, Server, ServerOptions, listen};
 use sealift::storage::{Store, StoreOptions};
 use sealift::tls::{self, ClientOptions, ClientTls, ServerTls, folder};
 use tempfile::TempDir;
@@ -100,6 +100,22 @@ impl World {
     }
 
     async fn with_all(access: Access, clients: &[&str], memory: usize, crowd: CrowdLimits) -> World {
+        World::with_all_and(access, clients, memory, crowd, None).await
+    }
+
+    /// As [`World::with_access`], where invites are given and taken.
+    pub(super) async fn with_invites(access: Access, clients: &[&str]) -> World {
+        let invites = Some(InviteOptions::default());
+        World::with_all_and(access, clients, 64 << 20, CrowdLimits::default(), invites).await
+    }
+
+    async fn with_all_and(
+        access: Access,
+        clients: &[&str],
+        memory: usize,
+        crowd: CrowdLimits,
+        invites: Option<InviteOptions>,
+    ) -> World {
         count_panics();
         let folder = tempfile::tempdir().unwrap();
         let clients = clients.iter().map(|name| name.parse().unwrap()).collect();
@@ -111,8 +127,9 @@ impl World {
             fs::write(folder.path().join(beside).join("file"), b"not yours").unwrap();
         }
         std::os::unix::fs::symlink("canaries/deep/file", folder.path().join("link")).unwrap();
-        let store = Store::open_served(&root, StoreOptions::default()).unwrap();
-        let started = start(&folder, store.clone(), access, memory, crowd);
+        let options = StoreOptions { invites: invites.is_some(), ..StoreOptions::default() };
+        let store = Store::open_served(&root, options).unwrap();
+        let started = start(&folder, store.clone(), access, memory, crowd, invites);
         let Started { address, drain, stop, running, control } = started;
         let mut world = World {
             canaries: BTreeMap::new(),
@@ -135,7 +152,7 @@ impl World {
     pub(super) async fn serve_with(&mut self, certified: Rights, anonymous: Option<Rights>) {
         self.stop.cancel();
         let access = Access::same_for_all(certified, anonymous);
-        let started = start(&self.folder, self.store.clone(), access, 64 << 20, CrowdLimits::default());
+        let started = start(&self.folder, self.store.clone(), access, 64 << 20, CrowdLimits::default(), None);
         let Started { address, drain, stop, running, control } = started;
         let mut before = std::mem::replace(&mut self.running, running);
         (self.address, self.drain, self.stop, self.control) = (address, drain, stop, control);
@@ -148,7 +165,7 @@ impl World {
 
     /// Has the running server follow other rules.
     pub(super) fn change(&self, access: Access) {
-        self.control.replace(server_tls(&self.folder, &access), access).unwrap();
+        self.control.replace(server_tls(&self.folder, &access, false), access).unwrap();
     }
 
     /// The client's half of TLS with the certificate of this name.
@@ -309,20 +326,28 @@ struct Started {
     control: Control,
 }
 
-fn server_tls(folder: &TempDir, access: &Access) -> ServerTls {
+fn server_tls(folder: &TempDir, access: &Access, with_invites: bool) -> ServerTls {
     let mut options = tls::ServerOptions::in_folder(&folder.path().join("certs"));
-    options.allow_anonymous = access.admit(&Principal::Anonymous).is_ok();
+    options.allow_anonymous = with_invites || access.admit(&Principal::Anonymous).is_ok();
     ServerTls::load(&options).unwrap()
 }
 
-fn start(folder: &TempDir, store: Store, access: Access, memory: usize, crowd: CrowdLimits) -> Started {
+fn start(
+    folder: &TempDir,
+    store: Store,
+    access: Access,
+    memory: usize,
+    crowd: CrowdLimits,
+    invites: Option<InviteOptions>,
+) -> Started {
     let options = ServerOptions {
         store,
-        tls: server_tls(folder, &access),
+        tls: server_tls(folder, &access, invites.is_some()),
         access,
         listeners: vec![listen("127.0.0.1:0".parse().unwrap()).unwrap()],
         receipt_key: None,
         audit: None,
+        invites,
         memory,
         crowd,
         // The clock of the test is that of the connections.
@@ -438,8 +463,13 @@ pub(super) struct Peer {
 pub(super) type Answer = Result<(Kind, Vec<u8>), ErrorKind>;
 
 impl Peer {
-    pub(super) async fn greet(mut self) -> Peer {
-        self.send(0, &hello()).await;
+    pub(super) async fn greet(self) -> Peer {
+        self.greet_with(hello()).await
+    }
+
+    /// Says this hello, which the server takes.
+    pub(super) async fn greet_with(mut self, hello: ClientHello) -> Peer {
+        self.send(0, &hello).await;
         let (kind, transfer, payload) = self.frame().await.expect("a hello");
         assert_eq!((kind, transfer), (Kind::ServerHello, 0));
         self.token = ServerHello::from_payload(&payload).unwrap().token;
@@ -622,7 +652,14 @@ impl Peer {
 }
 
 pub(super) fn hello() -> ClientHello {
-    ClientHello { versions: List(vec![1]), agent: "hostile".into(), join: None, redeem: None, receipts: None }
+    ClientHello {
+        versions: List(vec![1]),
+        agent: "hostile".into(),
+        join: None,
+        redeem: None,
+        run: None,
+        receipts: None,
+    }
 }
 
 pub(super) fn path(name: &str) -> RemotePath {
