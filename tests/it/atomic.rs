@@ -466,11 +466,11 @@ fn an_unfinished_tree_counts_towards_the_quota() {
     let world = &house.world;
     house.edit(&["user", "add", "alice", "--bytes", "10M"], 0);
     let server = house.serve();
-    for index in 0..8 {
-        world.file(&format!("first/{index}"), &content(index, 900_000));
+    for index in 0..30 {
+        world.file(&format!("first/{index}"), &content(index, 300_000));
     }
     let victim = Arc::new(AtomicI32::new(0));
-    let proxy = Proxy::new(server.port, deadly(Arc::clone(&victim), 7_000_000, true));
+    let proxy = Proxy::new(server.port, deadly(Arc::clone(&victim), 8_000_000, true));
     let target = remote(proxy.port, "first");
     let mut client = house.client("alice", &["put", "--atomic", world.path("first").to_str().unwrap(), &target]);
     let mut client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -641,10 +641,14 @@ async fn case(bench: &mut Bench, case: u64, numbers: &mut Numbers) {
     clear(bench.folder.path(), &[&local, &remote]);
 }
 
-/// Removes both sides, and what cut downloads have left beside the one here.
+/// Removes both sides, and what runs that failed or were cut have left: an owner may have few unfinished trees.
 fn clear(folder: &Path, sides: &[&Path]) {
     for side in sides.iter().filter(|side| side.exists()) {
         fs::remove_dir_all(side).unwrap();
+    }
+    for entry in fs::read_dir(folder.join("root/.sealift/trees")).unwrap() {
+        // The server may be at it as well.
+        let _ = fs::remove_dir_all(entry.unwrap().path());
     }
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
