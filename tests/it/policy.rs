@@ -11,7 +11,7 @@ use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair}
 use rustix::process::{Signal, kill_process};
 use time::{Duration, OffsetDateTime};
 
-use crate::rig::{Server, World, binary, remote, until};
+use crate::rig::{PATIENCE, Server, World, binary, remote, until};
 
 /// A world with a policy, and certificates for these clients.
 pub(crate) struct House {
@@ -84,18 +84,32 @@ fn said(output: &Output, code: i32) -> String {
     text
 }
 
-/// What becomes of an upload that is cut.
+/// Waits for the end of a client that would go on for longer than [`PATIENCE`] if nothing were done about it.
 #[track_caller]
-fn cut(child: Child, code: i32, sentence: &str) {
+pub(crate) fn ended(child: &mut Child, why: &str) {
     let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("a client goes on, though {why}");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    println!("ended after {:?}: {why}", begun.elapsed());
+}
+
+/// What becomes of an upload that is cut. It must not be one that ends by itself soon: that is refused at its end.
+#[track_caller]
+fn cut(mut child: Child, code: i32, sentence: &str) {
+    ended(&mut child, sentence);
     let output = child.wait_with_output().unwrap();
-    println!("cut after {:?}", begun.elapsed());
     let text = said(&output, code);
     assert!(text.contains(sentence), "{text}");
 }
 
 #[track_caller]
-fn logged(server: &Server, count: usize, sentence: &str) {
+pub(crate) fn logged(server: &Server, count: usize, sentence: &str) {
     until(&format!("{count} × `{sentence}` in the log"), || {
         let lines = server.said();
         (lines.iter().filter(|line| line.contains(sentence)).count() >= count).then_some(())
@@ -353,7 +367,8 @@ fn a_list_that_is_replaced_cuts_all_connections_of_a_transfer() {
     house.world.certs(&["--revoke", "bob"]);
     let server = house.world.serve();
     let source = house.world.file("source", b"");
-    fs::File::options().write(true).open(&source).unwrap().set_len(256 << 20).unwrap();
+    // A quarter of an hour at this rate: nothing but the list ends it.
+    fs::File::options().write(true).open(&source).unwrap().set_len(1 << 30).unwrap();
     let mut put = house.client("alice", &["put", "--streams", "8", "--bwlimit", "1M"]);
     put.arg(&source).arg(server.at("big")).stdout(Stdio::piped()).stderr(Stdio::piped());
     let running = put.spawn().unwrap();

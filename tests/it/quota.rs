@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::policy::House;
+use crate::policy::{House, ended, logged};
 use crate::rig::{Plan, Proxy, Server, content, remote, until};
 
 const KIB: usize = 1 << 10;
@@ -177,17 +177,22 @@ fn a_principal_has_its_rates_over_all_its_connections() {
     // Another principal is not bound, nor alice when the limit is gone, nor by a running connection's old one.
     let up = seconds(&house, "bob", &["put", "--json", file, &server.at("b")]);
     println!("not limited: {up} s");
+    let count = |sentence: &str| server.said().iter().filter(|line| line.contains(sentence)).count();
+    let (read, connected) = ("rules are read again", "alice connected");
+    let before = count(read);
     let said = house.edit(&["user", "set", "alice", "--rate-up", "none", "--rate-down", "32K"], 0);
     assert!(said.contains("at most: rate-down 32768") && !said.contains("rate-up"), "{said}");
     assert!(house.edit(&["user", "ls"], 0).contains("at most: rate-down 32768"));
-    // It would take three minutes, and goes on at another rate as soon as that is said.
+    logged(&server, before + 1, read);
+    // It is bound to a rate at which it would take three minutes, and goes on at another as soon as that is said.
+    let before = count(connected);
     let target = house.world.path("slow");
-    let mut slow = house.client("alice", &["get", "--json", &server.at("b"), target.to_str().unwrap()]);
+    let mut slow = house.client("alice", &["get", &server.at("b"), target.to_str().unwrap()]);
     let mut slow = slow.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    until("it is being fetched", || server.said().iter().any(|line| line.contains("alice connected")).then_some(()));
+    logged(&server, before + 1, connected);
     assert!(house.edit(&["user", "set", "alice", "--rate-down", "none"], 0).contains("no limit of its own"));
-    let status = until("the new rate holds", || slow.try_wait().unwrap());
-    assert!(status.success());
+    ended(&mut slow, "its rate is not limited any more");
+    assert!(slow.wait().unwrap().success());
     assert_eq!(fs::read(target).unwrap(), content(1, 6 * MIB));
 }
 
