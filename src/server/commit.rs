@@ -419,7 +419,10 @@ pub(super) fn commit(
     let file = Arc::into_inner(file).ok_or_else(|| Error::new(ErrorKind::Internal, "an upload still being written"))?;
     // Held until the end: nobody begins anew while this is being committed, and nothing is kept afterwards.
     let (file, _right) = file.enter_commit()?;
-    let root = receiver.verdict().map_err(|error| error.context(&put.path))?;
+    let verdict = receiver.verdict().map_err(|error| error.context(&put.path));
+    #[cfg(test)]
+    let verdict = if super::sim::planted(super::sim::Planted::NoRootCheck) { Ok(finish.root) } else { verdict };
+    let root = verdict?;
     let staged = file.finish(finish.size, metadata(put, root))?;
     let mut spending = who.spend(finish.size, vec![claim])?;
     let published = pass

@@ -206,6 +206,9 @@ pub(super) struct Flow {
     pub(super) downloads: HashMap<u32, Download>,
     ended: Ended,
     jobs: JoinSet<Job>,
+    /// What jobs have found that the simulation ran.
+    #[cfg(test)]
+    came: super::sim::Came,
     /// A lease that is waited for: for which transfer, how long.
     leasing: Option<(u32, usize, Leasing)>,
     /// Bytes of the next lease: it grows while peers fill their leases, and shrinks when one is spilled.
@@ -251,6 +254,8 @@ impl Flow {
             downloads: HashMap::new(),
             ended: Ended::default(),
             jobs: JoinSet::new(),
+            #[cfg(test)]
+            came: super::sim::Came::default(),
             leasing: None,
             lease_len: LEASE_LEN_FIRST,
             holds_buffers: false,
@@ -288,6 +293,12 @@ impl Flow {
         self.holds_buffers || self.slots.iter().any(|slot| slot.content.is_some())
     }
 
+    /// The next job that has come back in a simulation.
+    #[cfg(test)]
+    pub(super) fn simulated_job(&mut self) -> Option<Job> {
+        self.came.pop()
+    }
+
     /// The next job that has come back; pending for ever while none runs.
     pub(super) fn poll_job(&mut self, cx: &mut Context<'_>) -> Poll<Result<Job>> {
         match ready!(self.jobs.poll_join_next(cx)) {
@@ -302,14 +313,24 @@ impl Flow {
     /// Runs something on a disk thread; it comes back through [`Flow::poll_job`].
     pub(super) fn spawn(&mut self, job: impl FnOnce(&Shared, &Who) -> Job + Send + 'static) {
         let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
-        self.jobs.spawn_blocking(move || job(&shared, &who));
+        let job = move || job(&shared, &who);
+        #[cfg(test)]
+        if super::sim::is_on() {
+            return super::sim::start(&self.came, job);
+        }
+        self.jobs.spawn_blocking(job);
     }
 
     /// As [`Flow::spawn`], but it runs to its end though the connection be gone.
     fn spawn_commit(&mut self, job: impl FnOnce(&Shared, &Who) -> Job + Send + 'static) {
         let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
         let tasks = shared.tasks.clone();
-        let commit = tasks.spawn_blocking(move || job(&shared, &who));
+        let job = move || job(&shared, &who);
+        #[cfg(test)]
+        if super::sim::is_on() {
+            return super::sim::start(&self.came, job);
+        }
+        let commit = tasks.spawn_blocking(job);
         self.jobs.spawn(async move {
             // A panic in the commit is a panic here, and ends the connection with a report.
             commit.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
@@ -505,8 +526,17 @@ impl Flow {
     fn write(&mut self, transfer: u32, open: OpenGroup) {
         let OpenGroup { index, start, hasher, buffer, filled, .. } = open;
         let Some(mut hasher) = hasher else { return };
+        #[cfg(test)]
+        let is_lane = self.is_lane;
         self.write_job(transfer, index, move |groups, file| {
             let content = buffer.as_deref().and_then(|buffer| buffer.get(..filled)).unwrap_or(&[]);
+            #[cfg(test)]
+            let content = if is_lane && super::sim::planted(super::sim::Planted::LaneUnwritten) {
+                hasher.update(content);
+                &[][..]
+            } else {
+                content
+            };
             let written = commit::write_group(&file, &mut hasher, start, content).map(|()| {
                 let hash = hasher.finish();
                 file.holds(index, &hash, content.len());
@@ -1020,7 +1050,7 @@ impl Flow {
                 self.ended.insert(transfer);
             }
             let id = self.id;
-            self.shared.tasks.spawn_blocking(move || {
+            elsewhere(&self.shared, move || {
                 let groups = Arc::clone(&upload.groups);
                 rest(upload, id);
                 // Lanes let go of it later, and not on a disk thread.
@@ -1058,7 +1088,7 @@ impl Flow {
             self.uploads.get(&transfer)
         {
             let file = Arc::clone(file);
-            self.shared.tasks.spawn_blocking(move || file.discard());
+            elsewhere(&self.shared, move || file.discard());
         }
     }
 
@@ -1339,8 +1369,21 @@ fn rest(upload: Upload, connection: u64) {
     upload.groups.release(connection);
 }
 
+/// Does something on a disk thread that nobody waits for.
+fn elsewhere(shared: &Shared, work: impl FnOnce() + Send + 'static) {
+    #[cfg(test)]
+    if super::sim::is_on() {
+        return super::sim::start_alone(work);
+    }
+    shared.tasks.spawn_blocking(work);
+}
+
 /// Drops what closes files, removes staging or lays uploads to rest on a disk thread, of which it leaves most to others.
 pub(super) fn drop_elsewhere(shared: &Shared, value: impl Send + 'static) {
+    #[cfg(test)]
+    if super::sim::is_on() {
+        return super::sim::start_alone(move || drop(value));
+    }
     let turns = Arc::clone(&shared.drops);
     shared.tasks.spawn(async move {
         // It is never closed.

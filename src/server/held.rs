@@ -244,6 +244,10 @@ impl Keeping {
         if !self.has_come {
             return None;
         }
+        #[cfg(test)]
+        if let Some(due) = storage::simulated::due() {
+            return due;
+        }
         let is_checkpoint = self.unsynced >= CHECKPOINT_LEN || self.synced.elapsed() >= CHECKPOINT_INTERVAL;
         if self.unsynced > 0 && is_checkpoint {
             return Some(true);
@@ -289,7 +293,13 @@ impl Hold {
             // What was kept rests, or is another's already.
             Gate::Superseded | Gate::Over => Ok(None),
             Gate::Open => {
-                *gate = Gate::Superseded;
+                #[cfg(test)]
+                let is_left_open = super::sim::planted(super::sim::Planted::OpenGate);
+                #[cfg(not(test))]
+                let is_left_open = false;
+                if !is_left_open {
+                    *gate = Gate::Superseded;
+                }
                 let kept = lock(&self.keeping).take().map(|keeping| keeping.record);
                 let kept = kept.filter(|record| !record.place.is_empty());
                 self.is_handed_over.store(kept.is_some(), Ordering::SeqCst);

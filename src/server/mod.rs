@@ -30,6 +30,10 @@ mod shared;
 mod tree;
 mod workers;
 
+#[cfg(test)]
+#[path = "../../tests/sim/mod.rs"]
+mod sim;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -142,6 +142,8 @@ impl Newest {
                 let described = name.described.iter().filter(|other| other.session != turn.session);
                 newest = described.map(|other| other.moment).fold(newest, u64::max);
             }
+            #[cfg(test)]
+            let may_replace = may_replace && !super::sim::planted(super::sim::Planted::LateMayCommit);
             if is_busy || may_replace && newest > turn.moment {
                 let asked = table.tick();
                 table.tidy(&key);

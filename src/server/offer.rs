@@ -186,6 +186,10 @@ impl Offer {
             (Some(Claim::Whole(value)), Some(sink)) => {
                 let content = &mut buffer[..whole];
                 let hash = sink.read_at(group_offset(group), content).map(|()| GroupHash::of(group, content));
+                #[cfg(test)]
+                if super::sim::planted(super::sim::Planted::HeldBelieved) {
+                    return Ok(Found::InPlace(GroupHash { value, ..hash? }));
+                }
                 match hash {
                     Ok(hash) if hash.value == value => return Ok(Found::InPlace(hash)),
                     Ok(_) => warn!("group {group} of what was held of {} is damaged", self.path),

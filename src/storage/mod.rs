@@ -44,6 +44,9 @@ mod upload;
 mod walk;
 
 #[cfg(test)]
+#[path = "../../tests/sim/disk.rs"]
+pub(crate) mod simulated;
+#[cfg(test)]
 mod tests;
 
 pub use append::{Append, Tail};

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::{Errno, Result as IoResult, retry_on_intr};
+use rustix::io::{Errno, Result as IoResult};
 
 use super::sys;
 use super::upload::{NewFile, Parents, Place, Staging, Upload};
@@ -492,7 +492,7 @@ fn write_record_as(directory: impl AsFd, new: &[u8], name: &[u8], bytes: &[u8], 
         let file = sys::open_at(&directory, new, flags, 0o600)?;
         let mut written = 0;
         while written < bytes.len() {
-            match retry_on_intr(|| rustix::io::pwrite(&file, &bytes[written..], written as u64))? {
+            match sys::write_some(&file, &bytes[written..], written as u64)? {
                 0 => return Err(Errno::IO),
                 count => written += count,
             }

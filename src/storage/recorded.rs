@@ -6,11 +6,10 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::XattrFlags;
-use rustix::io::{Errno, Result, retry_on_intr};
+use rustix::io::{Errno, Result};
 
 use super::Mtime;
-use super::sys::Status;
+use super::sys::{self, Status};
 use crate::hash::Root;
 use crate::limits::FILE_SIZE_MAX;
 
@@ -59,7 +58,7 @@ impl Recorded {
     /// Sets the attribute of an open file that is as `status` says.
     pub(super) fn set(&self, file: impl AsFd, status: &Status) -> Result<()> {
         let Some(bytes) = self.encode(status.size, status.mtime) else { return Ok(()) };
-        match retry_on_intr(|| rustix::fs::fsetxattr(&file, RECORD_NAME, &bytes, XattrFlags::empty())) {
+        match sys::set_attribute(&file, RECORD_NAME, &bytes) {
             // Not offered, not allowed, or no room: the file is stored all the same, only unrecorded.
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::DQUOT | Errno::TOOBIG)
             | Err(Errno::NOSYS | Errno::RANGE) => Ok(()),

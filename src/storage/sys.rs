@@ -1,16 +1,23 @@
 //! System calls as this layer needs them: relative to a directory handle, retried when interrupted, typed results.
 //!
 //! Everything that exists on Linux only is called from here or from `upload.rs`.
+//!
+//! What changes files and names on the way in is called from here alone, and under test passes `simulated` first and
+//! last: the simulation's disk, which fails calls and knows what a power cut would leave. There is nothing of it in a
+//! build that is not a test.
 
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, StatxFlags, Timestamps,
+    Advice, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Stat, StatxFlags,
+    Timestamps, XattrFlags,
 };
 use rustix::io::{Errno, Result, retry_on_intr};
 
+#[cfg(test)]
+use super::simulated;
 use super::{Identity, Kind, Mtime, Version};
 use crate::path::Component;
 
@@ -81,8 +88,19 @@ pub(super) fn open_directory_at(directory: impl AsFd, name: &[u8]) -> Result<Own
 
 /// Opens what this one name stands for, never through a link and never waiting.
 pub(super) fn open_at(directory: impl AsFd, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd> {
+    #[cfg(test)]
+    let changes = flags.intersects(OFlags::CREATE | OFlags::TRUNC) || flags.contains(OFlags::TMPFILE);
+    #[cfg(test)]
+    if changes {
+        simulated::before()?;
+    }
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    retry_on_intr(|| rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(mode)))
+    let file = retry_on_intr(|| rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(mode)))?;
+    #[cfg(test)]
+    if changes {
+        simulated::opened(&directory, name, &file, flags.contains(OFlags::TRUNC));
+    }
+    Ok(file)
 }
 
 /// Whether this kernel (and what filters its calls) offers `openat2`.
@@ -138,6 +156,17 @@ pub(super) fn open_beneath(root: impl AsFd, components: &[Component], openat2: b
 
 /// Renames without replacing anything, also where the file system has no such rename.
 pub(super) fn rename_new(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {
+    #[cfg(test)]
+    simulated::before()?;
+    let renamed = rename_new_unseen(&from, old, &to, new);
+    #[cfg(test)]
+    if renamed.is_ok() {
+        simulated::renamed(from, old, to, new);
+    }
+    renamed
+}
+
+fn rename_new_unseen(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {
     match retry_on_intr(|| rustix::fs::renameat_with(&from, old, &to, new, RenameFlags::NOREPLACE)) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             // A second name fails when something is there, as atomically as the rename would have.
@@ -159,11 +188,27 @@ pub(super) fn exchange(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -
 
 /// Renames over whatever file or link is there.
 pub(super) fn rename_over(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> Result<()> {
-    retry_on_intr(|| rustix::fs::renameat(&from, old, &to, new))
+    #[cfg(test)]
+    simulated::before()?;
+    retry_on_intr(|| rustix::fs::renameat(&from, old, &to, new))?;
+    #[cfg(test)]
+    simulated::renamed(from, old, to, new);
+    Ok(())
 }
 
 /// Gives a file without a name (`O_TMPFILE`) its name; fails when something is there.
 pub(super) fn link_open_file(file: impl AsFd, to: impl AsFd, name: &[u8]) -> Result<()> {
+    #[cfg(test)]
+    simulated::before()?;
+    let linked = link_open_file_unseen(&file, &to, name);
+    #[cfg(test)]
+    if linked.is_ok() {
+        simulated::linked(file, to, name);
+    }
+    linked
+}
+
+fn link_open_file_unseen(file: impl AsFd, to: impl AsFd, name: &[u8]) -> Result<()> {
     // The direct way, which Linux 6.10 opened to whoever opened the file; before that it needs a privilege, and says
     // that there is no such file. It may not even be asked twice for each file.
     static HAS_DIRECT_WAY: AtomicBool = AtomicBool::new(true);
@@ -184,7 +229,12 @@ pub(super) fn link_open_file(file: impl AsFd, to: impl AsFd, name: &[u8]) -> Res
 
 /// Removes a name that is not a directory.
 pub(super) fn unlink(directory: impl AsFd, name: &[u8]) -> Result<()> {
-    retry_on_intr(|| rustix::fs::unlinkat(&directory, name, AtFlags::empty()))
+    #[cfg(test)]
+    simulated::before()?;
+    retry_on_intr(|| rustix::fs::unlinkat(&directory, name, AtFlags::empty()))?;
+    #[cfg(test)]
+    simulated::unlinked(directory, name);
+    Ok(())
 }
 
 /// Removes an empty directory.
@@ -194,22 +244,75 @@ pub(super) fn remove_directory(directory: impl AsFd, name: &[u8]) -> Result<()> 
 
 /// Makes a directory.
 pub(super) fn make_directory(parent: impl AsFd, name: &[u8], mode: Mode) -> Result<()> {
-    retry_on_intr(|| rustix::fs::mkdirat(&parent, name, mode))
+    #[cfg(test)]
+    simulated::before()?;
+    retry_on_intr(|| rustix::fs::mkdirat(&parent, name, mode))?;
+    #[cfg(test)]
+    simulated::made_directory(parent, name);
+    Ok(())
 }
 
 /// Sets the permission bits of an open file or directory.
 pub(super) fn set_mode(file: impl AsFd, mode: u32) -> Result<()> {
-    retry_on_intr(|| rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)))
+    change(&file, || rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)))
 }
 
 /// Sets the times of an open file or directory.
 pub(super) fn set_times(file: impl AsFd, times: &Timestamps) -> Result<()> {
-    retry_on_intr(|| rustix::fs::futimens(&file, times))
+    change(&file, || rustix::fs::futimens(&file, times))
+}
+
+/// Sets an extended attribute of an open file.
+pub(super) fn set_attribute(file: impl AsFd, name: &str, value: &[u8]) -> Result<()> {
+    change(&file, || rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty()))
+}
+
+/// Writes some of these bytes, and tells how many.
+pub(super) fn write_some(file: impl AsFd, bytes: &[u8], offset: u64) -> Result<usize> {
+    #[cfg(test)]
+    let bytes = &bytes[..simulated::write_len(bytes.len())];
+    change(&file, || rustix::io::pwrite(&file, bytes, offset))
+}
+
+/// Gives an open file this length.
+pub(super) fn set_len(file: impl AsFd, len: u64) -> Result<()> {
+    change(&file, || rustix::fs::ftruncate(&file, len))
+}
+
+/// Changes what is allocated to a file.
+pub(super) fn allocate(file: impl AsFd, flags: FallocateFlags, offset: u64, len: u64) -> Result<()> {
+    change(&file, || rustix::fs::fallocate(&file, flags, offset, len))
+}
+
+/// Changes content or metadata of an open file.
+fn change<T>(file: impl AsFd, act: impl FnMut() -> Result<T>) -> Result<T> {
+    #[cfg(test)]
+    simulated::before()?;
+    let done = retry_on_intr(act);
+    #[cfg(test)]
+    simulated::changed(&file);
+    let _ = file;
+    done
 }
 
 /// Makes an open file or directory durable.
 pub(super) fn sync(file: impl AsFd) -> Result<()> {
-    retry_on_intr(|| rustix::fs::fsync(&file))
+    #[cfg(test)]
+    simulated::before()?;
+    retry_on_intr(|| rustix::fs::fsync(&file))?;
+    #[cfg(test)]
+    simulated::synced(file, false);
+    Ok(())
+}
+
+/// Makes the content of an open file durable.
+pub(super) fn sync_content(file: impl AsFd) -> Result<()> {
+    #[cfg(test)]
+    simulated::before()?;
+    retry_on_intr(|| rustix::fs::fdatasync(&file))?;
+    #[cfg(test)]
+    simulated::synced(file, true);
+    Ok(())
 }
 
 /// Asks the kernel to begin writing what is dirty, without waiting.
@@ -261,6 +364,10 @@ pub(super) fn read_names(directory: impl AsFd, memory: &mut Vec<u8>) -> Result<V
 
 /// 128 bits from the operating system, as 32 hexadecimal digits.
 pub(super) fn random_digits() -> Result<String> {
+    #[cfg(test)]
+    if let Some(digits) = simulated::digits() {
+        return Ok(digits);
+    }
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -536,7 +536,7 @@ impl Upload {
     /// What a sync can fail with. It is final: the file is never published.
     pub fn sync_content(&self) -> Result<()> {
         self.check_sound()?;
-        retry_on_intr(|| rustix::fs::fdatasync(self.staging.file())).map_err(|errno| {
+        sys::sync_content(self.staging.file()).map_err(|errno| {
             self.staging.store.sync_failed(errno);
             self.poison(Error::io(format!("sync what has come of {}", self.path), errno))
         })
@@ -556,9 +556,8 @@ impl Upload {
     /// Gives back the space that was allocated beyond what is held.
     pub fn trim(&self, len: u64) {
         // Deliberate loss: it merely takes more space then.
-        let _ = sys::status(self.staging.file()).and_then(|status| {
-            if status.size > len { rustix::fs::ftruncate(self.staging.file(), len) } else { Ok(()) }
-        });
+        let _ = sys::status(self.staging.file())
+            .and_then(|status| if status.size > len { sys::set_len(self.staging.file(), len) } else { Ok(()) });
     }
 
     /// What it will be called.
@@ -680,7 +679,7 @@ impl Upload {
         // Only what was written at once and whole is known to be as long as it should be.
         let is_known = size <= NAMELESS_SIZE_MAX && self.end.load(Ordering::Relaxed) == size;
         if !is_known && sys::status(file)?.size != size {
-            retry_on_intr(|| rustix::fs::ftruncate(file, size))?;
+            sys::set_len(file, size)?;
         }
         let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));
         sys::set_mode(file, mode)?;
@@ -695,7 +694,7 @@ impl Upload {
     /// Makes a range one that reads as zeros and takes no space, whatever was there. False where that cannot be.
     fn leave_out(&self, offset: u64, len: u64) -> IoResult<bool> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), flags, offset, len)) {
+        match sys::allocate(self.staging.file(), flags, offset, len) {
             Ok(()) => Ok(true),
             Err(errno @ (Errno::IO | Errno::ROFS)) => Err(errno),
             // Not offered here: zeros are written like everything else.
@@ -710,7 +709,7 @@ impl Upload {
             // content may come.
             return Ok(());
         }
-        match retry_on_intr(|| rustix::fs::fallocate(self.staging.file(), FallocateFlags::empty(), 0, size)) {
+        match sys::allocate(self.staging.file(), FallocateFlags::empty(), 0, size) {
             Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO | Errno::ROFS)) => {
                 Err(self.write_error(0, size, errno))
             }
@@ -730,7 +729,7 @@ impl Upload {
             bytes = &bytes[count..];
         }
         while !bytes.is_empty() {
-            match retry_on_intr(|| rustix::io::pwrite(self.staging.file(), bytes, offset))? {
+            match sys::write_some(self.staging.file(), bytes, offset)? {
                 0 => return Err(Errno::IO),
                 count => {
                     offset += count as u64;
@@ -796,7 +795,7 @@ impl Direct {
         let len = bytes.len() / self.unit * self.unit;
         let mut done = 0;
         while aligned && len >= DIRECT_LEN_MIN && done < len && !self.refused.load(Ordering::Relaxed) {
-            match retry_on_intr(|| rustix::io::pwrite(&self.file, &bytes[done..len], offset + done as u64)) {
+            match sys::write_some(&self.file, &bytes[done..len], offset + done as u64) {
                 Ok(0) => return Err(Errno::IO),
                 Ok(count) => {
                     done += count;
