@@ -192,6 +192,16 @@ pub const INVITE_SIZE_STEP: u64 = 16 * MIB as u64;
 /// Bytes of the certificates of who gives an invite, which are kept with it. More: refused.
 pub const INVITE_CHAIN_LEN_MAX: usize = 16 * KIB;
 
+// ---- resources of a client ---------------------------------------------------------------------------------
+
+/// Bytes of one directory's listing that a client holds: names, targets of links, and [`LISTED_COST`] for each. About
+/// four million names of 50 bytes. More: that directory is refused where all of it is needed at once.
+pub const LISTING_LEN_MAX: usize = 640 * MIB;
+/// What an entry of a listing takes beside its name and target.
+pub const LISTED_COST: usize = 112;
+/// Bytes of directories that were found and wait to be fetched: about 150,000 of them. More: told as failures.
+pub const WAITING_LEN_MAX: usize = 128 * MIB;
+
 // ---- unfinished uploads ------------------------------------------------------------------------------------
 
 /// How long an unfinished upload is kept after something of it last came (`--keep-partial`).

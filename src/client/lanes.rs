@@ -23,7 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
-use crate::client::session::{CLOSE_TIMEOUT, Leases, Life};
+use crate::client::life::Life;
+use crate::client::session::{CLOSE_TIMEOUT, EVENTS_MAX, Leases};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX};
@@ -524,13 +525,20 @@ impl Front {
             let state = self.lanes.lock();
             self.filling.retain(|transfer, _| state.transfers.contains_key(transfer));
         }
+        let mut events = 0;
         while let Poll::Ready(event) = connection.poll_next(cx, self) {
+            events += 1;
+            if events >= EVENTS_MAX {
+                // Then the others have their turn.
+                cx.waker().wake_by_ref();
+            }
             match event? {
                 Event::Control(Kind::Written, transfer, payload) => {
                     self.written(transfer, &Written::from_payload(&payload)?)?;
                 }
                 Event::Control(Kind::Working, _, payload) => {
                     Working::from_payload(&payload)?;
+                    life.heard(payload.len());
                 }
                 Event::Control(Kind::Goodbye, _, payload) => {
                     return Poll::Ready(Err(Goodbye::from_payload(&payload)?.to_error()));
@@ -541,6 +549,9 @@ impl Front {
                 Event::Closed => {
                     return Poll::Ready(Err(Error::new(ErrorKind::Connection, "the server ended a lane")));
                 }
+            }
+            if events >= EVENTS_MAX {
+                break;
             }
         }
         Poll::Pending

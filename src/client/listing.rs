@@ -3,6 +3,7 @@
 use crate::client::Client;
 use crate::client::session::Reply;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{LISTED_COST, LISTING_LEN_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{Entry, ListDirectory};
 
@@ -23,10 +24,12 @@ impl Client {
     /// Safe.
     pub async fn list(&self, path: &RemotePath) -> Result<Vec<Entry>> {
         let (mut entries, mut next) = self.list_piece(path, None).await?;
+        let mut bound = Bound::default();
+        bound.add(path, &entries)?;
         while let Some(after) = next {
             let (more, then) = self.list_piece(path, Some(after)).await?;
+            bound.add(path, &more)?;
             entries.extend(more);
-            check_count(path, entries.len())?;
             next = then;
         }
         check_names(path, &entries)?;
@@ -56,11 +59,12 @@ impl Client {
         let request = ListDirectory { path: path.clone(), after, count_max: Some(PIECE_MAX) };
         let mut exchange = session.open(&request).await?;
         let mut entries: Vec<Entry> = Vec::new();
+        let mut bound = Bound::default();
         let next = loop {
             match exchange.next().await? {
                 Reply::Entries(page) => {
                     // Also from a server that knows no pieces and sends everything.
-                    check_count(path, entries.len() + page.len())?;
+                    bound.add(path, &page)?;
                     entries.extend(page);
                 }
                 Reply::Done(done) => break done.next,
@@ -75,6 +79,32 @@ impl Client {
         // Not page by page: a piece that breaks and begins anew gets nowhere.
         self.progressed();
         Ok((entries, next))
+    }
+}
+
+/// How much of a directory's listing is in memory.
+#[derive(Default)]
+pub(crate) struct Bound {
+    count: usize,
+    len: usize,
+}
+
+impl Bound {
+    /// Counts some more entries, before they are kept.
+    ///
+    /// # Errors
+    /// `Limit` when they are too many, or their names and targets too long.
+    pub(crate) fn add<'a>(&mut self, path: &RemotePath, entries: impl IntoIterator<Item = &'a Entry>) -> Result<()> {
+        for entry in entries {
+            self.count += 1;
+            self.len += LISTED_COST + entry.name.len() + entry.target.as_ref().map_or(0, Vec::len);
+        }
+        check_count(path, self.count)?;
+        if self.len <= LISTING_LEN_MAX {
+            return Ok(());
+        }
+        let message = format!("the listing of {path} has more than {LISTING_LEN_MAX} bytes");
+        Err(Error::new(ErrorKind::Limit, message))
     }
 }
 
@@ -98,4 +128,36 @@ fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{EntryKind, Mtime};
+
+    #[test]
+    fn a_listing_has_its_bounds_by_number_and_by_length() {
+        let mtime = Mtime { seconds: 0, nanos: 0 };
+        let entry = |target: usize| Entry {
+            name: vec![b'n'; 100],
+            kind: EntryKind::Link,
+            size: 0,
+            mtime,
+            mode: 0,
+            target: (target > 0).then(|| vec![b't'; target]),
+            same: None,
+        };
+        let path = RemotePath::root();
+        for (target, count) in [(0, ENTRIES_MAX.min(LISTING_LEN_MAX / (LISTED_COST + 100))), (4000, 165_000)] {
+            let (mut bound, entry, mut taken) = (Bound::default(), entry(target), 0);
+            let refused = loop {
+                match bound.add(&path, std::iter::repeat_n(&entry, 1000)) {
+                    Ok(()) => taken += 1000,
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(refused.kind(), ErrorKind::Limit);
+            assert!(taken <= count && taken + 10_000 > count.min(LISTING_LEN_MAX / 4212), "{taken} {count}");
+        }
+    }
 }

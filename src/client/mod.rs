@@ -17,6 +17,7 @@ pub mod invite;
 mod keep;
 mod lanes;
 mod library;
+mod life;
 pub mod link;
 mod listing;
 pub mod look;

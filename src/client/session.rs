@@ -17,17 +17,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 use crate::buffer::{Buffer, Pool};
 use crate::client::lanes::{self, Carrier, Lanes};
+use crate::client::life::Life;
 use crate::client::receipts::Receipts;
 use crate::client::stalls::{Cause, Stalls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
-use crate::limits::{
-    DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX, WORKING_INTERVAL,
-};
+use crate::limits::{DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX};
 use crate::net::{Connection, Event, Handler};
 use crate::path::RemotePath;
 use crate::protocol::{
@@ -44,8 +43,8 @@ const WANTED_GROUPS_MAX: usize = WANTED_MAX as usize / GROUP_LEN;
 /// Answers of one exchange that wait to be looked at. Only listings and group values come in numbers; a slot holds
 /// one frame (64 KiB at most). A server that gets further ahead than this breaks the protocol.
 const REPLIES_MAX: usize = 1024;
-/// After this long with an answer due, nothing received and nothing written, the server counts as gone.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Frames that are taken before others have their turn.
+pub(crate) const EVENTS_MAX: usize = 256;
 /// How long the end of a connection may take once everything is answered: it is a courtesy.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -824,67 +823,6 @@ async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     }
 }
 
-/// What was seen of the other side, and when.
-pub(crate) struct Life {
-    received: u64,
-    sent: u64,
-    /// The last time when bytes moved in either direction.
-    seen: Instant,
-    /// The last time when anything was sent.
-    told: Instant,
-    begun: Instant,
-}
-
-impl Life {
-    pub(crate) fn new() -> Life {
-        let now = Instant::now();
-        Life { received: 0, sent: 0, seen: now, told: now, begun: now }
-    }
-
-    /// Since when the connection is driven.
-    fn age(&self) -> Duration {
-        self.begun.elapsed()
-    }
-
-    /// Once a second: whether the server is still there, and whether we should say that we are. `is_open`: something
-    /// is; `is_due`: the server owes an answer.
-    ///
-    /// # Errors
-    /// `Timeout` when nothing was heard for too long.
-    pub(crate) fn tick(&mut self, connection: &mut Connection, is_open: bool, is_due: bool) -> Result<()> {
-        let now = Instant::now();
-        let traffic = connection.traffic();
-        if traffic.sent != self.sent {
-            (self.sent, self.told) = (traffic.sent, now);
-            self.seen = now;
-        }
-        if traffic.received != self.received {
-            (self.received, self.seen) = (traffic.received, now);
-        }
-        if !is_open {
-            self.seen = now;
-            return Ok(());
-        }
-        // What our own limit holds back is not the server's fault.
-        if connection.is_held_back() {
-            self.seen = now;
-        }
-        if (is_due || !connection.is_flushed()) && now.duration_since(self.seen) >= SILENCE_MAX {
-            let seconds = SILENCE_MAX.as_secs();
-            let message = format!("nothing was heard from the server for {seconds} seconds");
-            return Err(Error::new(ErrorKind::Timeout, message));
-        }
-        if now.duration_since(self.told) >= WORKING_INTERVAL && (connection.is_flushed() || connection.is_held_back()) {
-            let working = Working { phase: crate::protocol::Phase::Waiting, done: 0, total: 0 };
-            connection.send(0, &working);
-            self.told = now;
-            // Our own sign of life is none of the server's.
-            self.sent += working.to_frame(0).len() as u64;
-        }
-        Ok(())
-    }
-}
-
 /// Drives the connection as far as it goes. Ready when the session is over.
 fn poll_step(
     cx: &mut Context<'_>,
@@ -911,10 +849,25 @@ fn poll_step(
         let desk = session.desk();
         front.filling.retain(|transfer, _| desk.slots.contains_key(transfer));
     }
+    let mut events = 0;
     loop {
+        // A server that is faster than we are must not hold up everything else here, an interruption least of all.
+        if events >= EVENTS_MAX {
+            cx.waker().wake_by_ref();
+            break;
+        }
+        events += 1;
         match connection.poll_next(cx, front) {
             Poll::Ready(event) => match event? {
-                Event::Control(kind, transfer, payload) => take(&session, kind, transfer, &payload)?,
+                Event::Control(Kind::Working, _, payload) => {
+                    Working::from_payload(&payload)?;
+                    life.heard(payload.len());
+                }
+                Event::Control(kind, transfer, payload) => {
+                    if take(&session, kind, transfer, &payload)? {
+                        life.answered();
+                    }
+                }
                 Event::Closed => {
                     return Poll::Ready(Err(Error::new(ErrorKind::Connection, "the server ended the connection")));
                 }
@@ -931,13 +884,9 @@ fn poll_step(
     if is_done { Poll::Ready(Ok(())) } else { Poll::Pending }
 }
 
-/// Takes a control frame.
-fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
+/// Takes a control frame. The answer is whether an exchange has come to its end.
+fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<bool> {
     let reply = match kind {
-        Kind::Working => {
-            Working::from_payload(payload)?;
-            return Ok(());
-        }
         Kind::Goodbye => {
             let goodbye = Goodbye::from_payload(payload)?;
             let error = goodbye.to_error();
@@ -945,12 +894,16 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
         }
         Kind::StoredBatch => {
             let batch = StoredBatch::from_payload(payload)?;
+            let mut has_ended = false;
             for item in batch.items.0 {
-                deliver(session, kind, item.transfer, Reply::Stored(item.stored))?;
+                has_ended |= deliver(session, kind, item.transfer, Reply::Stored(item.stored))?;
             }
-            return Ok(());
+            return Ok(has_ended);
         }
-        Kind::Receipt => return take_receipt(session, transfer, Receipt::from_payload(payload)?),
+        Kind::Receipt => {
+            take_receipt(session, transfer, Receipt::from_payload(payload)?)?;
+            return Ok(false);
+        }
         Kind::PutAnswer => Reply::PutAnswer(PutAnswer::from_payload(payload)?),
         Kind::Values => Reply::Values(Values::from_payload(payload)?),
         Kind::Stored => Reply::Stored(Stored::from_payload(payload)?),
@@ -1011,14 +964,14 @@ fn keep_receipt(book: Option<&Book>, slot: &mut Slot, reply: Reply) -> Reply {
     kept.map_or_else(|error| Reply::Failed(is_final(error)), |()| reply)
 }
 
-/// Gives an answer to the exchange that it belongs to.
-fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result<()> {
+/// Gives an answer to the exchange that it belongs to, and says whether that has come to its end.
+fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result<bool> {
     let mut desk = session.desk();
     if transfer == 0 || transfer >= desk.next_transfer {
         return Err(unexpected(kind, "no exchange has this number"));
     }
     // Ended from our side: the answer was on its way.
-    let Some(slot) = desk.slots.get_mut(&transfer) else { return Ok(()) };
+    let Some(slot) = desk.slots.get_mut(&transfer) else { return Ok(false) };
     match &reply {
         Reply::PutAnswer(answer) => slot.is_due = answer.held_size > 0,
         Reply::GetAnswer(answer) => {
@@ -1045,11 +998,13 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
     }
     let replies = slot.replies.clone();
     let reply = keep_receipt(session.0.book.as_ref(), slot, reply);
-    if reply.is_last() {
+    let is_last = reply.is_last();
+    if is_last {
         desk.slots.remove(&transfer);
     }
     drop(desk);
-    give(&replies, transfer, reply)
+    give(&replies, transfer, reply)?;
+    Ok(is_last)
 }
 
 const _: () = assert!(UNASKED_FILE_MAX as usize <= DATA_LEN_MAX, "a small file is one data frame");

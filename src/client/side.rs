@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use crate::client::Client;
 use crate::client::compare::{Links, Listed};
 use crate::client::filter::{IGNORE_LEN_MAX, IGNORE_NAME};
-use crate::client::listing::{PIECE_MAX, check_count};
+use crate::client::listing::{Bound, PIECE_MAX, check_count};
 use crate::client::plan::local_path;
 use crate::client::session::Reply;
 use crate::client::walk::{self, OPEN_DIRECTORY, Source, Tree, doing};
@@ -222,11 +222,11 @@ impl Side {
             }
             Side::Remote(client, base) => {
                 let path = joined(base, below)?;
-                let mut after = None;
+                let (mut after, mut bound) = (None, Bound::default());
                 loop {
                     let (entries, next) = client.list_piece(&path, after).await?;
+                    bound.add(below, &entries)?;
                     listing.entries.extend(entries.into_iter().map(Listed::from));
-                    check_count(below, listing.entries.len())?;
                     if next.is_none() {
                         return Ok(listing);
                     }

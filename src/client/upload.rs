@@ -8,6 +8,8 @@
 //! no mixture is ever committed; a source is removed only after its durable answer; memory does not grow with the
 //! number of files, only with the directories that are being filled.
 
+mod believe;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -34,6 +36,7 @@ use crate::client::names::{Lead, Met, Names, Turn};
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply};
 use crate::client::stalls::{Cause, Stalls};
+use crate::client::upload::believe::{check_skipped, check_stored};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
@@ -800,7 +803,7 @@ impl Job {
             let size = small.version.size;
             match reply {
                 Reply::Stored(stored) => {
-                    if let Err(error) = check_root(&stored, small.root) {
+                    if let Err(error) = check_stored(&stored, self.if_exists, small.root, size) {
                         self.refused(file, error).await;
                         continue;
                     }
@@ -918,14 +921,13 @@ impl Job {
         let mut sender = Sender::new(size);
         match exchange.next().await? {
             Reply::Stored(stored) => {
-                item.advance(size, 0);
                 if put.same_as.is_some() {
-                    if let Some(root) = put.same_root {
-                        check_root(&stored, root)?;
-                    }
+                    self.check_named(&stored, put.same_root, content).await?;
+                    item.advance(size, 0);
                     return Ok(Known::Named(stored));
                 }
-                let root = stored.root.unwrap_or(UNKNOWN);
+                let root = self.check_early(&stored, content).await?;
+                item.advance(size, 0);
                 return Ok(Known::Stored(stored, root));
             }
             Reply::PutAnswer(answer) => match answer.holding {
@@ -938,7 +940,7 @@ impl Job {
         let finish = match self.send_groups(&mut exchange, &mut sender, content, item).await? {
             Sent::Finished(finish) => finish,
             Sent::Stored(stored) => {
-                let root = stored.root.unwrap_or(UNKNOWN);
+                let root = self.check_early(&stored, content).await?;
                 return Ok(Known::Stored(stored, root));
             }
             Sent::Differs => {
@@ -963,7 +965,7 @@ impl Job {
         loop {
             match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
                 Reply::Stored(stored) => {
-                    check_root(&stored, finish.root)?;
+                    check_stored(&stored, self.if_exists, finish.root, size)?;
                     return Ok(Known::Stored(stored, finish.root));
                 }
                 // Values of groups that were not needed any more.
@@ -1073,9 +1075,9 @@ impl Job {
         let mut exchange = loop {
             match self.open_stream(&put).await {
                 Ok(Opened::Exchange(exchange)) => break exchange,
-                Ok(Opened::Stored(stored)) => {
-                    let (root, size) = (stored.root.unwrap_or(UNKNOWN), stored.size);
-                    return Ok((stored, root, size));
+                Ok(Opened::Skipped(stored)) => {
+                    let size = stored.size;
+                    return Ok((stored, UNKNOWN, size));
                 }
                 Err(error) => retry.after(error).await?,
             }
@@ -1116,7 +1118,7 @@ impl Job {
         exchange.finish(&Finish { size, root });
         match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
             Reply::Stored(stored) => {
-                check_root(&stored, root)?;
+                check_stored(&stored, self.if_exists, root, size)?;
                 Ok((stored, root, size))
             }
             other => Err(exchange.unexpected(&other)),
@@ -1154,7 +1156,8 @@ impl Job {
         let mut exchange = session.open_put(put).await?;
         match exchange.next().await? {
             Reply::PutAnswer(answer) if answer.holding == Holding::Fresh => Ok(Opened::Exchange(exchange)),
-            Reply::Stored(stored) => Ok(Opened::Stored(stored)),
+            // Nothing of it was sent, so nothing of it can be stored.
+            Reply::Stored(stored) if check_skipped(&stored, self.if_exists)? => Ok(Opened::Skipped(stored)),
             other => Err(exchange.unexpected(&other)),
         }
     }
@@ -1346,17 +1349,6 @@ fn expectation_failed(message: String) -> Error {
     Error::new(ErrorKind::Expectation, message)
 }
 
-/// The server's answer carries the hash of what it wrote.
-fn check_root(stored: &Stored, root: Root) -> Result<()> {
-    match stored.root {
-        Some(theirs) if theirs != root => Err(Error::new(
-            ErrorKind::Mismatch,
-            format!("the server stored content with the hash {theirs}, and {root} was sent"),
-        )),
-        _ => Ok(()),
-    }
-}
-
 fn done_event(item: &Item, kind: ItemKind, stored: &Stored, size: u64, root: Option<Root>) -> Event {
     let outcome = match stored.outcome {
         protocol::Outcome::Stored if stored.path.is_some() => Outcome::Renamed,
@@ -1393,7 +1385,7 @@ enum Sent {
 
 enum Opened {
     Exchange(Exchange),
-    Stored(Stored),
+    Skipped(Stored),
 }
 
 /// A group that was read.
@@ -1439,6 +1431,20 @@ impl Content {
         };
         let (hash, prefix) = stalls.working(Cause::Hashing, hash);
         Ok(Read { group, hash, prefix, bytes })
+    }
+
+    /// Fills `space` from a place on.
+    fn read_into(&self, space: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            Content::File(open) => read_exact_at(open, space, offset),
+            Content::Memory(bytes) => {
+                let from =
+                    usize::try_from(offset).ok().and_then(|from| bytes.get(from..from.checked_add(space.len())?));
+                let from = from.ok_or_else(|| Error::new(ErrorKind::Internal, "a group behind the end"))?;
+                space.copy_from_slice(from);
+                Ok(())
+            }
+        }
     }
 
     /// Bytes in all.

@@ -376,7 +376,6 @@ impl Connection {
                         if let Some(kind) = header.kind {
                             return Poll::Ready(Ok(Event::Control(kind, header.transfer, payload)));
                         }
-                        continue;
                     }
                     count
                 }

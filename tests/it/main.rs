@@ -11,6 +11,7 @@ mod crash;
 mod doctor;
 mod errors;
 mod every_call;
+mod evil;
 mod faults;
 mod flips;
 mod help;

@@ -24,6 +24,7 @@ use crate::client::traverse::Step;
 use crate::client::walk::Skip;
 use crate::client::{Client, GetOptions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::WAITING_LEN_MAX;
 use crate::path::{Component, RemotePath};
 use crate::protocol::{Entry, EntryKind, Mtime};
 use crate::storage::Store;
@@ -152,6 +153,16 @@ struct Waiting {
     filled: Option<Arc<Filled>>,
 }
 
+impl Waiting {
+    /// About as much memory as it takes.
+    fn cost(&self) -> usize {
+        const ITSELF: usize = 256;
+        const COMPONENT: usize = 48;
+        let path = |path: &RemotePath| path.len() + path.components().len() * COMPONENT;
+        ITSELF + path(&self.remote) + path(&self.below)
+    }
+}
+
 /// A piece of a directory's listing: its entries, where to go on, and the rules that hold for them.
 type Piece = (Vec<Entry>, Option<u64>, Option<Arc<Ignores>>);
 
@@ -165,11 +176,13 @@ impl Run {
         let side = Side::Remote(job.client.clone(), source.clone());
         let below = RemotePath::root();
         let mut waiting = vec![Waiting { remote: source, below, after: None, ignores: None, filled }];
+        let mut waiting_len: usize = waiting.iter().map(Waiting::cost).sum();
         let mut listings: JoinSet<(Waiting, Result<Piece>)> = JoinSet::new();
         loop {
             while listings.len() < LISTINGS_MAX
                 && let Some(next) = waiting.pop()
             {
+                waiting_len -= next.cost();
                 let (job, side) = (Arc::clone(&job), side.clone());
                 listings.spawn(async move {
                     let piece = job.list_piece(&side, &next).await;
@@ -187,12 +200,24 @@ impl Run {
                 }
             };
             let directory = Waiting { ignores, ..directory };
+            let mut inside = Vec::new();
             for entry in entries {
-                waiting.extend(self.get_entry(&directory, entry, &store, target).await?);
+                let Some(found) = self.get_entry(&directory, entry, &store, target).await? else { continue };
+                waiting_len += found.cost();
+                if waiting_len > WAITING_LEN_MAX {
+                    waiting_len -= found.cost();
+                    let message = format!("more directories than fit into {WAITING_LEN_MAX} bytes of memory wait");
+                    job.tell_failed(found.remote.to_bytes(), Error::new(ErrorKind::Limit, message)).await;
+                } else {
+                    inside.push(found);
+                }
             }
             if next.is_some() {
+                waiting_len += directory.cost();
                 waiting.push(Waiting { after: next, ..directory });
             }
+            // Before the rest of this directory, so that no more wait than a piece of each level holds.
+            waiting.extend(inside);
             self.reap()?;
         }
     }
@@ -263,7 +288,7 @@ impl Run {
             store.make_directory(&path, None, true)?;
             // An earlier run may have given it its final mode already; it is filled first.
             let is_fillable = mode & 0o300 == 0o300;
-            if is_fillable { Ok(()) } else { store.set_directory_metadata(&path, Some(mode | 0o700), None) }
+            if is_fillable { Ok(()) } else { store.set_directory_metadata(&path, Some(mode & 0o777 | 0o700), None) }
         });
         match made.await {
             Ok(()) => Some(self.settling.fill(place, entry, parent)),
