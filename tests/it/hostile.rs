@@ -13,6 +13,7 @@ mod limits;
 mod matrix;
 mod names;
 mod peer;
+mod records;
 mod rights;
 mod states;
 mod waiting;

@@ -34,6 +34,7 @@ mod resume;
 mod rig;
 mod scrub;
 mod secrets;
+mod spellings;
 mod streams;
 mod sync;
 mod sync_model;
