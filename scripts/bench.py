@@ -185,6 +185,9 @@ class Sealift(Tool):
 
     put_tree, get_tree = put, get
 
+    def sync(self, source, name):
+        return self.client("sync", source, self.url(name))
+
 
 class SealiftOne(Sealift):
     name = "sealift --streams 1"
@@ -337,6 +340,8 @@ class Rsync(Ssh):
 
     def put_tree(self, source, name):
         return self.put(source + "/", name + "/")
+
+    sync = put_tree
 
     def get_tree(self, name, target):
         return self.get(name + "/", target + "/")
@@ -854,6 +859,52 @@ class Bench:
             self.sample("W8", tool, number, lambda _: [[*here, *tool.put(one, "f")]],
                         lambda root: same(one, f"{root}/f"), size=total, label="sealift, one file of the same bytes", **on_link)
 
+    def w9(self):
+        """A tree that is there already, with nothing or 100 files changed; and how much memory large trees take."""
+        directories, files, changed = 10 * self.options.directories, 100, 100
+        source = self.tree(directories, files, 100)
+        count = directories * files
+        copy = f"{self.shm}/copy"
+        must(["cp", "-a", source, copy])
+
+        def change(root):
+            for index in range(changed):
+                place = index * count // changed
+                with open(f"{root}/t/d{place // files:03}/f{place % files:03}.bin", "r+b") as file:
+                    file.write(b"changed")
+
+        for number in range(1, self.options.rounds + 1):
+            for work, alter in (("W9 nothing changed", None), (f"W9 {changed} changed", change)):
+                for tool in rotate(self.tools(Sealift, Rsync), number):
+                    def prepare(root, alter=alter):
+                        # Links would be broken by what replaces them, and hold the metadata of both.
+                        must(["cp", "-a", copy, f"{root}/t"])
+                        if alter:
+                            alter(root)
+                    self.sample(work, tool, number, lambda _: [tool.sync(source, "t")],
+                                lambda root: same_tree(source, f"{root}/t"), files=count, prepare=prepare)
+        shutil.rmtree(copy)
+        shutil.rmtree(source)
+        # A million empty files, and a tenth of them in one directory; once, for the memory.
+        for work, directories, files in (("W9 many files", 10 * self.options.directories, 1000),
+                                         ("W9 one directory", 1, 1000 * self.options.directories)):
+            source = self.tree(directories, files, 0)
+            for tool in self.tools(Sealift):
+                for way in ("up", "down"):
+                    target = f"{self.shm}/got"
+                    first = FirstFile(f"{self.shm}/root/t" if way == "up" else target)
+
+                    def commands(root, tool=tool, way=way, target=target, first=first):
+                        first.start()
+                        return [tool.put_tree(source, "t") if way == "up" else tool.get_tree("t", target)]
+                    figures = self.sample(
+                        f"{work} {way}", tool, 1, commands, files=directories * files, limit=1800, targets=[target],
+                        check=lambda root, way=way, target=target: same_names(source if way == "up" else target, f"{root}/t"),
+                        # A tmpfs has inodes for about two such trees, so what is served is the source itself.
+                        prepare=None if way == "up" else lambda root: os.rename(self.tree(directories, files, 0), f"{root}/t"))
+                    figures["first_file_s"] = first.after()
+            shutil.rmtree(source, ignore_errors=True)
+
     def bound(self):
         argv = [self.sealift, "bench", "--json", "--dir", self.disk]
         busy, own, began = machine_busy(), os.times(), time.monotonic()
@@ -866,6 +917,38 @@ class Bench:
         self.results["bound"] = {"pieces": json.loads(done.stdout), "spoilt": spoilt, "commands": {"sealift": "sealift bench --json --dir DISK"}}
         print(must([self.sealift, "bench", "--explain"], input=done.stdout), flush=True)
         return None
+
+
+class FirstFile(threading.Thread):
+    """Notes when the first file is below a directory."""
+
+    def __init__(self, top):
+        super().__init__(daemon=True)
+        self.top, self.found, self.over = top, None, threading.Event()
+
+    def start(self):
+        # Another try of the same sample keeps the first one's time.
+        if not self.ident:
+            self.began = time.monotonic()
+            super().start()
+
+    def run(self):
+        while not self.found and not self.over.wait(0.01):
+            with contextlib.suppress(OSError, StopIteration):
+                next(names for _, _, names in os.walk(self.top) if any(not name.startswith(".") for name in names))
+                self.found = time.monotonic() - self.began
+
+    def after(self):
+        self.over.set()
+        self.join()
+        return round(self.found, 3) if self.found else None
+
+
+def same_names(first, second):
+    """For trees whose files are empty."""
+    def names(top):
+        return {os.path.relpath(os.path.join(folder, name), top) for folder, _, found in os.walk(top) for name in found}
+    return names(first) == names(second)
 
 
 def private_of(pid):
@@ -945,7 +1028,7 @@ def median(samples, key):
 
 
 COLUMNS = (("mib_s", "MiB/s", 0), ("files_s", "files/s", 0), ("cpu_s_per_gib", "CPU s/GiB", 2), ("wire_mib", "MiB on the wire", 1),
-           ("client_mib", "client MiB", 0), ("server_mib", "server MiB", 0),
+           ("client_mib", "client MiB", 0), ("server_mib", "server MiB", 0), ("first_file_s", "first file after s", 2),
            ("slowest_to_fastest", "slowest ÷ fastest", 2), ("per_server_cpu_s", "per server CPU s", 0), ("per_s", "per s", 0),
            ("server_kib_each", "server KiB each", 1), ("kernel_kib_each_both_ends", "kernel KiB each, both ends", 1))
 
@@ -954,7 +1037,7 @@ def table(work, record):
     """One workload as Markdown: medians, the spread of the rate, and sealift's rate as a multiple of each peer's."""
     samples = {name: good(found) for name, found in record["samples"].items()}
     keys = [column for column in COLUMNS if any(column[0] in sample for found in samples.values() for sample in found)]
-    if work.startswith("W2") or work == "W8":
+    if work.startswith(("W2", "W9")) or work == "W8":
         keys = [column for column in keys if column[0] not in ("mib_s", "cpu_s_per_gib")]
     if not keys:
         return ""
@@ -1072,7 +1155,7 @@ def write(bench, options):
 def arguments():
     parser = argparse.ArgumentParser(prog="scripts/bench.sh", description="Measures sealift beside its peers.")
     parser.add_argument("mode", nargs="?", choices=("all", "quick"), default="all")
-    parser.add_argument("--only", help="workloads, with commas: bound,w1,w1_disk,w2,w2_image,w3,w4,w6,w7,w8")
+    parser.add_argument("--only", help="workloads, with commas: bound,w1,w1_disk,w2,w2_image,w3,w4,w6,w7,w8,w9")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--pairs", type=int, help="rounds on ext4 images")
     parser.add_argument("--mib", type=int, help="MiB of the one large file")
@@ -1104,7 +1187,7 @@ def arguments():
 def main():
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    order = ["bound", "w1", "w1_disk", "w2", "w2_image", "w3", "w4", "w6", "w7", "w8"]
+    order = ["bound", "w1", "w1_disk", "w2", "w2_image", "w3", "w4", "w6", "w7", "w8", "w9"]
     chosen = options.only.split(",") if options.only else order
     if unknown := set(chosen) - set(order):
         sys.exit(f"bench: no workload {', '.join(unknown)}")
