@@ -453,7 +453,7 @@ fn lies_and_nests_cost_no_memory_and_no_time() {
         // The decoder's own stack for what it skips is 16 bytes for each byte of a frame of 64 KiB.
         let grown = memory("VmHWM").saturating_sub(before);
         assert!(grown <= 4096, "{grown} KiB for payloads of at most 64 KiB");
-        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     });
 }
 
