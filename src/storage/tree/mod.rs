@@ -428,10 +428,11 @@ impl Inner {
 
     /// Whether a directory that is written to is still the one of its name.
     fn check_still(&self, directory: &Directory, parent: &[Component]) -> Result<()> {
-        if self.directory_of(parent).is_ok_and(|now| now.identity == directory.identity) {
-            return Ok(());
+        match self.directory_of(parent) {
+            Ok(now) if now.identity == directory.identity => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(error),
+            _ => Err(Error::new(ErrorKind::Changed, "its directory was replaced as a whole meanwhile")),
         }
-        Err(Error::new(ErrorKind::Changed, "its directory was replaced as a whole meanwhile"))
     }
 
     /// The directory that has the name, if there is one.
