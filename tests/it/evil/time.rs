@@ -10,12 +10,13 @@ use sealift::protocol::*;
 
 use super::server::*;
 
-/// Interrupts a client, as ctrl-C does. It ends within a second.
+/// Interrupts a client, as ctrl-C does, and says how long it takes to end.
 #[track_caller]
 pub(super) fn interrupt(child: &mut Child) -> Option<i32> {
     let begun = Instant::now();
     kill_process(Pid::from_child(child), Signal::INT).unwrap();
-    let code = end_of(child, Duration::from_secs(20));
+    // A second on a machine that has time; the tests must hold on one that has none.
+    let code = end_of(child, SOON);
     println!("ended {:?} after the interruption", begun.elapsed());
     code
 }
@@ -108,10 +109,8 @@ fn a_server_that_says_nothing_is_left_at_once_on_ctrl_c() {
             while evil.total() < asked + 2 && begun.elapsed() < SOON && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            let begun = Instant::now();
             let code = interrupt_if_running(&mut child);
             assert_eq!(code, Some(130), "{command:?} {kind}");
-            assert!(begun.elapsed() < Duration::from_secs(10), "{command:?} {kind}: {:?}", begun.elapsed());
             place.check(&format!("{command:?}"));
         }
     }
