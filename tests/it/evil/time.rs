@@ -1,4 +1,4 @@
-//! Servers without an end, and without a word: memory stays flat, deadlines hold, and ctrl-C ends it within a second.
+//! Servers without an end, and without a word: memory stays flat, deadlines hold, and ctrl-C ends it.
 
 use std::fs;
 use std::process::Child;
