@@ -54,6 +54,14 @@ pub const WANTED_RANGES_MAX: usize = 4096;
 pub const HELD_RANGES_MAX: usize = 2048;
 /// Entries of a listing in one frame; a page also ends when the frame is full.
 pub const LIST_PAGE_MAX: usize = 512;
+/// Runs of groups of zeros in one message: 18 bytes each at most. Of a file that is sent, the rest follows in others; of
+/// one that is fetched, the rest is asked for.
+pub const ZERO_RUNS_IN_MESSAGE: usize = 2048;
+/// Runs of groups of zeros in one upload, 16 bytes each: 1 MiB. More: protocol error; a sender sends the rest as
+/// content.
+pub const ZERO_RUNS_MAX: usize = 65_536;
+/// Ends of holes in a file that are looked for when it is opened for download; what lies behind them is sent.
+pub const HOLES_SOUGHT_MAX: usize = 4096;
 /// Files with several names that a transfer remembers, to keep them one file at the destination: about 200 bytes each,
 /// 50 MiB. The names of more are moved as files of their own, which is told.
 pub const SHARED_FILES_MAX: usize = 262_144;

@@ -10,6 +10,7 @@
 
 mod names;
 mod tree;
+mod zeros;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
@@ -847,7 +848,9 @@ impl Job {
                     }
                 }
             }
-            *partial = Some(self.begin(&mut exchange, file, &answer).await?);
+            let mut begun = self.begin(&mut exchange, file, &answer).await?;
+            zeros::make(&mut begun, &answer, &mut file.item).await?;
+            *partial = Some(begun);
         }
         let Some(known) = partial else {
             return Err(Error::new(ErrorKind::Internal, "a download without a place"));

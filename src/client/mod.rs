@@ -33,6 +33,7 @@ mod traverse;
 mod upload;
 mod verify;
 pub mod walk;
+mod zeros;
 
 pub use api::{Client, ClientOptions, ServerFacts};
 pub use download::GetOptions;

@@ -26,15 +26,18 @@ use crate::client::receipts::Receipts;
 use crate::client::stalls::{Cause, Stalls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
-use crate::limits::{DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX};
+use crate::limits::{
+    DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX, ZERO_RUNS_IN_MESSAGE,
+};
 use crate::net::{Connection, Event, Handler};
 use crate::path::RemotePath;
 use crate::protocol::{
     Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Invited,
     Invites, Kind, List, Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, TreeBegun, Values, Volume,
-    Want, WantValues, Working,
+    Want, WantValues, Working, Zeros,
 };
 use crate::tls::{Pin, VerifyingKey};
+use crate::transfer::Runs;
 
 /// Groups of content that wait to be written: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
@@ -543,6 +546,14 @@ impl Exchange {
     /// Says that all content is sent.
     pub(crate) fn finish(&self, finish: &Finish) {
         self.session.queue(self.transfer, finish, |slot| slot.is_due = true);
+    }
+
+    /// Tells groups of zeros, which need not come.
+    pub(crate) fn zeros(&self, runs: &Runs) {
+        let runs: Vec<(u64, u64)> = runs.iter().collect();
+        for runs in runs.chunks(ZERO_RUNS_IN_MESSAGE) {
+            self.session.queue(self.transfer, &Zeros { runs: List(runs.to_vec()) }, |_| {});
+        }
     }
 
     /// Asks for groups of a download: index and length of each.

@@ -38,14 +38,15 @@ use crate::client::session::{Exchange, Reply};
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::upload::believe::{check_skipped, check_stored};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
+use crate::client::zeros;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
-use crate::limits::{GROUP_LEN, MIB, SHARED_WAITING_MAX, UNASKED_FILE_MAX};
+use crate::limits::{GROUP_LEN, MIB, SHARED_WAITING_MAX, UNASKED_FILE_MAX, ZERO_RUNS_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{
     self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
-use crate::transfer::{Decision, Sender, Taken};
+use crate::transfer::{Decision, Runs, Sender, Taken};
 
 /// What was found and waits for its turn: about 300 bytes each.
 const FOUND_MAX: usize = 512;
@@ -937,8 +938,8 @@ impl Job {
             },
             other => return Err(exchange.unexpected(&other)),
         }
-        let finish = match self.send_groups(&mut exchange, &mut sender, content, item).await? {
-            Sent::Finished(finish) => finish,
+        let (finish, zeros) = match self.send_groups(&mut exchange, &mut sender, content, item).await? {
+            Sent::Finished(finish, zeros) => (finish, zeros),
             Sent::Stored(stored) => {
                 let root = self.check_early(&stored, content).await?;
                 return Ok(Known::Stored(stored, root));
@@ -961,6 +962,7 @@ impl Job {
             exchange.abort(&error);
             return Ok(Known::Unexpected(error));
         }
+        exchange.zeros(&zeros);
         exchange.finish(&finish);
         loop {
             match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
@@ -988,6 +990,8 @@ impl Job {
         self.client.widen(exchange.session(), content.size());
         // Of each group that is on its way, where what is sent of it begins.
         let mut under_way = HashMap::new();
+        let takes_zeros = exchange.session().hello().zeros == Some(true);
+        let mut zeros = Runs::default();
         loop {
             while reads.len() < READ_AHEAD {
                 // Who holds buffers does not wait for more: several files that did would wait for one another.
@@ -1003,13 +1007,13 @@ impl Job {
             if reads.is_empty()
                 && let Some(finish) = sender.finish()
             {
-                return Ok(Sent::Finished(finish));
+                return Ok(Sent::Finished(finish, zeros));
             }
             let begun = Instant::now();
             tokio::select! {
                 Some(read) = reads.join_next() => {
                     self.client.stalls().since(Cause::Source, begun);
-                    let Read { group, bytes, hash, prefix } = read.map_err(panicked)??;
+                    let Read { group, bytes, hash, prefix, is_zero } = read.map_err(panicked)??;
                     let from = match sender.judge(group, hash, prefix) {
                         Decision::Keep => bytes.len(),
                         Decision::Differs => return Ok(Sent::Differs),
@@ -1017,7 +1021,10 @@ impl Job {
                         Decision::SendFrom(len) => len,
                     };
                     let len = bytes.len();
-                    if from < len {
+                    if from < len && is_zero && takes_zeros && zeros.insert(group, ZERO_RUNS_MAX) {
+                        sender.sent(group);
+                        item.advance_group(group, len, len);
+                    } else if from < len {
                         let sent = carrier.send(group, group_offset(group) + from as u64, bytes.slice(from..));
                         self.client.stalls().during(Cause::Room, sent).await.map_err(|_| exchange.reason())?;
                         under_way.insert(group, from);
@@ -1375,8 +1382,8 @@ enum Known {
 
 /// How the sending of groups ended.
 enum Sent {
-    /// All is sent or there.
-    Finished(Finish),
+    /// All is sent or there, but for these groups of zeros.
+    Finished(Finish, Runs),
     /// The server knows already how it ends.
     Stored(Stored),
     /// What is there is something else, and must stay.
@@ -1395,6 +1402,7 @@ struct Read {
     hash: GroupHash,
     /// The value of its beginning, if that was asked for.
     prefix: Option<GroupValue>,
+    is_zero: bool,
 }
 
 /// Where groups are read from.
@@ -1411,8 +1419,12 @@ impl Content {
             Content::File(open) => {
                 let len = group_len(open.version.size, group);
                 let space = buffer.get_mut(..len).ok_or_else(|| Error::new(ErrorKind::Internal, "a group too long"))?;
-                stalls.working(Cause::Reading, || read_exact_at(open, space, group_offset(group)))?;
-                Bytes::from_owner(buffer).slice(..len)
+                if zeros::is_hole(&open.file, group_offset(group), len) {
+                    zeros::content(len)
+                } else {
+                    stalls.working(Cause::Reading, || read_exact_at(open, space, group_offset(group)))?;
+                    Bytes::from_owner(buffer).slice(..len)
+                }
             }
             Content::Memory(bytes) => bytes.clone(),
         };
@@ -1430,7 +1442,7 @@ impl Content {
             (hasher.finish(), prefix)
         };
         let (hash, prefix) = stalls.working(Cause::Hashing, hash);
-        Ok(Read { group, hash, prefix, bytes })
+        Ok(Read { group, hash, prefix, is_zero: zeros::is_zero(&bytes), bytes })
     }
 
     /// Fills `space` from a place on.

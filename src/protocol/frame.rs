@@ -64,6 +64,8 @@ kinds! {
     Written = 0x17;
     /// A server signs what it stored; before the `Stored` of the same transfer.
     Receipt = 0x18;
+    /// Groups of an upload that are all zeros, and are told instead of sent.
+    Zeros = 0x19;
     /// A client wants a file's content.
     Get = 0x20;
     /// A server describes the version that it opened.
@@ -151,6 +153,7 @@ impl Kind {
             | Kind::Stored
             | Kind::StoredBatch
             | Kind::Receipt
+            | Kind::Zeros
             | Kind::Written
             | Kind::GetAnswer
             | Kind::Want

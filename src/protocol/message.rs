@@ -51,7 +51,7 @@ macro_rules! messages {
 }
 
 messages! {
-    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Get,
+    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Zeros, Get,
     GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
     Entry, Entries, Done, Space, Volume, BeginTree, TreeBegun, PublishTree, Invite, Invited, ListInvites, Invites, RevokeInvite,
 }
@@ -246,6 +246,9 @@ pub struct ServerHello {
     /// The same of directories.
     #[n(10)]
     pub directory_mode: Option<(u32, u32)>,
+    /// It takes [`Zeros`].
+    #[n(11)]
+    pub zeros: Option<bool>,
     /// The public key of its receipts (Ed25519). None: it gives no receipts.
     #[n(16)]
     pub receipt_key: Option<Bytes32>,
@@ -515,6 +518,15 @@ pub struct Written {
     pub groups: List<u64, WRITTEN_MAX>,
 }
 
+/// Groups of an upload that are all zeros, and do not come as content. Told between the content and the finish.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Zeros {
+    /// The first of each run of groups, and how many there are; ascending.
+    #[n(0)]
+    pub runs: List<(u64, u64), { limits::ZERO_RUNS_IN_MESSAGE }>,
+}
+
 /// One durable end among several.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -634,6 +646,10 @@ pub struct GetAnswer {
     /// Names the version: equal bytes, equal version.
     #[cbor(n(5), with = "minicbor::bytes")]
     pub version: Vec<u8>,
+    /// Groups that lie in holes, and are all zeros: the first of each run, and how many there are. They need not be
+    /// asked for.
+    #[n(6)]
+    pub zeros: Option<List<(u64, u64), { limits::ZERO_RUNS_IN_MESSAGE }>>,
 }
 
 /// Asks for ranges of an open download.

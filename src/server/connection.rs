@@ -42,7 +42,7 @@ use crate::protocol::{
     self, BeginTree, Breach, Bytes32, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash,
     Holding, Invite, Kind, List, ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, PublishTree, Put,
     PutAnswer, Receipt, Remove, Rename, RevokeInvite, ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem,
-    Ticket, VALUES_MAX, Values, Want, WantValues, Working,
+    Ticket, VALUES_MAX, Values, Want, WantValues, Working, Zeros,
 };
 use crate::tls;
 
@@ -227,6 +227,7 @@ async fn hello(
             now: i64::try_from(now).unwrap_or(i64::MAX),
             file_mode: Some(shared.whole_store().file_mode().into()),
             directory_mode: Some(shared.whole_store().directory_mode().into()),
+            zeros: Some(true),
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
             invites: shared.invites.as_ref().map(|_| true),
             trees: Some(true),
@@ -549,6 +550,7 @@ impl Driver {
                 }
             }
             Kind::Finish => self.flow.finish(transfer, Finish::from_payload(payload)?)?,
+            Kind::Zeros => self.flow.take_zeros(transfer, &Zeros::from_payload(payload)?.runs.0)?,
             Kind::Get => {
                 let get = Get::from_payload(payload)?;
                 self.requests.insert(transfer);
@@ -799,7 +801,16 @@ impl Driver {
                 }
             }
             Job::Opened(transfer, Err(error), _) => self.failed(transfer, &error),
-            Job::Made(transfer, Ok(file)) => self.flow.made(transfer, file),
+            Job::Made(transfer, Ok(file)) => {
+                self.flow.made(transfer, file);
+                // Zeros may have waited for it.
+                let committed = self.flow.commit_if_told(transfer);
+                self.written(committed.map_err(|error| (transfer, error)))?;
+            }
+            Job::Zeroed(transfer, result) => {
+                let zeroed = self.flow.zeroed(transfer, result);
+                self.written(zeroed)?;
+            }
             Job::Made(transfer, Err(error)) => self.failed(transfer, &error),
             Job::Written(transfer, group, result) => {
                 let written = self.flow.written(transfer, group, result);

@@ -34,6 +34,7 @@ use crate::net::Handler;
 use crate::path::RemotePath;
 use crate::protocol::{Breach, Bytes16, Finish, Get, IfExists, Kind, Put, Receipt, Stored};
 use crate::storage::{self, StoredFile};
+use crate::transfer::Runs;
 
 /// What a job of this connection found.
 pub(super) enum Job {
@@ -44,6 +45,8 @@ pub(super) enum Job {
     /// The beginning of a group is written; the hasher goes on with the rest.
     Spilled(u32, u64, Result<Box<GroupHasher>>),
     Committed(u32, Result<Stored>, Option<Receipt>),
+    /// Some groups of zeros are made.
+    Zeroed(u32, Result<()>),
     CommittedSmall(Vec<SmallAnswer>),
     Read(u64, Result<(Bytes, GroupHash)>),
     /// A file whose root is asked for is open.
@@ -72,9 +75,11 @@ pub(super) struct Upload {
     /// It came to more than the principal's quota has room for.
     is_over: bool,
     /// Group jobs that have not come back.
-    writing: usize,
+    pub(super) writing: usize,
     /// The file of an upload with a base is being made.
     making: bool,
+    /// Groups of zeros that are still to be made.
+    pub(super) zeros: Runs,
     /// Where a group goes on that is being thrown away, because it is there or another connection's by now.
     drained: Option<u64>,
 }
@@ -205,7 +210,7 @@ pub(super) struct Flow {
     pub(super) uploads: HashMap<u32, Upload>,
     pub(super) downloads: HashMap<u32, Download>,
     ended: Ended,
-    jobs: JoinSet<Job>,
+    pub(super) jobs: JoinSet<Job>,
     /// What jobs have found that the simulation ran.
     #[cfg(test)]
     came: super::sim::Came,
@@ -384,6 +389,7 @@ impl Flow {
             is_over: false,
             writing: 0,
             making: false,
+            zeros: Runs::default(),
             drained: None,
         };
         self.uploads.insert(transfer, upload);
@@ -664,7 +670,7 @@ impl Flow {
         self.commit_if_ready(transfer)
     }
 
-    fn commit_if_ready(&mut self, transfer: u32) -> Result<()> {
+    pub(super) fn commit_if_ready(&mut self, transfer: u32) -> Result<()> {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
         if upload.writing > 0
             || !matches!(upload.phase, Phase::Receiving(_))
@@ -678,6 +684,10 @@ impl Flow {
         };
         if is_offering || !is_written {
             // The client was faster with its copy than we are with ours; or what a lane has brought is being written.
+            return Ok(());
+        }
+        if !upload.zeros.is_empty() {
+            self.zero_more(transfer);
             return Ok(());
         }
         if !upload.groups.lock().receiver.is_ready() {
@@ -732,6 +742,7 @@ impl Flow {
             is_over: false,
             writing: 0,
             making: false,
+            zeros: Runs::default(),
             drained: None,
         };
         self.uploads.insert(transfer, upload);

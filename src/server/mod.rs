@@ -29,6 +29,7 @@ mod share;
 mod shared;
 mod tree;
 mod workers;
+mod zeros;
 
 #[cfg(test)]
 #[path = "../../tests/sim/mod.rs"]

@@ -69,6 +69,7 @@ pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Resul
         unasked,
         root: file.recorded_root(),
         version: version_name(&file),
+        zeros: if unasked { None } else { file.zero_groups().map(List) },
     };
     let mut frames = vec![frame(transfer, &answer)];
     if !unasked {

@@ -28,6 +28,7 @@ mod change;
 mod check;
 mod durable;
 mod health;
+mod holes;
 mod names;
 mod open;
 mod partial;

@@ -9,11 +9,13 @@
 mod fetcher;
 mod ledger;
 mod receiver;
+mod runs;
 mod sender;
 mod width;
 
 pub use fetcher::Fetcher;
 pub use ledger::{Claim, Ledger, Record};
 pub use receiver::{Piece, Receiver};
+pub use runs::Runs;
 pub use sender::{Decision, Sender, Taken};
 pub use width::{Seen, Width};

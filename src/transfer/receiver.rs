@@ -61,6 +61,22 @@ impl Receiver {
         }
     }
 
+    /// Takes note of a group of zeros that was made where it belongs, as if it had come. One that has come counts.
+    pub fn zero(&mut self, group: u64, hash: GroupHash, len: usize) {
+        if !self.open.contains_key(&group) && self.tree.value(group).is_none() {
+            self.held.remove(group);
+            self.prefixes.remove(&group);
+            self.tree.insert(group, hash);
+            self.received += len as u64;
+        }
+    }
+
+    /// Whether this group is held with this hash, or has come.
+    #[must_use]
+    pub fn needs_no_zeros(&self, group: u64, hash: &GroupHash) -> bool {
+        self.is_open(group) || self.tree.value(group).is_some() || self.held.value(group) == Some(hash.value)
+    }
+
     /// Whether the beginning of a group that is there ends here, so that its rest may come alone.
     #[must_use]
     pub fn goes_on_at(&self, offset: u64) -> bool {

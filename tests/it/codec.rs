@@ -141,12 +141,12 @@ round_trips! {
         });
     server_hello_goes_round:
         (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(),
-            (maybe(key()), maybe((small(), small())), any::<(Option<bool>, Option<bool>)>())).prop_map(
+            (maybe(key()), maybe((small(), small())), any::<[Option<bool>; 3]>())).prop_map(
             |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now,
-                (receipt_key, modes, (trees, invites)))| {
+                (receipt_key, modes, [trees, invites, zeros]))| {
                 ServerHello {
                     version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key,
-                    file_mode: modes, directory_mode: modes, trees, invites,
+                    file_mode: modes, directory_mode: modes, trees, invites, zeros,
                 }
             });
     receipt_goes_round: (vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..70))
@@ -175,8 +175,11 @@ round_trips! {
     });
     written_goes_round: vec(number(), 0..20).prop_map(|groups| Written { groups: List(groups) });
     get_goes_round: (path(), number()).prop_map(|(path, unasked_max)| Get { path, unasked_max });
-    get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60))
-        .prop_map(|(size, mtime, mode, unasked, root, version)| GetAnswer { size, mtime, mode, unasked, root, version });
+    zeros_goes_round: ranges().prop_map(|runs| Zeros { runs });
+    get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60), maybe(ranges()))
+        .prop_map(|(size, mtime, mode, unasked, root, version, zeros)| {
+            GetAnswer { size, mtime, mode, unasked, root, version, zeros }
+        });
     want_goes_round: ranges().prop_map(|ranges| Want { ranges });
     want_values_goes_round: (number(), number()).prop_map(|(first, count)| WantValues { first, count });
     close_goes_round: Just(Close {});
@@ -251,7 +254,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             let optional = matches!(
                 (vector.kind, fields[left_out][0]),
                 (Kind::ClientHello, 2..=4 | 8)
-                    | (Kind::ServerHello, 2 | 4 | 9 | 10 | 16 | 17 | 24)
+                    | (Kind::ServerHello, 2 | 4 | 9..=11 | 16 | 17 | 24)
                     | (Kind::BeginTree, 2)
                     | (Kind::Invite, 5)
                     | (Kind::Invited, 2)
@@ -263,7 +266,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::List, 1 | 2)
                     | (Kind::Hash, 1)
                     | (Kind::Stored, 1 | 3)
-                    | (Kind::GetAnswer, 4)
+                    | (Kind::GetAnswer, 4 | 6)
                     | (Kind::MakeLink, 2)
                     | (Kind::SetDirectory, 1 | 2)
                     | (Kind::Entry, 5 | 6)

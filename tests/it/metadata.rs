@@ -175,3 +175,78 @@ fn names_are_files_of_their_own_where_rights_or_policies_say_so() {
     assert_one_file(&server.root().join("tree"), &["b/large too (1)", "large (1)"], true);
     server.assert_no_leftovers();
 }
+
+// ---- holes -----------------------------------------------------------------------------------------------------
+
+/// A file of so many bytes that is a hole but for some noise at these places.
+fn sparse(path: &Path, size: u64, data: &[(u64, usize)]) {
+    use std::os::unix::fs::FileExt as _;
+    let file = fs::File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    for &(offset, len) in data {
+        file.write_all_at(&noise(offset, len), offset).unwrap();
+    }
+}
+
+fn disk_size(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn holes_are_told_and_not_sent() {
+    let server = Server::start(&[]);
+    let here = server.local("file");
+    let size = 100 * MIB + 5;
+    let places = [(7 * MIB, 1 << 20), (60 * MIB + 100, 1000), (size - 3, 3)];
+    sparse(&here, size, &places);
+    if disk_size(&here) > 4 * MIB {
+        println!("skipped: no holes on this file system");
+        return;
+    }
+    let content = fs::read(&here).unwrap();
+    let there = server.root().join("file");
+    // What is put, what is put over another version, and what is put over one that only lacks the holes.
+    for round in 0..3 {
+        match round {
+            0 => {}
+            1 => sparse(&there, size, &[(0, 3 << 20), (80 * MIB, 1 << 20)]),
+            _ => {
+                let mut other = content.clone();
+                other[(20 * MIB) as usize..(22 * MIB) as usize].fill(7);
+                fs::write(&there, other).unwrap();
+            }
+        }
+        let summary = server.summary(&["put", "file", "@"], 0);
+        assert_eq!(count(&summary, "stored"), 1, "{summary}");
+        let most = if round == 2 { 0 } else { 3 * MIB };
+        assert!(count(&summary, "bytes_moved") <= most, "round {round}: {summary}");
+        assert!(fs::read(&there).unwrap() == content, "round {round}");
+        // A copy that shares its blocks with what was there keeps written zeros as they were.
+        assert!(round == 2 || disk_size(&there) < 6 * MIB, "round {round}: {} bytes on disk", disk_size(&there));
+    }
+    for round in 0..2 {
+        let summary = server.summary(&["get", "@file", "back"], 0);
+        let moved = count(&summary, "bytes_moved");
+        assert!(moved <= if round == 0 { 3 * MIB } else { 0 }, "{summary}");
+        let back = server.local("back");
+        assert!(fs::read(&back).unwrap() == content);
+        assert!(disk_size(&back) < 6 * MIB, "{} bytes on disk", disk_size(&back));
+    }
+    // To a stream all of it goes.
+    let output = server.command(&["get", "@file", "-"]).output().unwrap();
+    assert!(output.stdout == content);
+    // Nothing but a hole, and a file that ends in one.
+    for (name, size, data) in [("hole", 40 * MIB, &[][..]), ("end", 40 * MIB + 1, &[(0, 10)])] {
+        sparse(&server.local(name), size, data);
+        let summary = server.summary(&["put", name, "@"], 0);
+        assert!(count(&summary, "bytes_moved") <= MIB, "{summary}");
+        let got = format!("{name}.back");
+        let summary = server.summary(&["get", &format!("@{name}"), &got], 0);
+        // A last group of one byte is too short for a hole.
+        assert!(count(&summary, "bytes_moved") <= MIB + 1, "{summary}");
+        assert!(fs::read(server.local(&got)).unwrap() == fs::read(server.local(name)).unwrap(), "{name}");
+    }
+    server.assert_no_leftovers();
+}

@@ -129,6 +129,7 @@ pub(super) fn link(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Entry {
 pub(super) fn hello() -> ServerHello {
     ServerHello {
         version: 1,
+        zeros: None,
         agent: "evil".into(),
         principal: Some("client".into()),
         rights: Rights::ALL.0,
@@ -383,7 +384,7 @@ impl Good<'_> {
 const DATA: usize = 256 << 10;
 
 pub(super) fn get_answer(entry: &Entry, size: u64, unasked: bool) -> GetAnswer {
-    GetAnswer { size, mtime: entry.mtime, mode: entry.mode, unasked, root: None, version: vec![1] }
+    GetAnswer { size, mtime: entry.mtime, mode: entry.mode, unasked, root: None, version: vec![1], zeros: None }
 }
 
 pub(super) fn finish(content: &[u8]) -> Finish {

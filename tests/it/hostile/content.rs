@@ -389,3 +389,59 @@ async fn content_after_a_failure_is_thrown_away() {
     drop(peer);
     world.check(&[("there", &before), ("small", b"abc")]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zeros_are_a_claim_like_any_content() {
+    let world = World::new().await;
+    let zeros = |runs: &[(u64, u64)]| Zeros { runs: List(runs.to_vec()) };
+    let size = 3 * G + 10;
+    for (what, size, runs) in [
+        ("past the end", Some(size), &[(0, 5)][..]),
+        ("none", Some(size), &[(0, 0)]),
+        ("past any number", Some(size), &[(u64::MAX, 2)]),
+        ("all numbers", Some(size), &[(0, u64::MAX)]),
+        ("out of order", Some(size), &[(2, 1), (0, 1)]),
+        ("twice", Some(size), &[(0, 2), (1, 1)]),
+        ("of a stream", None, &[(0, 1)]),
+    ] {
+        let mut peer = world.greeted().await;
+        let (transfer, _) = peer.begin(&Put { size, ..put("x", 0) }).await;
+        peer.send(transfer, &zeros(runs)).await;
+        peer.refused(what).await;
+    }
+    let mut peer = world.greeted().await;
+    peer.send(9, &zeros(&[(0, 1)])).await;
+    peer.refused("of nothing").await;
+
+    let mut whole = vec![0; size as usize];
+    whole[G as usize..2 * G as usize].fill(7);
+    let piece = vec![7; 256 << 10];
+    for (runs, is_right) in [(&[(0, 1), (2, 2)][..], true), (&[(0, 4)], true), (&[(0, 1), (2, 1)], false)] {
+        let mut peer = world.greeted().await;
+        let (transfer, _) = peer.begin(&put("x", size)).await;
+        for part in 0..4 {
+            peer.data(transfer, G + part * (256 << 10), &piece).await;
+        }
+        peer.send(transfer, &zeros(runs)).await;
+        peer.send(transfer, &finish(&whole)).await;
+        if is_right {
+            assert_eq!(peer.outcome(transfer).await.unwrap().0, Kind::Stored, "{runs:?}");
+            assert!(std::fs::read(world.root().join("x")).unwrap() == whole, "{runs:?}");
+            std::fs::remove_file(world.root().join("x")).unwrap();
+        } else {
+            peer.refused("a group is missing").await;
+        }
+    }
+    // What is told as zeros and is not.
+    let mut peer = world.greeted().await;
+    let (transfer, _) = peer.begin(&put("x", size)).await;
+    peer.send(transfer, &zeros(&[(0, 4)])).await;
+    peer.send(transfer, &finish(&whole)).await;
+    assert_eq!(peer.outcome(transfer).await, Err(ErrorKind::Mismatch));
+    // A file that no disk holds is refused before any of it.
+    let huge = peer.ask(&put("huge", 1 << 60)).await;
+    assert_eq!(huge, Err(ErrorKind::Limit));
+    let huge = peer.ask(&put("huge", 1 << 51)).await;
+    assert_eq!(huge, Err(ErrorKind::NoSpace));
+    world.check(&[]).await;
+}
