@@ -756,6 +756,9 @@ pub struct AccessArgs {
     /// Nobody may remove what is there
     #[arg(long)]
     pub no_delete: bool,
+    /// Clients may set setuid, setgid, sticky and world-writable
+    #[arg(long)]
+    pub allow_special_modes: bool,
 }
 
 impl PutArgs {

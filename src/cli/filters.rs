@@ -74,6 +74,10 @@ struct Flags {
     /// Links: copy (those that stay inside), skip, follow
     #[arg(long, value_name = "WHAT", value_enum, default_value = "copy", hide_possible_values = true)]
     links: LinksArg,
+    /// Keep setuid, setgid, sticky and world-writable too
+    // In the manual: the help fits a screen.
+    #[arg(long, hide = true)]
+    special_modes: bool,
 }
 
 /// One flag about names.
@@ -117,6 +121,12 @@ impl FilterArgs {
     #[must_use]
     pub fn links(&self) -> Links {
         self.flags.links.into()
+    }
+
+    /// Whether setuid, setgid, sticky and world-writable are kept.
+    #[must_use]
+    pub fn special_modes(&self) -> bool {
+        self.flags.special_modes
     }
 
     /// What becomes of links on a server, which follows none.
@@ -181,8 +191,18 @@ impl Args for FilterArgs {
 #[derive(Clone, Debug, Default)]
 pub struct UnlistedFilterArgs(pub FilterArgs);
 
-const NAMES: [&str; 9] =
-    ["exclude", "include", "exclude_from", "ignore_files", "min_size", "max_size", "newer_than", "older_than", "links"];
+const NAMES: [&str; 10] = [
+    "exclude",
+    "include",
+    "exclude_from",
+    "ignore_files",
+    "min_size",
+    "max_size",
+    "newer_than",
+    "older_than",
+    "links",
+    "special_modes",
+];
 
 impl FromArgMatches for UnlistedFilterArgs {
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<UnlistedFilterArgs, clap::Error> {

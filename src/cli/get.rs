@@ -75,6 +75,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
             filter,
             links,
             skips_links: args.glob,
+            special_modes: args.filters.0.special_modes(),
         };
         client.get(plan.items, options).await
     })

@@ -63,6 +63,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             stream,
             filter,
             links,
+            special_modes: args.filters.0.special_modes(),
         };
         let mut items = plan.items;
         let result = match (args.atomic, items.pop()) {

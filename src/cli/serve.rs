@@ -114,6 +114,9 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
     if let Some(mode) = args.dir_mode {
         store.directory_mode = mode;
     }
+    if args.access.allow_special_modes {
+        store.allow_special_modes();
+    }
     let root = sources.root().to_path_buf();
     let store = Store::open_served(&root, store)?;
     let mut plan = sources.plan(&loaded);

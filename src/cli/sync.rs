@@ -28,6 +28,7 @@ pub(super) fn run(args: &SyncArgs) -> Result<u8> {
         delete_max: args.max_delete,
         dry_run: args.dry_run,
         atomic: args.atomic,
+        special_modes: args.filters.special_modes(),
     };
     let session = Session {
         command: "sync",

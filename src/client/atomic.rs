@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{UNASKED_FILE_MAX, UNASKED_RESUMED_FILE_MAX};
 use crate::path::{Escaped, RemotePath};
 use crate::protocol::{BeginTree, PublishTree, TreeBegun};
-use crate::storage::{Store, Tree, TreeBuilder};
+use crate::storage::{Store, StoreOptions, Tree, TreeBuilder};
 
 /// What a client builds on its server.
 pub(crate) struct OpenTree {
@@ -179,7 +179,7 @@ impl LocalTree {
     ///
     /// # Errors
     /// `Usage` for the root of the machine; what [`Store::begin_tree`] can fail with.
-    pub(crate) fn begin(path: &Path) -> Result<LocalTree> {
+    pub(crate) fn begin(path: &Path, special_modes: bool) -> Result<LocalTree> {
         let shown = || format!("`{}`", Escaped(path.as_os_str().as_bytes()));
         let real = match path.canonicalize() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -192,7 +192,7 @@ impl LocalTree {
             return Err(Error::new(ErrorKind::Usage, text));
         };
         let name = RemotePath::parse(OsStr::as_bytes(name)).map_err(crate::client::side::name_error)?;
-        let store = Store::open_local(parent)?;
+        let store = Store::open_local_with(parent, StoreOptions::local(special_modes))?;
         // Nobody else has the right to what lies here, and each run begins anew with what there is.
         let builder = TreeBuilder { owner: [0; 32], name: String::new(), run: random_id()?.0 };
         let tree = Arc::new(store.begin_tree(&name, &builder)?);

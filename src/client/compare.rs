@@ -286,7 +286,7 @@ impl Compared {
         match (source.kind, there.kind) {
             (EntryKind::Directory, EntryKind::Directory) => {
                 let is_same = is_same_time(source.mtime, there.mtime)
-                    && is_same_mode(source.mode, there.mode, settings.directory_mode);
+                    && is_same_directory_mode(source.mode, there.mode, settings.directory_mode);
                 self.actions.push(Action::Enter { source, is_there: true, differs: !is_same });
             }
             (EntryKind::File, EntryKind::File) => self.add_file(source, &there, settings),
@@ -342,10 +342,33 @@ impl Compared {
     }
 }
 
-/// Whether the destination would keep these bits for that mode. Set-id and sticky bits are not looked at.
+/// Setuid, setgid, sticky and world-writable: kept only by who asks for it (`--special-modes`).
+pub const SPECIAL_MODES: u32 = 0o7002;
+
+/// The bits of a mode that are sent.
+#[must_use]
+pub fn sent_mode(mode: u32, special_modes: bool) -> u32 {
+    mode & if special_modes { 0o7777 } else { 0o7777 & !SPECIAL_MODES }
+}
+
+/// What the destination keeps of the modes that are asked for.
+#[must_use]
+pub fn asked_modes(range: ModeRange, special_modes: bool) -> ModeRange {
+    ModeRange { max: sent_mode(range.max, special_modes), ..range }
+}
+
+/// Whether the destination would keep these bits for that mode. Set-id and sticky bits are looked at only where some
+/// may be set.
 #[must_use]
 pub fn is_same_mode(wanted: u32, there: u32, range: ModeRange) -> bool {
-    range.apply(wanted & 0o777) & 0o777 == there & 0o777
+    let seen = 0o777 | range.max & 0o7000;
+    range.apply(wanted) & seen == there & seen
+}
+
+/// The same for a directory, which may have inherited its setgid bit.
+#[must_use]
+pub fn is_same_directory_mode(wanted: u32, there: u32, range: ModeRange) -> bool {
+    is_same_mode(wanted, if wanted & 0o2000 == 0 { there & !0o2000 } else { there }, range)
 }
 
 /// A name below another, as it is told.

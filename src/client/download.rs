@@ -42,7 +42,7 @@ use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, MIB, SHARED_WAITING_MAX, UNASKED_FILE_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{Done, Entry, EntryKind, Get, GetAnswer, Hash, IfExists, Mtime};
-use crate::storage::{self, FileMetadata, NewFile, Store, StoredFile};
+use crate::storage::{self, FileMetadata, NewFile, Store, StoreOptions, StoredFile};
 
 /// Files of one batch.
 const BATCH_FILES: usize = 64;
@@ -75,6 +75,8 @@ pub struct GetOptions {
     pub links: Links,
     /// A link that is itself named is skipped rather than a failure: a pattern met it.
     pub skips_links: bool,
+    /// Keep setuid, setgid, sticky and world-writable.
+    pub special_modes: bool,
 }
 
 impl Default for GetOptions {
@@ -87,6 +89,7 @@ impl Default for GetOptions {
             filter: Arc::default(),
             links: Links::Copy,
             skips_links: false,
+            special_modes: false,
         }
     }
 }
@@ -104,6 +107,7 @@ struct Job {
     dry_run: bool,
     filter: Arc<Filter>,
     links: Links,
+    special_modes: bool,
     /// Names of one file there that are files of their own here.
     parted: AtomicU64,
 }
@@ -188,6 +192,7 @@ impl Run {
                 dry_run: options.dry_run,
                 filter: Arc::clone(&options.filter),
                 links: options.links,
+                special_modes: options.special_modes,
                 parted: AtomicU64::new(0),
             }),
             into_directory: options.into_directory,
@@ -259,7 +264,7 @@ impl Run {
         let store = match self.stores.get(parent) {
             Some(store) => store.clone(),
             None => {
-                let store = open_store(parent).await?;
+                let store = open_store(parent, self.job.special_modes).await?;
                 self.stores.insert(parent.to_path_buf(), store.clone());
                 store
             }
@@ -370,9 +375,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     spawn_blocking(work).await.map_err(panicked)?
 }
 
-async fn open_store(directory: &Path) -> Result<Store> {
+async fn open_store(directory: &Path, special_modes: bool) -> Result<Store> {
     let directory = directory.to_path_buf();
-    blocking(move || Store::open_local(&directory)).await
+    blocking(move || Store::open_local_with(&directory, StoreOptions::local(special_modes))).await
 }
 
 fn mtime_to_storage(mtime: Mtime) -> Option<storage::Mtime> {
@@ -465,7 +470,7 @@ fn hash_file(file: &StoredFile) -> Result<Root> {
 
 /// Makes a file durable that is the same as the server's, with the server's time and mode. Blocks.
 fn keep(place: &Place, mut file: StoredFile, mode: u32, mtime: Mtime) -> Result<()> {
-    file.set_metadata(Some(mode & 0o777), mtime_to_storage(mtime))?;
+    file.set_metadata(Some(mode & 0o7777), mtime_to_storage(mtime))?;
     file.sync()?;
     place.store.sync_existing(&file, &place.path)
 }
@@ -868,7 +873,7 @@ impl Job {
             let upload = Arc::into_inner(upload)
                 .ok_or_else(|| Error::new(ErrorKind::Internal, "a file is still written when it is whole"))?;
             let metadata = FileMetadata {
-                mode: Some(answer.mode & 0o777),
+                mode: Some(answer.mode & 0o7777),
                 mtime: mtime_to_storage(answer.mtime),
                 root,
                 upload_id: upload_id.0,
@@ -1228,7 +1233,7 @@ fn stage_small(
         upload.write_at(0, content)?;
     }
     let metadata = FileMetadata {
-        mode: Some(answer.mode & 0o777),
+        mode: Some(answer.mode & 0o7777),
         mtime: mtime_to_storage(answer.mtime),
         root,
         upload_id: random_id()?.0,

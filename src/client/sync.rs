@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::client::atomic::LocalTree as Built;
-use crate::client::compare::{Action, DeleteMax, Links, Settings, compare};
+use crate::client::compare::{Action, DeleteMax, Links, Settings, asked_modes, compare, sent_mode};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::{Filter, Subject};
 use crate::client::plan::{PutItem, PutSource};
@@ -102,6 +102,8 @@ pub struct SyncOptions {
     pub dry_run: bool,
     /// The destination becomes what it shall be as a whole, or stays as it was.
     pub atomic: bool,
+    /// Keep setuid, setgid, sticky and world-writable, where the destination allows it.
+    pub special_modes: bool,
 }
 
 /// The two trees of one `sync`.
@@ -156,7 +158,7 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub(crate) async fn foresee_put(&self, items: Vec<PutItem>, options: &PutOptions) -> Result<()> {
-        let settings = self.settings_there(options.if_exists, options.links).await?;
+        let settings = self.settings_there(options.if_exists, options.links, options.special_modes).await?;
         for PutItem { source, target } in items {
             self.check_alive()?;
             let PutSource::Local(path) = source else {
@@ -280,7 +282,7 @@ impl Client {
         target: &Path,
         options: &GetOptions,
     ) -> Result<()> {
-        let defaults = StoreOptions::default();
+        let defaults = StoreOptions::local(options.special_modes);
         let settings = Settings {
             if_exists: options.if_exists,
             links: options.links,
@@ -294,7 +296,7 @@ impl Client {
                 (Some(directory), Some(name)) => {
                     let directory = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
                     blocking(move || {
-                        let Some((store, _)) = open_existing(&directory)? else { return Ok(None) };
+                        let Some((store, _)) = open_existing(&directory, false)? else { return Ok(None) };
                         let path = RemotePath::parse(name.as_bytes()).map_err(crate::client::side::name_error)?;
                         Ok(store.stat(&path).ok().map(crate::client::side::entry_of_stored))
                     })
@@ -306,7 +308,7 @@ impl Client {
             return self.foresee_file(name, entry, there, &options.filter, settings).await;
         }
         let named = target.to_path_buf();
-        let opened = blocking(move || open_existing(&named)).await?;
+        let opened = blocking(move || open_existing(&named, false)).await?;
         let (store, there) = opened.map_or((None, None), |(store, entry)| (Some(store), Some(entry)));
         let sides = Sides {
             source: Side::Remote(self.clone(), source.clone()),
@@ -328,7 +330,7 @@ impl Client {
         findings.map(drop)
     }
 
-    async fn settings_there(&self, if_exists: IfExists, links: Links) -> Result<Settings> {
+    async fn settings_there(&self, if_exists: IfExists, links: Links, special_modes: bool) -> Result<Settings> {
         let session = self.session().await?;
         let hello = session.hello();
         let range =
@@ -337,8 +339,8 @@ impl Client {
         Ok(Settings {
             if_exists,
             links,
-            file_mode: range(hello.file_mode, defaults.file_mode),
-            directory_mode: range(hello.directory_mode, defaults.directory_mode),
+            file_mode: asked_modes(range(hello.file_mode, defaults.file_mode), special_modes),
+            directory_mode: asked_modes(range(hello.directory_mode, defaults.directory_mode), special_modes),
             ..Settings::default()
         })
     }
@@ -362,10 +364,10 @@ fn shown(path: &Path) -> String {
 }
 
 /// A directory here that is there already; it is not made. Blocks.
-fn open_existing(path: &Path) -> Result<Option<(Store, Entry)>> {
+fn open_existing(path: &Path, special_modes: bool) -> Result<Option<(Store, Entry)>> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
-            let store = Store::open_local(path)?;
+            let store = Store::open_local_with(path, StoreOptions::local(special_modes))?;
             let entry = store.stat(&RemotePath::root())?;
             Ok(Some((store, crate::client::side::entry_of_stored(entry))))
         }
@@ -380,7 +382,7 @@ fn open_existing(path: &Path) -> Result<Option<(Store, Entry)>> {
 
 /// What an upload is to do for a step.
 fn to_found(step: Step, tree: &LocalTree, base: &RemotePath, asks: bool) -> Found {
-    let attributes = |entry: &Entry| Attributes { mode: entry.mode & 0o777, mtime: entry.mtime };
+    let attributes = |entry: &Entry| Attributes { mode: entry.mode, mtime: entry.mtime };
     let target = |below: &RemotePath| joined(base, below);
     let failed = |below: &RemotePath, error: Error| {
         let path = PathBuf::from(OsStr::from_bytes(&Side::Tree(tree.clone()).name(below)));
@@ -448,7 +450,7 @@ impl Pair {
         let (mut tree, mut store, mut built) = (None, None, None);
         let (source, there, top, there_entry) = match plan.direction {
             Direction::Up => {
-                let told = client.settings_there(IfExists::Overwrite, options.links).await?;
+                let told = client.settings_there(IfExists::Overwrite, options.links, options.special_modes).await?;
                 (settings.file_mode, settings.directory_mode) = (told.file_mode, told.directory_mode);
                 let links = options.links;
                 let (opened, top) = blocking(move || LocalTree::open(&local, links)).await.map_err(|error| {
@@ -473,15 +475,18 @@ impl Pair {
                 let Some(top) = remote else {
                     return Err(Error::new(ErrorKind::NotFound, format!("there is no {} on the server", plan.remote)));
                 };
+                let special_modes = options.special_modes;
+                let defaults = StoreOptions::local(special_modes);
+                (settings.file_mode, settings.directory_mode) = (defaults.file_mode, defaults.directory_mode);
                 let is_built = options.atomic && !options.dry_run;
                 let opened = if is_built {
-                    let begun = blocking(move || Built::begin(&local)).await?;
+                    let begun = blocking(move || Built::begin(&local, special_modes)).await?;
                     let entry = begun.store.stat(&RemotePath::root())?;
                     let store = begun.store.clone();
                     built = Some(begun);
                     Some((store, crate::client::side::entry_of_stored(entry)))
                 } else {
-                    blocking(move || open_existing(&local)).await?
+                    blocking(move || open_existing(&local, special_modes)).await?
                 };
                 let (opened, entry) = opened.map_or((None, None), |(store, entry)| (Some(store), Some(entry)));
                 store.clone_from(&opened);
@@ -506,7 +511,8 @@ impl Pair {
             (Some(tree), Direction::Up) => {
                 let (steps, found) = mpsc::channel(STEPS_MAX);
                 let (tree, base, asks) = (tree.clone(), self.plan.remote.clone(), self.options.checksum);
-                let options = PutOptions { dry_run: self.options.dry_run, ..PutOptions::default() };
+                let (dry_run, special_modes) = (self.options.dry_run, self.options.special_modes);
+                let options = PutOptions { dry_run, special_modes, ..PutOptions::default() };
                 let traversal = self.traversal(steps, move |step| to_found(step, &tree, &base, asks));
                 let top = (self.plan.remote.clone(), self.plan.local.clone());
                 let moving = Box::pin(self.client.put_found(found, options, top));
@@ -516,7 +522,8 @@ impl Pair {
             }
             _ => {
                 let (steps, received) = mpsc::channel(STEPS_MAX);
-                let options = GetOptions { dry_run: self.options.dry_run, ..GetOptions::default() };
+                let (dry_run, special_modes) = (self.options.dry_run, self.options.special_modes);
+                let options = GetOptions { dry_run, special_modes, ..GetOptions::default() };
                 let traversal = self.traversal(steps, |step| step);
                 let (base, target) = (self.plan.remote.clone(), self.plan.local.clone());
                 let moving = Box::pin(self.client.get_steps(base, self.store.clone(), target, received, options));
@@ -540,6 +547,10 @@ impl Pair {
             Some(findings) => traversal.run_conflicts(findings.conflicts).await,
             None => traversal.run(self.top.clone(), self.there.clone()).await,
         }
+    }
+
+    fn sent(&self, mode: u32) -> u32 {
+        sent_mode(mode, self.options.special_modes)
     }
 
     fn name_there(&self, below: &RemotePath) -> Vec<u8> {
@@ -608,7 +619,7 @@ impl Pair {
             for Touched { below, entry, .. } in touched {
                 if entry.mode & FILLABLE != FILLABLE {
                     // If names in it cannot be removed, they say so, each by its name.
-                    let _ = self.set_directory(below, Some(entry.mode & 0o777 | 0o700), None).await;
+                    let _ = self.set_directory(below, Some(self.sent(entry.mode) | 0o700), None).await;
                 }
             }
         }
@@ -621,7 +632,7 @@ impl Pair {
                 if mode & FILLABLE != FILLABLE
                     && let Ok(below) = directory.join(name.clone())
                 {
-                    let _ = self.set_directory(&below, Some(mode & 0o777 | 0o700), None).await;
+                    let _ = self.set_directory(&below, Some(self.sent(*mode) | 0o700), None).await;
                 }
             }
         }
@@ -691,7 +702,7 @@ impl Pair {
             let name = self.name_there(&below);
             let set = match self.options.dry_run {
                 true => Ok(()),
-                false => self.set_directory(&below, Some(entry.mode & 0o777), Some(entry.mtime)).await,
+                false => self.set_directory(&below, Some(self.sent(entry.mode)), Some(entry.mtime)).await,
             };
             let outcome = if self.options.dry_run { Outcome::Planned } else { Outcome::Stored };
             let event = match set {

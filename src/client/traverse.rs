@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::client::compare::{Action, Compared, Settings, compare, is_same_mode, is_same_time, joined};
+use crate::client::compare::{Action, Compared, Settings, compare, is_same_directory_mode, is_same_time, joined};
 use crate::client::event::{Event, Events, ItemKind, Outcome};
 use crate::client::filter::{Filter, Ignores, Subject};
 use crate::client::plan::local_path;
@@ -583,7 +583,8 @@ impl Sides {
 
 /// Whether a directory's mode or time is another at the destination.
 pub(crate) fn is_other_directory(source: &Entry, there: &Entry, settings: &Settings) -> bool {
-    !is_same_time(source.mtime, there.mtime) || !is_same_mode(source.mode, there.mode, settings.directory_mode)
+    !is_same_time(source.mtime, there.mtime)
+        || !is_same_directory_mode(source.mode, there.mode, settings.directory_mode)
 }
 
 fn item_kind(kind: EntryKind) -> ItemKind {

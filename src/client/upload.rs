@@ -28,7 +28,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::buffer::{Buffer, Pool};
 use crate::client::api::{Client, Item, random_id};
-use crate::client::compare::Links;
+use crate::client::compare::{Links, sent_mode};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::Filter;
 use crate::client::lanes::Report;
@@ -86,6 +86,8 @@ pub struct PutOptions {
     pub filter: Arc<Filter>,
     /// What becomes of links.
     pub links: Links,
+    /// Ask for setuid, setgid, sticky and world-writable, which a server keeps only where it is told to.
+    pub special_modes: bool,
 }
 
 impl Default for PutOptions {
@@ -100,6 +102,7 @@ impl Default for PutOptions {
             stream: None,
             filter: Arc::default(),
             links: Links::Copy,
+            special_modes: false,
         }
     }
 }
@@ -130,6 +133,7 @@ struct Job {
     remove_source: bool,
     expect_size: Option<u64>,
     expect_root: Option<Root>,
+    special_modes: bool,
     /// Names of one file here that are files of their own there.
     parted: AtomicU64,
 }
@@ -242,6 +246,9 @@ impl Client {
         mut options: PutOptions,
         tops: HashMap<RemotePath, PathBuf>,
     ) -> Result<()> {
+        if options.special_modes {
+            self.tell_masked_modes().await?;
+        }
         let mut run = Run {
             job,
             dry_run: options.dry_run,
@@ -298,6 +305,18 @@ fn send_in_gulps(walk: Walk, sender: &mpsc::Sender<Found>) {
         if sender.blocking_send(found).is_err() {
             return;
         }
+    }
+}
+
+impl Client {
+    /// Says so when a server does not keep the modes that are asked for.
+    async fn tell_masked_modes(&self) -> Result<()> {
+        let session = self.session().await?;
+        if session.hello().file_mode.is_none_or(|(_, max)| max & 0o7000 == 0) {
+            let text = "the server masks setuid, setgid, sticky and world-writable (serve --allow-special-modes)";
+            self.events().tell(Event::Warning(text.to_owned())).await;
+        }
+        Ok(())
     }
 }
 
@@ -661,6 +680,7 @@ impl Job {
             remove_source: options.remove_source,
             expect_size: options.expect_size,
             expect_root: options.expect_root,
+            special_modes: options.special_modes,
             parted: AtomicU64::new(0),
         }
     }
@@ -781,7 +801,7 @@ impl Job {
             let put = Put {
                 size: Some(small.version.size),
                 mtime: Some(small.attributes.mtime),
-                mode: Some(small.attributes.mode),
+                mode: Some(sent_mode(small.attributes.mode, self.special_modes)),
                 unasked: true,
                 ..self.put_message(&file.target, upload_id)
             };
@@ -864,7 +884,7 @@ impl Job {
                     let mut put = Put {
                         size: Some(version.size),
                         mtime: Some(attributes.mtime),
-                        mode: Some(attributes.mode),
+                        mode: Some(sent_mode(attributes.mode, self.special_modes)),
                         no_base,
                         ..self.put_message(&file.target, upload_id)
                     };
@@ -1237,7 +1257,7 @@ impl Job {
         let make = MakeDirectory { path: directory.target.clone() };
         let set = SetDirectory {
             path: directory.target.clone(),
-            mode: Some(directory.attributes.mode),
+            mode: Some(sent_mode(directory.attributes.mode, self.special_modes)),
             mtime: Some(directory.attributes.mtime),
         };
         if is_empty {
@@ -1257,7 +1277,8 @@ impl Job {
     /// earlier run may have given it that already.
     async fn make_fillable(&self, target: &RemotePath, mode: u32) {
         let make = MakeDirectory { path: target.clone() };
-        let set = SetDirectory { path: target.clone(), mode: Some(mode | 0o700), mtime: None };
+        let set =
+            SetDirectory { path: target.clone(), mode: Some(sent_mode(mode, self.special_modes) | 0o700), mtime: None };
         if !target.is_root() && self.done(&make).await.is_ok() {
             // If it cannot be filled, its files say so, each by its name.
             let _ = self.done(&set).await;

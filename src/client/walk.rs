@@ -150,7 +150,7 @@ impl std::fmt::Display for Skip {
 /// What is kept of a file or directory beside its name and content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// Permission bits, set-id and sticky bits left out.
+    /// Permission bits, set-id and sticky bits included: who sends them leaves out what is not asked for.
     pub mode: u32,
     /// The last change of content.
     pub mtime: Mtime,
@@ -181,7 +181,7 @@ pub(super) fn look(stat: &Stat) -> (SourceVersion, Attributes) {
         mtime,
         ctime: Mtime { seconds: stat.st_ctime as i64, nanos: stat.st_ctime_nsec as u32 },
     };
-    (version, Attributes { mode: stat.st_mode as u32 & 0o777, mtime })
+    (version, Attributes { mode: stat.st_mode as u32 & 0o7777, mtime })
 }
 
 /// Which file this is, if it is a file with several names.

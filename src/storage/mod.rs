@@ -108,6 +108,25 @@ impl Default for StoreOptions {
     }
 }
 
+impl StoreOptions {
+    /// Those of a directory that a client saves into: without setuid, setgid, sticky and world-writable unless they
+    /// were asked for.
+    #[must_use]
+    pub fn local(special_modes: bool) -> StoreOptions {
+        let mut options = StoreOptions::default();
+        if special_modes {
+            options.allow_special_modes();
+        }
+        options
+    }
+
+    /// Allows setuid, setgid, sticky and world-writable.
+    pub fn allow_special_modes(&mut self) {
+        self.file_mode.max |= 0o7002;
+        self.directory_mode.max |= 0o7002;
+    }
+}
+
 /// The permission bits that something gets at least and at most, whatever is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModeRange {

@@ -72,11 +72,19 @@ impl Store {
     /// # Errors
     /// `NotDirectory`; what making and opening a directory can fail with.
     pub fn open_local(directory: &Path) -> Result<Store> {
+        Store::open_local_with(directory, StoreOptions::default())
+    }
+
+    /// As [`Store::open_local`], with options.
+    ///
+    /// # Errors
+    /// As [`Store::open_local`].
+    pub fn open_local_with(directory: &Path, options: StoreOptions) -> Result<Store> {
         let label = Escaped(directory.as_os_str().as_encoded_bytes()).to_string();
         make_all(directory, &label)?;
         let fd = open_root(directory, &label)?;
         let openat2 = sys::has_openat2(&fd);
-        build(fd, label, StoreOptions::default(), None, openat2, true, Vec::new()).map(Store::from)
+        build(fd, label, options, None, openat2, true, Vec::new()).map(Store::from)
     }
 }
 

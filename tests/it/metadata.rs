@@ -250,3 +250,71 @@ fn holes_are_told_and_not_sent() {
     }
     server.assert_no_leftovers();
 }
+
+// ---- special modes (C04) ---------------------------------------------------------------------------------------
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).mode() & 0o7777
+}
+
+const SPECIAL: &[(&str, u32)] =
+    &[("setuid", 0o4755), ("setgid", 0o2755), ("world", 0o666), ("plain", 0o640), ("drop", 0o1777), ("shared", 0o2775)];
+
+fn special_tree(top: &Path) {
+    for &(name, mode) in SPECIAL {
+        let path = top.join(name);
+        if matches!(name, "drop" | "shared") {
+            write(&path.join("inside"), "x");
+        } else {
+            write(&path, name);
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+#[track_caller]
+fn assert_modes(top: &Path, mask: u32) {
+    let got: Vec<_> = SPECIAL.iter().map(|(name, _)| (*name, mode(&top.join(name)))).collect();
+    let expected: Vec<_> = SPECIAL.iter().map(|(name, mode)| (*name, mode & mask)).collect();
+    assert_eq!(got, expected, "{}", top.display());
+}
+
+#[test]
+fn special_modes_are_kept_only_where_both_sides_say_so() {
+    const MASKED: u32 = 0o775;
+    let strict = Server::start(&[]);
+    special_tree(&strict.local("tree"));
+    let (_, told) = strict.run(&["sync", "--special-modes", "tree", "@copy"], 0);
+    assert!(
+        told.contains("the server masks setuid, setgid, sticky and world-writable (serve --allow-special-modes)"),
+        "{told}"
+    );
+    assert_modes(&strict.root().join("copy"), MASKED);
+    let summary = strict.summary(&["sync", "--special-modes", "tree", "@copy"], 0);
+    assert_eq!((count(&summary, "stored"), count(&summary, "directories")), (0, 0), "{summary}");
+
+    let server = Server::start(&["--allow-special-modes"]);
+    special_tree(&server.local("tree"));
+    for command in ["put", "sync"] {
+        let (plain, special) = (format!("{command}/plain"), format!("{command}/special"));
+        server.run(&[command, "tree", &format!("@{plain}")], 0);
+        assert_modes(&server.root().join(&plain), MASKED);
+        server.run(&[command, "--special-modes", "tree", &format!("@{special}")], 0);
+        assert_modes(&server.root().join(&special), 0o7777);
+        for (target, flags) in [(&plain, &[][..]), (&special, &["--special-modes"])] {
+            let summary = server.summary(&[&["sync"], flags, &["tree", format!("@{target}").as_str()]].concat(), 0);
+            assert_eq!((count(&summary, "stored"), count(&summary, "directories")), (0, 0), "{target}: {summary}");
+        }
+    }
+    // A mode alone is a difference.
+    server.run(&["sync", "--special-modes", "tree", "@put/plain"], 0);
+    assert_modes(&server.root().join("put/plain"), 0o7777);
+    for command in ["get", "sync"] {
+        server.run(&[command, "@put/special", &format!("{command}-plain")], 0);
+        assert_modes(&server.local(&format!("{command}-plain")), MASKED);
+        server.run(&[command, "--special-modes", "@put/special", &format!("{command}-special")], 0);
+        assert_modes(&server.local(&format!("{command}-special")), 0o7777);
+    }
+    let summary = server.summary(&["sync", "--special-modes", "@put/special", "get-special"], 0);
+    assert_eq!((count(&summary, "stored"), count(&summary, "directories")), (0, 0), "{summary}");
+}

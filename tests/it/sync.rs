@@ -452,7 +452,7 @@ fn a_long_directory_is_listed_in_pieces() {
 /// What rsync would still do, without owners and what was skipped.
 fn differences(from: &Path, to: &Path, skipped: &[String]) -> String {
     let mut command = Command::new("rsync");
-    command.args(["-rlpt", "--dry-run", "--itemize-changes", "--delete", "--exclude=/.sealift"]);
+    command.args(["-rlptH", "--dry-run", "--itemize-changes", "--delete", "--exclude=/.sealift"]);
     for name in skipped {
         let escaped = name.replace('[', "\\[").replace('*', "\\*").replace('?', "\\?");
         command.arg(format!("--exclude=/{escaped}"));

@@ -274,6 +274,7 @@ impl Options {
             delete_max: self.delete_max,
             dry_run,
             atomic: self.atomic,
+            special_modes: false,
         }
     }
 

@@ -125,7 +125,7 @@ async fn settle_all(client: Client, mut ends: mpsc::UnboundedReceiver<End>, back
         running.spawn(async move {
             let name = shown_bytes(&place.shown);
             let set = blocking(move || {
-                place.store.set_directory_metadata(&place.path, Some(mode & 0o777), mtime_to_storage(mtime))
+                place.store.set_directory_metadata(&place.path, Some(mode & 0o7777), mtime_to_storage(mtime))
             });
             let event = match set.await {
                 Ok(()) => done_event(0, name, ItemKind::Directory, 0, None, Outcome::Stored, None),
@@ -170,7 +170,7 @@ impl Run {
     /// Fetches a tree: lists ahead of the files that it finds.
     pub(super) async fn get_tree(&mut self, source: RemotePath, top: &Entry, target: &Path) -> Result<()> {
         let job = Arc::clone(&self.job);
-        let store = open_store(target).await?;
+        let store = open_store(target, job.special_modes).await?;
         let place = Place { store: store.clone(), path: RemotePath::root(), shown: target.to_path_buf() };
         let filled = Some(self.settling.fill(place, top, None));
         let side = Side::Remote(job.client.clone(), source.clone());
@@ -397,7 +397,7 @@ impl Client {
         let store = match store {
             _ if options.dry_run => None,
             Some(store) => Some(store),
-            None => Some(open_store(&target).await?),
+            None => Some(open_store(&target, options.special_modes).await?),
         };
         let mut run = Run::new(self, &options);
         let mut inside = Vec::new();
