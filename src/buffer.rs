@@ -15,6 +15,15 @@ use crate::limits::{GROUP_LEN, MIB};
 /// The alignment of a buffer's first byte, and the unit in which the budget is counted.
 pub const BUFFER_ALIGN: usize = 4096;
 
+/// A group of zeros, for whoever makes or sends them.
+pub static ZEROS: [u8; GROUP_LEN] = [0; GROUP_LEN];
+
+/// Whether this is the beginning of [`ZEROS`] itself: then nobody need look whether it is all zeros.
+#[must_use]
+pub fn is_of_zeros(bytes: &[u8]) -> bool {
+    std::ptr::eq(bytes.as_ptr(), ZEROS.as_ptr()) && bytes.len() <= ZEROS.len()
+}
+
 /// Buffers of whole groups that are kept when nobody uses them: at most 64 MiB stay allocated.
 const KEPT_MAX: usize = 64 * MIB / GROUP_LEN;
 

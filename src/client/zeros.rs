@@ -6,9 +6,8 @@ use bytes::Bytes;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use crate::limits::{GROUP_LEN, KIB};
-
-static ZEROS: [u8; GROUP_LEN] = [0; GROUP_LEN];
+use crate::buffer::{ZEROS, is_of_zeros};
+use crate::limits::KIB;
 
 /// So many zeros, at most a group.
 pub(crate) fn content(len: usize) -> Bytes {
@@ -29,13 +28,13 @@ pub(crate) fn is_hole(file: &File, offset: u64, len: usize) -> bool {
 /// Whether there is nothing but zeros. Ends with the first page that has something else.
 pub(crate) fn is_zero(content: &[u8]) -> bool {
     // A hole is known to be.
-    std::ptr::eq(content.as_ptr(), ZEROS.as_ptr())
-        || content.chunks(4 * KIB).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
+    is_of_zeros(content) || content.chunks(4 * KIB).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::GROUP_LEN;
     use std::os::unix::fs::FileExt as _;
 
     #[test]

@@ -7,12 +7,11 @@
 use std::sync::Arc;
 
 use super::flow::{Flow, Job, Phase};
+use crate::buffer::ZEROS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, group_count, group_len, group_offset};
-use crate::limits::{GROUP_LEN, ZERO_RUNS_MAX};
+use crate::limits::ZERO_RUNS_MAX;
 use crate::protocol::{Breach, Kind};
-
-static ZEROS: [u8; GROUP_LEN] = [0; GROUP_LEN];
 
 /// Groups that are made in one turn.
 const STEP: u64 = 64;

@@ -22,7 +22,7 @@ use super::recorded::Recorded;
 use super::sys;
 use super::walk::{Directory, hidden_name, is_hidden, reserved};
 use super::{Identity, IfExists, Inner, Kind, Mtime, Store, StoredFile, lock};
-use crate::buffer::BUFFER_ALIGN;
+use crate::buffer::{BUFFER_ALIGN, is_of_zeros};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, KIB, MIB};
@@ -813,7 +813,7 @@ impl Direct {
 
 /// Whether there is nothing but zeros. Ends with the first page that has something else.
 fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(4 * KIB).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
+    is_of_zeros(bytes) || bytes.chunks(4 * KIB).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// A file with all its content and metadata that only lacks its name: [`Store::publish`] gives it.
