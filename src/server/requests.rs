@@ -69,7 +69,8 @@ pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Resul
         unasked,
         root: file.recorded_root(),
         version: version_name(&file),
-        zeros: if unasked { None } else { file.zero_groups().map(List) },
+        // Of what is given by an invite every byte is asked for, because that is what counts.
+        zeros: if unasked || who.attendance().is_some() { None } else { file.zero_groups().map(List) },
     };
     let mut frames = vec![frame(transfer, &answer)];
     if !unasked {

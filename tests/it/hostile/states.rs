@@ -55,7 +55,11 @@ fn may_come(state: State, kind: Kind) -> bool {
         | Kind::Rename
         | Kind::Space
         | Kind::BeginTree
-        | Kind::PublishTree => state == Open,
+        | Kind::PublishTree
+        | Kind::Invite
+        | Kind::ListInvites
+        | Kind::RevokeInvite => state == Open,
+        Kind::Zeros => matches!(state, Receiving | ThrownAway),
         Kind::Data => matches!(state, Receiving | Unasked | ThrownAway),
         Kind::Finish => matches!(state, Receiving | Comparing | Unasked | ThrownAway),
         Kind::Want | Kind::Close | Kind::WantValues => matches!(state, Download | ThrownAway),
@@ -121,6 +125,7 @@ fn message(state: State, kind: Kind, transfer: u32) -> Vec<u8> {
         Kind::Finish => finish(if state == Receiving || state == Unasked { b"" } else { b"abc" }).to_frame(transfer),
         Kind::Want => Want { ranges: List(vec![(0, 10)]) }.to_frame(transfer),
         Kind::WantValues => WantValues { first: 0, count: 1 }.to_frame(transfer),
+        Kind::Zeros => Zeros { runs: List(vec![(0, 1)]) }.to_frame(transfer),
         Kind::Goodbye | Kind::Working => vector(kind),
         Kind::Get => Get { path: path("there"), unasked_max: 0 }.to_frame(transfer),
         Kind::Remove => Remove { path: path("nothing"), recursive: false }.to_frame(transfer),
