@@ -114,9 +114,9 @@ impl Dialer {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let attempt = async {
-                let tcp = self.reach().await?;
-                was_reached = true;
-                self.greet_over(tcp, None).await
+                let reached = self.reach().await;
+                was_reached = reached.as_ref().map_or_else(was_reset, |_| true);
+                self.greet_over(reached?, None).await
             };
             let error = match timeout(left, attempt).await {
                 Ok(Ok(greeted)) => return Ok(greeted),
@@ -168,6 +168,18 @@ impl Dialer {
         }
         Ok(Greeted { connection, hello, pin, description, warnings })
     }
+}
+
+/// Whether somebody was there: a connection is reset once it is made, while a port that is closed refuses it.
+fn was_reset(error: &Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(found) = source {
+        if let Some(found) = found.downcast_ref::<io::Error>() {
+            return found.kind() == io::ErrorKind::ConnectionReset;
+        }
+        source = found.source();
+    }
+    false
 }
 
 /// Between half and all of a wait, so that many clients do not come back at once.
@@ -228,7 +240,11 @@ pub(super) async fn reach(
         tokio::select! {
             Some(attempt) = attempts.join_next() => match attempt {
                 Ok((_, Ok(tcp))) => return Ok(tcp),
-                Ok((address, Err(error))) => failure = Some((address, error)),
+                // That somebody was there says more than that nobody is elsewhere.
+                Ok((address, Err(error))) => match &failure {
+                    Some((_, known)) if known.kind() == io::ErrorKind::ConnectionReset => {}
+                    _ => failure = Some((address, error)),
+                },
                 Err(panic) => return Err(Error::new(ErrorKind::Internal, "an attempt to connect failed").with_source(panic)),
             },
             () = sleep(NEXT_ADDRESS_AFTER), if !is_last => {}
