@@ -21,7 +21,7 @@ whole=no
 if ((${#tests[@]} == 0)); then
     whole=yes
     tests=(order:: crash:: answers:: refusals:: changing:: faults:: every_call:: scrub:: verify:: many:: real:: transfer:: resume:: streams::
-        sync_model:: hostile::)
+        atomic:: metadata:: invites:: sync_model:: spellings:: flips:: evil:: hostile::)
 fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
