@@ -1046,7 +1046,7 @@ fn unfinished_uploads_are_found_again_and_few_and_not_for_ever() {
     use crate::limits::GROUP_LEN;
     let dir = disk();
     let root = dir.path().join("root");
-    let keep_partial = KeepPartial { age: Duration::from_secs(100), bytes: 1 << 40, count: 12 };
+    let keep_partial = KeepPartial { age: Duration::from_secs(1000), bytes: 1 << 40, count: 12 };
     let options = StoreOptions { keep_partial, ..StoreOptions::default() };
     let open = || Store::open_served(&root, options.clone()).unwrap();
     let store = open();
@@ -1055,7 +1055,7 @@ fn unfinished_uploads_are_found_again_and_few_and_not_for_ever() {
     std::fs::create_dir(root.join("group")).unwrap();
     std::fs::set_permissions(root.join("group"), std::os::unix::fs::PermissionsExt::from_mode(0o2755)).unwrap();
     let keys =
-        [leave(&store, "a", 1, 1, now), leave(&store, "group/b", 2, 1, now), leave(&store, "old", 3, 1, now - 99)];
+        [leave(&store, "a", 1, 1, now), leave(&store, "group/b", 2, 1, now), leave(&store, "old", 3, 1, now - 900)];
     assert_eq!(store.resting_partials().0, 3);
     assert_eq!(names(&store, ""), ["group"], "they are no files");
     assert!(names(&store, "group").is_empty());
@@ -1064,11 +1064,11 @@ fn unfinished_uploads_are_found_again_and_few_and_not_for_ever() {
     let store = open();
     assert_eq!(store.resting_partials().0, 3);
     assert_eq!(list_partials(&root).unwrap().len(), 3);
-    assert_eq!(store.expire_partials(now + 2), 1, "only the old one");
+    assert_eq!(store.expire_partials(now + 200), 1, "only the old one");
     assert!(store.take_partial(&keys[2]).is_none());
     let taken =
         [(keys[0], "a"), (keys[1], "group/b")].map(|(key, name)| (key, name, store.take_partial(&key).unwrap()));
-    assert_eq!(store.expire_partials(now + 1000), 0, "one that is received never goes");
+    assert_eq!(store.expire_partials(now + 5000), 0, "one that is received never goes");
     for (key, name, record) in taken {
         assert_eq!((&record.path, record.generation, record.held.bytes()), (&path(name), 3, GROUP_LEN as u64));
         let options = NewFile { size: Some(record.held.size()), ..NewFile::default() };
