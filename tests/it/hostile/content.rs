@@ -412,6 +412,7 @@ async fn zeros_are_a_claim_like_any_content() {
     let mut peer = world.greeted().await;
     peer.send(9, &zeros(&[(0, 1)])).await;
     peer.refused("of nothing").await;
+    drop(peer);
 
     let mut whole = vec![0; size as usize];
     whole[G as usize..2 * G as usize].fill(7);
@@ -443,5 +444,6 @@ async fn zeros_are_a_claim_like_any_content() {
     assert_eq!(huge, Err(ErrorKind::Limit));
     let huge = peer.ask(&put("huge", 1 << 51)).await;
     assert_eq!(huge, Err(ErrorKind::NoSpace));
+    drop(peer);
     world.check(&[]).await;
 }
