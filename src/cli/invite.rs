@@ -44,7 +44,7 @@ pub struct InviteArgs {
     /// The directory; its holder sees nothing else
     #[arg(required = true, value_name = "REMOTE-DIR")]
     pub path: Option<OsString>,
-    /// To see what is there and to store under free names [default]
+    /// To see what is there and to store under free names (default)
     #[arg(long)]
     pub upload: bool,
     /// To see and to read

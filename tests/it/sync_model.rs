@@ -634,7 +634,10 @@ async fn case(bench: &mut Bench, case: u64, numbers: &mut Numbers) {
     );
     // Once more: nothing is left to do but what failed.
     let again = bench.run(case, &options, false, None).await;
-    assert_eq!(again.failed, told.failed, "{}", shown());
+    // What waits for a removal is told as failed when removals are reached, and a failure that is known by then, which
+    // may be one that only the first run's removals made room for, keeps them from being begun.
+    assert!(again.failed.is_subset(&told.failed), "{:?} and then {:?}\n{}", told.failed, again.failed, shown());
+    assert!(told.failed.is_empty() || !again.failed.is_empty(), "{}", shown());
     assert!(again.removed.is_empty(), "{}\n{again:?}", shown());
     let moved: Vec<_> = again.moved.iter().filter(|(kind, name)| *kind == 0 && !told.failed.contains(name)).collect();
     assert!(moved.is_empty(), "moved again: {moved:?}\n{}", shown());
