@@ -214,6 +214,8 @@ pub const WAITING_LEN_MAX: usize = 128 * MIB;
 
 /// How long an unfinished upload is kept after something of it last came (`--keep-partial`).
 pub const KEEP_PARTIAL: Duration = Duration::from_secs(24 * 3600);
+/// Unfinished uploads that rest of which a server remembers what it has read back, at most: a bit for each MiB of theirs.
+pub const PROVEN_MAX: usize = 256;
 /// Bytes of an upload from which on it is kept when it is cut: a smaller one is sent again as quickly.
 pub const KEPT_SIZE_MIN: u64 = GROUP_LEN as u64 + 1;
 /// Unfinished uploads that rest at once, of all principals. Beyond it, those go that rested longest.

@@ -667,6 +667,11 @@ impl Item {
             *end = (*end).max(u32::try_from(len).unwrap_or(u32::MAX));
         }
         self.moved.once += moved - resent;
+        if moved > resent {
+            // It crossed the wire for the first time. Where a link breaks again and again, what was there before may
+            // not even be looked at before the next break.
+            self.client.progressed();
+        }
         self.add(len as u64, moved, resent);
     }
 

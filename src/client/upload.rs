@@ -860,6 +860,8 @@ impl Job {
         let mut retry = self.client.retry();
         let mut no_base = false;
         let mut is_started = false;
+        // What was hashed of it, and of which version.
+        let mut hashed = (None, Tree::new());
         loop {
             let source = file.source.clone();
             let opened = match spawn_blocking(move || source.open()).await {
@@ -893,7 +895,11 @@ impl Job {
                     {
                         (put.same_as, put.same_root) = (Some(path.clone()), *root);
                     }
-                    match self.send_known(&put, &Content::File(Arc::new(open)), &mut file.item).await {
+                    if hashed.0.replace(version) != Some(version) {
+                        hashed.1 = Tree::new();
+                    }
+                    let content = Content::File(Arc::new(open));
+                    match self.send_known(&put, &content, &mut file.item, &mut hashed.1).await {
                         Ok(Known::Stored(stored, root)) => {
                             if put.same_as.is_some() {
                                 file.role = Role::Alone;
@@ -920,7 +926,10 @@ impl Job {
                 }
             };
             file.item.restart();
-            no_base |= matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Changed) && error.is_from_peer();
+            if matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Changed) {
+                hashed.0 = None;
+                no_base |= error.is_from_peer();
+            }
             if let Err(error) = retry.after(error).await {
                 self.refused(file, error).await;
                 return;
@@ -928,9 +937,16 @@ impl Job {
         }
     }
 
-    /// One attempt at sending content of known size. What was read is judged before it
-    /// is finished.
-    async fn send_known(&self, put: &Put, content: &Content, item: &mut Item) -> Result<Known> {
+    /// One attempt at sending content of known size. What was read is judged before it is finished. `hashed` is what
+    /// earlier attempts have hashed of the same version, and what this one has when it returns.
+    async fn send_known(&self, put: &Put, content: &Content, item: &mut Item, hashed: &mut Tree) -> Result<Known> {
+        let mut sender = Sender::knowing(put.size.unwrap_or(0), std::mem::take(hashed));
+        let known = self.send_by(&mut sender, put, content, item).await;
+        *hashed = sender.into_tree();
+        known
+    }
+
+    async fn send_by(&self, sender: &mut Sender, put: &Put, content: &Content, item: &mut Item) -> Result<Known> {
         let size = put.size.unwrap_or(0);
         if let Some(expected) = self.expect_size.filter(|&expected| expected != size) {
             return Ok(Known::Unexpected(expectation_failed(format!(
@@ -939,7 +955,6 @@ impl Job {
         }
         let session = self.client.session().await?;
         let mut exchange = session.open_put(put).await?;
-        let mut sender = Sender::new(size);
         match exchange.next().await? {
             Reply::Stored(stored) => {
                 if put.same_as.is_some() {
@@ -958,7 +973,7 @@ impl Job {
             },
             other => return Err(exchange.unexpected(&other)),
         }
-        let (finish, zeros) = match self.send_groups(&mut exchange, &mut sender, content, item).await? {
+        let (finish, zeros) = match self.send_groups(&mut exchange, sender, content, item).await? {
             Sent::Finished(finish, zeros) => (finish, zeros),
             Sent::Stored(stored) => {
                 let root = self.check_early(&stored, content).await?;
@@ -1013,6 +1028,10 @@ impl Job {
         let takes_zeros = exchange.session().hello().zeros == Some(true);
         let mut zeros = Runs::default();
         loop {
+            while let Some(group) = sender.keep_known() {
+                let len = group_len(content.size(), group);
+                item.advance_group(group, len, len);
+            }
             while reads.len() < READ_AHEAD {
                 // Who holds buffers does not wait for more: several files that did would wait for one another.
                 let buffer = match self.client.pool().try_lease(GROUP_LEN) {
@@ -1162,8 +1181,9 @@ impl Job {
         let size = content.size();
         put.size = Some(size);
         let mut retry = self.client.retry();
+        let mut hashed = Tree::new();
         loop {
-            match self.send_known(&put, &content, item).await {
+            match self.send_known(&put, &content, item, &mut hashed).await {
                 Ok(Known::Stored(stored, root)) => return Ok((stored, root, size)),
                 Ok(Known::Named(_)) => {
                     return Err(Error::new(ErrorKind::Internal, "a stream is no further name of a file"));
@@ -1171,7 +1191,10 @@ impl Job {
                 Ok(Known::Unexpected(error)) => return Err(error),
                 Err(error) => {
                     item.restart();
-                    put.no_base |= error.kind() == ErrorKind::Mismatch && error.is_from_peer();
+                    if error.kind() == ErrorKind::Mismatch {
+                        hashed = Tree::new();
+                        put.no_base |= error.is_from_peer();
+                    }
                     retry.after(error).await?;
                 }
             }

@@ -279,11 +279,12 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
         compare_only: false,
     };
     let right = match shared.holds.begin(&pass.store, &who.principal, &pass.owner_name(), put, if_exists)? {
-        Some(Begun::Resumed(sink, held)) => {
+        Some(Begun::Resumed(sink, held, proven)) => {
             let sink = Arc::new(*sink);
             incoming.generation = sink.generation().unwrap_or(incoming.generation);
             incoming.is_held = true;
-            incoming.offer = Some(Box::new(Offer::of_held(&put.path, held, incoming.base.clone(), Arc::clone(&sink))));
+            incoming.offer =
+                Some(Box::new(Offer::of_held(&put.path, (held, proven), incoming.base.clone(), Arc::clone(&sink))));
             incoming.file = Some(sink);
             pass.made(&mut incoming.reservation, &put.path, directories);
             return Ok(Opened::Upload(Box::new(incoming)));

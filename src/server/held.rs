@@ -16,18 +16,22 @@ use std::time::Instant;
 
 use tracing::warn;
 
+use super::proven::{self, Proven};
 use crate::access::Principal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::GroupHash;
 use crate::limits::{CHECKPOINT_INTERVAL, CHECKPOINT_LEN, KEPT_SIZE_MIN, RECORD_COST, RECORD_INTERVAL};
 use crate::path::RemotePath;
 use crate::protocol::{Bytes16, IfExists, Put};
-use crate::storage::{self, PartialKey, Store};
+use crate::storage::{self, PartialKey, Store, Version};
 use crate::transfer::{Ledger, Record};
 
 /// The attempts that have a key.
 #[derive(Clone, Default)]
-pub(super) struct Holds(Arc<Mutex<HashMap<PartialKey, Arc<Hold>>>>);
+pub(super) struct Holds {
+    table: Arc<Mutex<HashMap<PartialKey, Arc<Hold>>>>,
+    proven: Arc<proven::Resting>,
+}
 
 /// One attempt's right to its key.
 pub(super) struct Hold {
@@ -56,6 +60,8 @@ enum Gate {
 /// What is to be recorded.
 struct Keeping {
     record: Record,
+    /// What of it was read back.
+    proven: Proven,
     /// Whether a record of this generation is on disk.
     is_recorded: bool,
     recorded: Instant,
@@ -71,8 +77,8 @@ struct Keeping {
 pub(super) enum Begun {
     /// Nothing: its content is yet to be staged.
     Fresh(Right),
-    /// Content that is there, and what is claimed of it.
-    Resumed(Box<Sink>, Ledger),
+    /// Content that is there, what is claimed of it, and what of that is proven.
+    Resumed(Box<Sink>, Ledger, Proven),
 }
 
 /// Whose uploads these are: none for a client that nobody would know again. All who hold one invite are one owner, so
@@ -142,7 +148,7 @@ impl Holds {
             return Ok(None);
         }
         let Some((owner, key)) = key(principal, put) else { return Ok(None) };
-        let mut table = lock(&self.0);
+        let mut table = lock(&self.table);
         let before = table.get(&key).cloned();
         if if_exists == IfExists::Rename && before.as_ref().is_some_and(|hold| hold.upload_id != put.upload_id) {
             // Each gets a name of its own.
@@ -169,7 +175,7 @@ impl Holds {
             None => None,
             Some(Ok(record)) => record,
             Some(Err(error)) => {
-                let mut table = lock(&self.0);
+                let mut table = lock(&self.table);
                 if let (Some(before), Some(now)) = (before, table.get_mut(&key).filter(|now| Arc::ptr_eq(now, &hold))) {
                     *now = before;
                 }
@@ -182,10 +188,13 @@ impl Holds {
         let is_keeping = below.is_some() && put.size.is_some_and(|size| size >= KEPT_SIZE_MIN);
         let below = below.unwrap_or_default();
         let mut resumed = None;
-        if let Some(record) = taken.or_else(|| store.take_partial(&key)) {
+        // What is proven of it: by the attempt that had it just now, or if nothing has touched it since it rested.
+        let taken = taken.map(|(record, proven)| (record, Some(proven)));
+        if let Some((record, proven)) = taken.or_else(|| store.take_partial(&key).map(|record| (record, None))) {
             if is_keeping && !put.no_base {
                 let named = Record { owner_name: owner_name.to_owned(), path: below.clone(), ..record.clone() };
-                resumed = hold.resume(store, put, if_exists, named).unwrap_or_else(|error| {
+                let proven = |found| proven.unwrap_or_else(|| self.proven.take(&key, found));
+                resumed = hold.resume(store, put, if_exists, named, proven).unwrap_or_else(|error| {
                     warn!("what was held of {} is of no use: {}", put.path, error.chain());
                     None
                 });
@@ -214,14 +223,14 @@ impl Holds {
         }
         drop(preparing);
         Ok(Some(match resumed {
-            Some((upload, held)) => Begun::Resumed(Box::new(right.with(upload)), held),
+            Some((upload, held, proven)) => Begun::Resumed(Box::new(right.with(upload)), held, proven),
             None => Begun::Fresh(right),
         }))
     }
 
     /// Takes an attempt out that has come to its end, if it still has the key.
     fn remove(&self, hold: &Arc<Hold>) {
-        if let Entry::Occupied(entry) = lock(&self.0).entry(hold.key)
+        if let Entry::Occupied(entry) = lock(&self.table).entry(hold.key)
             && Arc::ptr_eq(entry.get(), hold)
         {
             entry.remove();
@@ -236,7 +245,9 @@ fn busy(path: &RemotePath) -> Error {
 impl Keeping {
     fn new(record: Record) -> Keeping {
         let now = Instant::now();
-        Keeping { record, is_recorded: false, recorded: now, synced: now, unrecorded: 0, unsynced: 0, has_come: false }
+        let proven = Proven::default();
+        let (recorded, synced) = (now, now);
+        Keeping { record, proven, is_recorded: false, recorded, synced, unrecorded: 0, unsynced: 0, has_come: false }
     }
 
     /// What is to be done now: nothing, a record, or a checkpoint.
@@ -286,7 +297,7 @@ impl Hold {
     }
 
     /// Ends this attempt for a newer one, and gives it what was kept.
-    fn supersede(&self) -> Result<Option<Record>> {
+    fn supersede(&self) -> Result<Option<(Record, Proven)>> {
         let mut gate = self.shut();
         match *gate {
             Gate::Committing => Err(busy(&self.path)),
@@ -300,8 +311,8 @@ impl Hold {
                 if !is_left_open {
                     *gate = Gate::Superseded;
                 }
-                let kept = lock(&self.keeping).take().map(|keeping| keeping.record);
-                let kept = kept.filter(|record| !record.place.is_empty());
+                let kept = lock(&self.keeping).take().map(|keeping| (keeping.record, keeping.proven));
+                let kept = kept.filter(|(record, _)| !record.place.is_empty());
                 self.is_handed_over.store(kept.is_some(), Ordering::SeqCst);
                 Ok(kept)
             }
@@ -315,21 +326,25 @@ impl Hold {
         put: &Put,
         if_exists: IfExists,
         mut record: Record,
-    ) -> Result<Option<(storage::Upload, Ledger)>> {
+        proven: impl FnOnce(Version) -> Proven,
+    ) -> Result<Option<(storage::Upload, Ledger, Proven)>> {
+        let is_resized = put.size != Some(record.held.size());
         record.held.resize(put.size.unwrap_or(0));
         record.generation = record.generation.max(self.generation()) + 1;
         self.generation.store(record.generation, Ordering::SeqCst);
         let options =
             storage::NewFile { size: put.size, if_exists: super::convert::if_exists(if_exists), make_parents: true };
-        let Some(upload) = store.resume(&put.path, options, &record.place, record.held.bytes())? else {
+        let Some((upload, found)) = store.resume(&put.path, options, &record.place, record.held.bytes())? else {
             return Ok(None);
         };
+        // Of another size, its last group may be another one under the same number.
+        let proven = if is_resized { Proven::default() } else { proven(found) };
         store.record_partial(&self.key, &record, true)?;
         let held = record.held.clone();
         let mut keeping = Keeping::new(record);
-        (keeping.is_recorded, keeping.has_come) = (true, true);
+        (keeping.is_recorded, keeping.has_come, keeping.proven) = (true, true, proven.clone());
         *lock(&self.keeping) = Some(keeping);
-        Ok(Some((upload, held)))
+        Ok(Some((upload, held, proven)))
     }
 }
 
@@ -437,6 +452,15 @@ impl Sink {
         self.note(len, true, |held| held.insert(group, hash.value));
     }
 
+    /// A whole group that was there was read back from the disk, and is right.
+    pub(super) fn proves(&self, group: u64) {
+        if let Some(hold) = &self.hold
+            && let Some(keeping) = &mut *lock(&hold.keeping)
+        {
+            keeping.proven.insert(group);
+        }
+    }
+
     /// The same of one that did not come, but was copied here.
     pub(super) fn holds_copy(&self, group: u64, hash: &GroupHash, len: usize) {
         self.note(len, false, |held| held.insert(group, hash.value));
@@ -453,6 +477,7 @@ impl Sink {
             && let Some(keeping) = &mut *lock(&hold.keeping)
         {
             keeping.record.held.remove(group);
+            keeping.proven.remove(group);
         }
     }
 
@@ -554,6 +579,9 @@ impl Drop for Sink {
         match recorded {
             Ok(Some(record)) => {
                 file.trim(record.held.end());
+                if let (Some(keeping), Some(version)) = (lock(&hold.keeping).take(), file.version()) {
+                    self.holds.proven.put(hold.key, version, keeping.proven);
+                }
                 self.store.rest_partial(&hold.key, &record, file.disk_size());
             }
             result => {

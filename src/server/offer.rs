@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::held::Sink;
+use super::proven::Proven;
 use crate::buffer::BUFFER_ALIGN;
 use crate::error::{ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_count, group_len, group_offset};
@@ -18,8 +19,10 @@ use crate::path::RemotePath;
 use crate::storage::StoredFile;
 use crate::transfer::{Claim, Ledger};
 
-/// Groups of one step, so that a disk thread is not held for long.
+/// Groups of one step that are read, so that a disk thread is not held for long.
 const STEP_GROUPS: u64 = 64;
+/// Groups of one step in all: what is proven costs only its telling.
+const STEP_PROVEN: usize = 8192;
 
 /// What becomes of the version that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub(super) struct Offer {
     base: Option<Arc<StoredFile>>,
     copying: Copying,
     held: Ledger,
+    /// What of it need not be read once more.
+    proven: Proven,
     /// What the client was told: ascending ranges of offset and end.
     ranges: Vec<(u64, u64)>,
     is_reread: bool,
@@ -93,6 +98,7 @@ impl Offer {
             base,
             copying,
             held,
+            proven: Proven::default(),
             ranges,
             is_reread: true,
             next: 0,
@@ -102,7 +108,12 @@ impl Offer {
     }
 
     /// What an earlier attempt has left, and for the rest the version that is there.
-    pub(super) fn of_held(path: &RemotePath, held: Ledger, base: Option<Arc<StoredFile>>, sink: Arc<Sink>) -> Offer {
+    pub(super) fn of_held(
+        path: &RemotePath,
+        (held, proven): (Ledger, Proven),
+        base: Option<Arc<StoredFile>>,
+        sink: Arc<Sink>,
+    ) -> Offer {
         let size = held.size();
         let in_base = |group| base.as_ref().is_some_and(|base| group_len(base.size(), group) == group_len(size, group));
         let ranges = held.ranges(in_base).into_iter().map(|(offset, len)| (offset, offset + len)).collect();
@@ -113,6 +124,7 @@ impl Offer {
             base,
             copying: Copying::Along,
             held,
+            proven,
             ranges,
             is_reread: false,
             next: 0,
@@ -168,16 +180,31 @@ impl Offer {
         let start = memory.as_ptr().align_offset(BUFFER_ALIGN);
         let buffer = &mut memory[start..start + GROUP_LEN];
         let mut count = 0;
-        while let Some(group) = self.next_claimed().filter(|_| count < STEP_GROUPS) {
-            let found = self.look(group, buffer)?;
+        while let Some(group) = self.next_claimed().filter(|_| count < STEP_GROUPS && self.found.len() < STEP_PROVEN) {
+            let known = self.known(group);
+            count += u64::from(known.is_none());
+            let found = match known {
+                Some(hash) => Found::InPlace(hash),
+                None => self.look(group, buffer)?,
+            };
             if let Found::InPlace(hash) | Found::InBase(hash) = &found {
                 self.tree.insert(group, *hash);
             }
             self.found.push((group, found));
             self.next = group + 1;
-            count += 1;
         }
         Ok(())
+    }
+
+    /// The hash of a group that was proven by an earlier attempt. The first is always read: its hash as that of a whole
+    /// file is not recorded.
+    fn known(&self, group: u64) -> Option<GroupHash> {
+        match self.held.claim(group) {
+            Some(Claim::Whole(value)) if group > 0 && self.proven.contains(group) => {
+                Some(GroupHash { value, alone: None })
+            }
+            _ => None,
+        }
     }
 
     fn look(&self, group: u64, buffer: &mut [u8]) -> Result<Found> {
@@ -191,7 +218,10 @@ impl Offer {
                     return Ok(Found::InPlace(GroupHash { value, ..hash? }));
                 }
                 match hash {
-                    Ok(hash) if hash.value == value => return Ok(Found::InPlace(hash)),
+                    Ok(hash) if hash.value == value => {
+                        sink.proves(group);
+                        return Ok(Found::InPlace(hash));
+                    }
                     Ok(_) => warn!("group {group} of what was held of {} is damaged", self.path),
                     Err(error) => warn!("group {group} of what was held of {}: {}", self.path, error.chain()),
                 }

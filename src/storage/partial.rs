@@ -19,7 +19,7 @@ use rustix::io::{Errno, Result as IoResult};
 use super::sys;
 use super::upload::{NewFile, Parents, Place, Staging, Upload};
 use super::walk::is_hidden;
-use super::{Inner, Kind, STATE_NAME, State, Store, lock};
+use super::{Inner, Kind, STATE_NAME, State, Store, Version, lock};
 use crate::error::{Error, IoContext, Result};
 use crate::limits::{KEEP_PARTIAL, KEPT_BYTES_MAX, KEPT_COUNT_MAX, KEPT_SHARE, MIB};
 use crate::path::{Component, Escaped, RemotePath};
@@ -143,12 +143,18 @@ impl Store {
         }
     }
 
-    /// Goes on with content that was kept at this place. None when it is not there any more, or cannot get its name
-    /// from there.
+    /// Goes on with content that was kept at this place, and tells which version of the file was found. None when it
+    /// is not there any more, or cannot get its name from there.
     ///
     /// # Errors
     /// As [`Store::begin`]. The content stays where it is then.
-    pub fn resume(&self, path: &RemotePath, options: NewFile, place: &[u8], held: u64) -> Result<Option<Upload>> {
+    pub fn resume(
+        &self,
+        path: &RemotePath,
+        options: NewFile,
+        place: &[u8],
+        held: u64,
+    ) -> Result<Option<(Upload, Version)>> {
         let inner = &self.inner;
         inner.writable()?;
         let Some((directory, name)) = inner.target(&mut Parents::default(), path, options)? else { return Ok(None) };
@@ -179,7 +185,7 @@ impl Store {
         staging.file = Some(file);
         let upload = Upload::of(staging, path.clone(), name, options, held);
         upload.preallocate()?;
-        Ok(Some(upload))
+        Ok(Some((upload, status.version())))
     }
 
     /// Takes an unfinished upload that rests, for another attempt. The record stays until another replaces it.

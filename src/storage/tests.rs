@@ -1072,7 +1072,7 @@ fn unfinished_uploads_are_found_again_and_few_and_not_for_ever() {
     for (key, name, record) in taken {
         assert_eq!((&record.path, record.generation, record.held.bytes()), (&path(name), 3, GROUP_LEN as u64));
         let options = NewFile { size: Some(record.held.size()), ..NewFile::default() };
-        let upload = store.resume(&path(name), options, &record.place, record.held.bytes()).unwrap().unwrap();
+        let upload = store.resume(&path(name), options, &record.place, record.held.bytes()).unwrap().unwrap().0;
         upload.reread().unwrap();
         let mut there = vec![0; GROUP_LEN];
         upload.read_at(GROUP_LEN as u64, &mut there).unwrap();

@@ -21,7 +21,7 @@ use super::read::{modified_at, read_full};
 use super::recorded::Recorded;
 use super::sys;
 use super::walk::{Directory, hidden_name, is_hidden, reserved};
-use super::{Identity, IfExists, Inner, Kind, Mtime, Store, StoredFile, lock};
+use super::{Identity, IfExists, Inner, Kind, Mtime, Store, StoredFile, Version, lock};
 use crate::buffer::{BUFFER_ALIGN, is_of_zeros};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
@@ -522,6 +522,12 @@ impl Upload {
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.check_sound().is_ok()
+    }
+
+    /// Which version of its file this is now; none when the system does not tell.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        sys::status(self.staging.file()).ok().map(|status| status.version())
     }
 
     /// Bytes that it takes on disk.

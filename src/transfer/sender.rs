@@ -109,6 +109,30 @@ impl Sender {
         }
     }
 
+    /// All of a file of this size is to be sent, of which an earlier attempt has hashed these groups.
+    #[must_use]
+    pub fn knowing(size: u64, tree: Tree) -> Sender {
+        Sender { tree, ..Sender::new(size) }
+    }
+
+    /// What is known of the file's hash by now, for [`Sender::knowing`].
+    #[must_use]
+    pub fn into_tree(self) -> Tree {
+        self.tree
+    }
+
+    /// The next group that need not be read: its hash is known, and the other side has told that it has it.
+    pub fn keep_known(&mut self) -> Option<u64> {
+        self.next_claimed = self.claims.next(self.next_claimed, true).min(group_count(self.size));
+        let group = self.next_claimed;
+        let is_told = group < group_count(self.size) && group < self.claims.told;
+        if !is_told || self.tree.value(group).is_none_or(|value| self.claims.value(group) != Some(value)) {
+            return None;
+        }
+        self.next_claimed += 1;
+        Some(group)
+    }
+
     /// The other side has a version of this size, whose values will come.
     pub fn set_base(&mut self, size: u64, compare_only: bool) {
         self.claims.ranges = if size > 0 { vec![(0, size)] } else { Vec::new() };
@@ -289,6 +313,28 @@ mod tests {
         assert_eq!(sender.finish(), None);
         assert_eq!(run(&mut sender, &groups), [(3, 0)]);
         assert_eq!(sender.finish(), Some(Finish { size, root: Root::of(&groups.concat()) }));
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_has_hashed_is_not_read_again() {
+        let groups = groups();
+        let size = 4 * G;
+        let mut sender = Sender::new(size);
+        run(&mut sender, &groups[..]);
+        let finish = sender.finish();
+        let mut sender = Sender::knowing(size, sender.into_tree());
+        sender.set_held(&[(0, 2 * G + 65536), (3 * G, G)]).unwrap();
+        assert_eq!(sender.keep_known(), None, "nothing is told yet");
+        let begun = value(2, &groups[2][..65536]);
+        sender.add_values(0, &[value(0, &groups[0]), value(1, b"another"), begun]).unwrap();
+        assert_eq!(sender.keep_known(), Some(0));
+        assert_eq!(sender.keep_known(), None, "the next is another one there");
+        assert_eq!(run(&mut sender, &groups), [(1, 0), (2, 65536)]);
+        assert_eq!(sender.finish(), None);
+        sender.add_values(3, &[value(3, &groups[3])]).unwrap();
+        assert_eq!(sender.keep_known(), Some(3));
+        assert_eq!(sender.take(), None);
+        assert_eq!(sender.finish(), finish);
     }
 
     #[test]

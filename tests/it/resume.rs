@@ -265,6 +265,65 @@ fn damage_to_what_is_held_costs_what_is_damaged() {
     }
 }
 
+/// Bytes that a process has read from files.
+fn bytes_read(server: &Server) -> u64 {
+    let told = fs::read_to_string(format!("/proc/{}/io", server.pid().as_raw_nonzero())).unwrap();
+    let line = told.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+    line.parse().unwrap()
+}
+
+/// Over a link that breaks every few seconds, reading back all that is held at each attempt would outlast the link.
+#[test]
+fn what_was_read_back_once_is_not_read_again_at_each_attempt() {
+    let world = World::new();
+    let server = world.serve();
+    let len = 24 * MIB;
+    let source = world.file("x", &content(31, len));
+    interrupt(&server, &source, "x", 14 << 20);
+    let first = held(&world);
+    let before = bytes_read(&server);
+    interrupt(&server, &source, "x", 3 << 20);
+    let second = held(&world);
+    let read = bytes_read(&server) - before;
+    assert!(read > first - (2 << 20), "of {first} bytes held, {read} were read back");
+    let before = bytes_read(&server);
+    let ran = server.put(&source, "x");
+    let read = bytes_read(&server) - before;
+    // The first group, what has come since, and what hardly counts: files of the system.
+    assert!(read < second - first + (3 << 20), "{read} bytes were read for {} new ones", second - first);
+    assert_eq!(number(&ran, "bytes_held"), second, "{ran:?}");
+    check_stored(&world, "x", &content(31, len));
+}
+
+/// The same, and somebody touches what rests after it was read back.
+#[test]
+fn what_was_touched_since_it_was_read_back_is_read_again() {
+    let world = World::new();
+    let server = world.serve();
+    let len = 16 * MIB;
+    let bytes = content(32, len);
+    let source = world.file("x", &bytes);
+    interrupt(&server, &source, "x", 8 << 20);
+    interrupt(&server, &source, "x", 2 << 20);
+    let there = held(&world);
+    let (contents, _) = kept_files(&world.root());
+    let now = fs::read(&contents[0]).unwrap();
+    let whole: Vec<_> = (1..16)
+        .filter(|group| now.get(group * MIB..(group + 1) * MIB) == Some(&bytes[group * MIB..(group + 1) * MIB]))
+        .collect();
+    assert!(whole.len() > 4, "{whole:?}");
+    let file = fs::OpenOptions::new().write(true).open(&contents[0]).unwrap();
+    for group in &whole {
+        let at = group * MIB + 500_000;
+        file.write_all_at(&[now[at] ^ 1], at as u64).unwrap();
+    }
+    drop(file);
+    let ran = server.put(&source, "x");
+    let again = number(&ran, "bytes_moved") - (len as u64 - there);
+    assert!(again >= (whole.len() * MIB) as u64, "{again} bytes were sent again: {ran:?}");
+    check_stored(&world, "x", &bytes);
+}
+
 /// A power cut leaves a record that is older than the content, or content that is older than the record.
 #[test]
 fn records_and_content_of_different_moments_never_make_a_wrong_file() {
