@@ -75,8 +75,10 @@ impl Access {
             let below = below.map_err(|error| ended().with_source(error))?;
             grant.rule(&below, wanted.and(has));
         }
-        // What is stored counts for who gave it.
+        // What is stored counts for who gave it, and what runs: many invites are not many times its limits. But for
+        // connections: strangers could keep it from coming itself, to take the invite back.
         (grant.limits, grant.account) = (issuer.limits, issuer.account.clone());
+        (grant.key, grant.meter) = (format!("invite – {}", invite.id), issuer.meter.clone());
         Ok(Arc::new(grant))
     }
 }
@@ -134,6 +136,9 @@ mod tests {
             }
             let grant = access.admit(&holder).unwrap();
             assert_eq!((&grant.home, &grant.account), (&path("alice/in"), &path("alice")));
+            let alice = access.admit(&alice()).unwrap();
+            assert_eq!(grant.meter, alice.meter);
+            assert_ne!(grant.key, alice.key);
             assert!(access.decide_invite(&holder, &path(""), kind).is_err(), "handed on once more");
         }
         // A place that is not, or no more, below its giver's home.

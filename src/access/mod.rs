@@ -132,6 +132,11 @@ impl Limits {
 pub struct Grant {
     /// What the rules call it.
     pub name: String,
+    /// Under which its connections and what it has left are counted: that of nobody else, also where another kind of
+    /// principal has the same name.
+    pub key: String,
+    /// Under which its open uploads and its rates are counted: its own key, or that of who gave it what it has.
+    pub meter: String,
     /// The directory below the served root that is its `/`.
     pub home: RemotePath,
     /// Its bounds.
@@ -147,8 +152,8 @@ impl Grant {
     #[must_use]
     pub fn new(name: impl Into<String>, home: RemotePath, rights: Rights) -> Grant {
         let rules = BTreeMap::from([(home.components().to_vec(), rights)]);
-        let account = home.clone();
-        Grant { name: name.into(), home, limits: Limits::default(), account, rules }
+        let (name, account) = (name.into(), home.clone());
+        Grant { key: name.clone(), meter: name.clone(), name, home, limits: Limits::default(), account, rules }
     }
 
     /// Gives these rights, and no others, at `path` (as it is called below the served root) and below. Tells whether
@@ -364,6 +369,16 @@ impl Access {
             above = parent;
         }
         None
+    }
+
+    /// Whether all that lies here and below may be seen.
+    #[must_use]
+    pub fn sees_all(&self, principal: &Principal, path: &RemotePath) -> bool {
+        self.admit(principal).is_ok_and(|grant| {
+            let place = grant.place(path);
+            let below = grant.rules_below(&place).map(|rest| self.at(&grant, &[&*place, rest].concat()));
+            below.chain([self.at(&grant, &place)]).all(|rights| rights.contains(Rights::LIST))
+        })
     }
 
     /// Whether some of what lies in this directory may not be seen though the directory may.

@@ -29,6 +29,9 @@ pub struct Policy {
     revoked_pins: BTreeSet<[u8; 32]>,
 }
 
+/// Under which clients without a certificate are counted: no certificate can have this name ([`is_name`]).
+const ANONYMOUS_KEY: &str = "anonymous – no certificate";
+
 /// One `[user.NAME]`, or `[anonymous]`.
 struct Entry {
     grant: Grant,
@@ -137,7 +140,7 @@ impl Policy {
 
     /// The keys by which somebody is known.
     pub fn pins_of(&self, grant: &Grant) -> impl Iterator<Item = Pin> {
-        let pins = self.by_pin.iter().filter(|(_, other)| other.name == grant.name).map(|(pin, _)| Pin::from(*pin));
+        let pins = self.by_pin.iter().filter(|(_, other)| other.key == grant.key).map(|(pin, _)| Pin::from(*pin));
         // In an order that is the same each time.
         pins.collect::<BTreeSet<_>>().into_iter()
     }
@@ -217,7 +220,10 @@ impl Source<'_> {
         let home_text = home.as_str().ok_or_else(|| self.wrong(home.span(), "`home` is a text"))?;
         let home = self.path(home_text, home.span())?;
         let rights = self.rights(table.get("rights").ok_or_else(|| missing("rights"))?, "rights")?;
-        let grant = Grant::new(name, home, rights);
+        let mut grant = Grant::new(name, home, rights);
+        if !is_user {
+            (grant.key, grant.meter) = (ANONYMOUS_KEY.to_owned(), ANONYMOUS_KEY.to_owned());
+        }
         let mut entry = Entry { grant, pins: Vec::new(), overlap: false, is_user, span: item.span() };
         for (key, item) in table.iter() {
             match key {
@@ -557,5 +563,10 @@ mod tests {
         check(&policy, &Principal::Anonymous, Ok("anonymous"));
         // Whoever has the name in a certificate is somebody else.
         check(&policy, &certified("anonymous", 1), Err("no rights"));
+        let named = "[user.anonymous]\nhome = \"named\"\nrights = []\n";
+        let policy = Policy::parse(&format!("{ALICE}overlap = true\n{anonymous}{named}")).unwrap();
+        let keys = [Principal::Anonymous, certified("anonymous", 1)].map(|who| policy.admit(&who).unwrap().key.clone());
+        assert_ne!(keys[0], keys[1]);
+        assert!(!is_name(&keys[0]), "no name can be this key");
     }
 }

@@ -212,7 +212,7 @@ impl Audit {
 
 /// Whether an entry tells of something that changed, or may have.
 fn is_change(entry: &Entry) -> bool {
-    !matches!(entry.event.as_str(), "get" | "hash" | "list" | "stat" | "connect")
+    !matches!(entry.event.as_str(), "get" | "hash" | "list" | "stat" | "space" | "invites" | "connect")
 }
 
 fn now() -> String {

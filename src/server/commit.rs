@@ -100,6 +100,12 @@ pub(super) fn check_still(pass: &Pass, put: &Put, begun: IfExists) -> Result<()>
     Ok(())
 }
 
+/// Checks that what is there may go on to be told of, and to stand in for what does not come: the principal may read
+/// it still.
+pub(super) fn check_base(pass: &Pass, put: &Put, has_base: bool) -> Result<()> {
+    if has_base { pass.decide(Action::Read(&put.path)) } else { Ok(()) }
+}
+
 fn may_read(pass: &Pass, put: &Put) -> bool {
     pass.may(Action::Read(&put.path))
 }
@@ -381,6 +387,7 @@ pub(super) fn commit(
         incoming;
     let pass = shared.pass(who)?;
     admit_still(&pass, put, if_exists)?;
+    check_base(&pass, put, base.is_some())?;
     attempt.enter_commit(&put.path)?;
     let finish = receiver.finish().cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a commit unasked"))?;
     let entered = match enter_newest(shared, who, put, turn, if_exists) {

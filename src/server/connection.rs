@@ -40,9 +40,9 @@ use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
     self, BeginTree, Breach, Bytes32, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash,
-    Holding, Invite, Kind, List, ListDirectory, MakeDirectory, MakeLink, Message, Phase as WorkPhase, PublishTree, Put,
-    PutAnswer, Receipt, Remove, Rename, RevokeInvite, ServerHello, SetDirectory, Stat, Stored, StoredBatch, StoredItem,
-    Ticket, VALUES_MAX, Values, Want, WantValues, Working, Zeros,
+    Holding, Invite, Kind, List, ListDirectory, ListInvites, MakeDirectory, MakeLink, Message, Phase as WorkPhase,
+    PublishTree, Put, PutAnswer, Receipt, Remove, Rename, RevokeInvite, ServerHello, SetDirectory, Space, Stat, Stored,
+    StoredBatch, StoredItem, Ticket, VALUES_MAX, Values, Want, WantValues, Working, Zeros,
 };
 use crate::tls;
 
@@ -587,12 +587,18 @@ impl Driver {
             Kind::Stat => self.request(transfer, payload, |shared, who, transfer, request: &Stat| {
                 audited::request(shared, who, "stat", &request.path, || requests::stat(shared, who, transfer, request))
             })?,
-            Kind::Space => self.request(transfer, payload, requests::space)?,
+            Kind::Space => self.request(transfer, payload, |shared, who, transfer, request: &Space| {
+                let act = || requests::space(shared, who, transfer, request);
+                audited::request(shared, who, "space", &request.path, act)
+            })?,
             Kind::Invite => self.request(transfer, payload, |shared, who, transfer, request: &Invite| {
                 let act = || inviting::invite(shared, who, transfer, request);
                 audited::invite(shared, who, request, act)
             })?,
-            Kind::ListInvites => self.request(transfer, payload, inviting::list)?,
+            Kind::ListInvites => self.request(transfer, payload, |shared, who, transfer, request: &ListInvites| {
+                let act = || inviting::list(shared, who, transfer, request);
+                audited::request(shared, who, "invites", &request.path, act)
+            })?,
             Kind::RevokeInvite => {
                 self.request(transfer, payload, |shared, who, transfer, request: &RevokeInvite| {
                     audited::revoke_invite(shared, who, request, || inviting::revoke(shared, who, transfer, request))
@@ -852,6 +858,7 @@ impl Driver {
                 }
             }
             Job::MadeDirectory(transfer, path, made) => {
+                let is_blind = !self.shared.pass(&self.flow.who).is_ok_and(|pass| pass.may(Action::List(&path)));
                 let may_change =
                     || self.shared.pass(&self.flow.who).is_ok_and(|pass| pass.may(Action::Overwrite(&path)));
                 if made.as_ref().is_ok_and(|&made| made) && self.made.len() < MADE_DIRECTORIES_MAX && !may_change() {
@@ -859,7 +866,11 @@ impl Driver {
                 }
                 if self.requests.remove(&transfer) {
                     match made {
-                        Ok(made) => self.connection.send(transfer, &requests::done(u64::from(made))),
+                        // Who sees no names is not told either whether one was taken.
+                        Ok(made) => {
+                            let told = made || is_blind;
+                            self.connection.send(transfer, &requests::done(u64::from(told)));
+                        }
                         Err(error) => self.fail(transfer, &error),
                     }
                 }

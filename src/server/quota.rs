@@ -238,7 +238,7 @@ impl Accounts {
     /// # Errors
     /// `Busy` when there is none left.
     pub(super) fn connection(&self, grant: &Grant) -> Result<Seat> {
-        self.seat(grant, Held::Connection, grant.limits.connections, None)
+        self.seat(&grant.key, Held::Connection, grant.limits.connections, None)
     }
 
     /// A place among the uploads that a principal may have open at once.
@@ -246,7 +246,7 @@ impl Accounts {
     /// # Errors
     /// `Busy` when there is none left.
     pub(super) fn upload(&self, grant: &Grant, partial: Option<PartialKey>) -> Result<Seat> {
-        self.seat(grant, Held::Upload, grant.limits.uploads, partial)
+        self.seat(&grant.meter, Held::Upload, grant.limits.uploads, partial)
     }
 
     /// Makes sure that what runs and what rests of a principal's uploads are not more than it may have open. Those
@@ -256,10 +256,10 @@ impl Accounts {
     /// `Limit` when so much rests that there is no place for one more.
     pub(super) fn check_resting(&self, grant: &Grant, store: &Store) -> Result<()> {
         let Some(limit) = grant.limits.uploads else { return Ok(()) };
-        let Some(meter) = lock(&self.meters).get(&grant.name).and_then(Weak::upgrade) else { return Ok(()) };
+        let Some(meter) = lock(&self.meters).get(&grant.meter).and_then(Weak::upgrade) else { return Ok(()) };
         let resting = || {
             let open = lock(&meter.0);
-            let resting = store.resting_count(&grant.name, |key| open.running.contains_key(key));
+            let resting = store.resting_count(&grant.key, |key| open.running.contains_key(key));
             let places = limit.saturating_sub(open.counts[Held::Upload as usize]);
             (resting > usize::try_from(places).unwrap_or(usize::MAX)).then_some(resting)
         };
@@ -276,13 +276,13 @@ impl Accounts {
         })
     }
 
-    fn seat(&self, grant: &Grant, held: Held, limit: Option<u32>, partial: Option<PartialKey>) -> Result<Seat> {
+    fn seat(&self, key: &str, held: Held, limit: Option<u32>, partial: Option<PartialKey>) -> Result<Seat> {
         let Some(limit) = limit else { return Ok(Seat(None)) };
         let mut meters = lock(&self.meters);
-        let meter = meters.get(&grant.name).and_then(Weak::upgrade).unwrap_or_else(|| {
+        let meter = meters.get(key).and_then(Weak::upgrade).unwrap_or_else(|| {
             meters.retain(|_, meter| meter.strong_count() > 0);
             let meter = Arc::new(Meter::default());
-            meters.insert(grant.name.clone(), Arc::downgrade(&meter));
+            meters.insert(key.to_owned(), Arc::downgrade(&meter));
             meter
         });
         drop(meters);

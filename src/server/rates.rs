@@ -38,7 +38,7 @@ impl Rates {
 }
 
 fn key(grant: &Grant) -> Key {
-    (grant.name.clone(), grant.limits.rate_up, grant.limits.rate_down)
+    (grant.meter.clone(), grant.limits.rate_up, grant.limits.rate_down)
 }
 
 impl Shared {

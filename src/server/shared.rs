@@ -509,7 +509,8 @@ impl Pass {
 
     /// What whom this is about is called where unfinished uploads are recorded.
     pub(super) fn owner_name(&self) -> String {
-        self.rules.access.label(&self.grant).unwrap_or_else(|| self.principal.to_string())
+        let has_names = self.rules.access.label(&self.grant).is_some();
+        if has_names { self.grant.key.clone() } else { self.principal.to_string() }
     }
 
     /// A place among the connections that the principal may have.
@@ -523,6 +524,11 @@ impl Pass {
     /// What happens to something that is at `path` already.
     pub(super) fn if_exists(&self, path: &RemotePath, asked: IfExists) -> IfExists {
         self.rules.access.if_exists(&self.principal, path, asked)
+    }
+
+    /// Whether nothing at this place or below is hidden from the principal.
+    pub(super) fn sees_all(&self, path: &RemotePath) -> bool {
+        self.rules.access.sees_all(&self.principal, path)
     }
 
     /// Whether some entries of this directory must be left out of its listing.

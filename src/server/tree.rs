@@ -14,7 +14,7 @@ use tracing::{error, info};
 
 use super::held::owner;
 use super::requests::done;
-use super::shared::{Shared, Who};
+use super::shared::{Pass, Shared, Who};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::TREE_TAKEOVER_TIMEOUT;
@@ -75,6 +75,8 @@ pub(super) fn begin(shared: &Shared, who: &Who, transfer: u32, request: &BeginTr
     }
     let pass = shared.pass(who)?;
     pass.decide_new(Action::Create(path), path)?;
+    // It begins as what is there, and is compared with it: who may not see that would learn what it is.
+    pass.decide(Action::List(path))?;
     let owner = owner(&who.principal, request.resume.as_ref())
         // Nobody would know it again: it belongs to this run.
         .unwrap_or_else(|| *blake3::hash(&request.run.0).as_bytes());
@@ -89,7 +91,7 @@ pub(super) fn begin(shared: &Shared, who: &Who, transfer: u32, request: &BeginTr
             Err(error) if error.kind() == ErrorKind::Busy && begun.elapsed() < TREE_TAKEOVER_TIMEOUT => {
                 std::thread::sleep(TAKEOVER_INTERVAL);
             }
-            tree => break Arc::new(tree?),
+            tree => break Arc::new(tree.map_err(|error| hide(&pass, path, error))?),
         }
     };
     let resumed = tree.is_resumed();
@@ -104,7 +106,7 @@ pub(super) fn publish(shared: &Shared, who: &Who, transfer: u32, request: &Publi
     let tree = who.tree().filter(|tree| tree.path() == path);
     let tree = tree.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("this session does not build {path}")))?;
     shared.pass(who)?.decide(Action::Create(path))?;
-    tree.publish(&mut |change| {
+    let published = tree.publish(&mut |change| {
         // The rules may change while it goes on.
         let pass = shared.pass(who)?;
         match change {
@@ -112,12 +114,25 @@ pub(super) fn publish(shared: &Shared, who: &Who, transfer: u32, request: &Publi
             TreeChange::Replaced(path) => pass.decide(Action::Overwrite(&path)),
             TreeChange::Removed(path) => pass.decide(Action::Remove(&path)),
         }
+    });
+    published.map_err(|error| match shared.pass(who) {
+        Ok(pass) => hide(&pass, path, error),
+        Err(refused) => refused,
     })?;
     who.set_tree(None);
     shared.accounts.count_soon();
     let what = path.clone();
     shared.tasks.spawn_blocking(move || clean(&tree, &what));
     Ok(vec![done(1).to_frame(transfer).into()])
+}
+
+/// What went wrong, without the names of what this principal may not see.
+fn hide(pass: &Pass, path: &RemotePath, error: Error) -> Error {
+    if pass.sees_all(path) {
+        return error;
+    }
+    let message = format!("{path} cannot be replaced as a whole: something in it that you may not see is in the way");
+    Error::new(error.kind(), message)
 }
 
 fn clean(tree: &Tree, path: &RemotePath) {

@@ -16,4 +16,5 @@ mod peer;
 mod records;
 mod rights;
 mod states;
+mod unseen;
 mod waiting;

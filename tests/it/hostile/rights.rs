@@ -286,6 +286,21 @@ async fn rights_that_shrink_hold_at_once_for_what_is_open() {
     assert_eq!(peer.end().await, super::peer::End::Goodbye(ErrorKind::Rights));
 }
 
+/// What is there stands in for content that need not come: only for who may read it, to the end.
+#[tokio::test]
+async fn who_may_not_read_any_more_is_told_of_no_more_groups() {
+    let world = World::new().await;
+    std::fs::write(world.root().join("big"), vec![7; 3 << 20]).unwrap();
+    let mut peer = world.greeted().await;
+    let (upload, answer) = peer.begin(&put("big", 3 << 20)).await;
+    assert_eq!(answer.holding, Holding::Base);
+    world.change(Access::same_for_all(Rights::ALL.without(Rights::READ), None));
+    assert_eq!(peer.outcome(upload).await.map(|_| ()), Err(ErrorKind::Rights));
+    // What was copied into the unfinished upload by then is its own; the file itself is not told of.
+    let (_, answer) = peer.begin(&put("big", 3 << 20)).await;
+    assert_ne!(answer.holding, Holding::Base);
+}
+
 #[tokio::test]
 async fn an_upload_that_is_tried_again_takes_the_room_of_the_attempt_before() {
     let rules = "[user.client]\nhome = \"client\"\nrights = [\"list\", \"create\"]\n[user.client.limits]\n";
