@@ -259,6 +259,23 @@ impl Access {
         }
     }
 
+    /// Whether two certificates are those of one and the same: with a policy, of one entry in it, by which both are let
+    /// in; without, with one name or one key.
+    #[must_use]
+    pub fn is_same(&self, one: &Principal, other: &Principal) -> bool {
+        let (Principal::Certified { name, key }, Principal::Certified { name: others, key: others_key }) = (one, other)
+        else {
+            return false;
+        };
+        match &self.rules {
+            Rules::Same { .. } => key == others_key || name.is_some() && name == others,
+            Rules::Policy(policy) => matches!(
+                (policy.admit(one), policy.admit(other)),
+                (Ok(one), Ok(other)) if one.key == other.key
+            ),
+        }
+    }
+
     /// Everybody who may come in, each once.
     #[must_use]
     pub fn grants(&self) -> Vec<Arc<Grant>> {
@@ -472,6 +489,36 @@ mod tests {
             Principal::Certified { name: None, key: [0; 32] },
         ] {
             assert_eq!(access.admit(&principal).unwrap_err().kind(), ErrorKind::Rights, "{principal}");
+        }
+    }
+
+    #[test]
+    fn a_renewed_certificate_is_of_the_same_one_only_where_the_rules_say_so() {
+        let who = |name: Option<&str>, key: u8| Principal::Certified { name: name.map(str::to_owned), key: [key; 32] };
+        let named = Access::same_for_all(Rights::ALL, None);
+        let pin = format!("sha256:{}", "07".repeat(32));
+        let text = format!(
+            "revoked = [\"eve\"]\n[user.alice]\nhome = \"a\"\nrights = []\n[user.bob]\nhome = \"b\"\nrights = \
+             []\npins = [\"{pin}\"]\n[user.eve]\nhome = \"e\"\nrights = []\n"
+        );
+        let policy = Access::by_policy(Policy::parse(&text).unwrap());
+        for (access, one, other, expected) in [
+            (&named, who(Some("x"), 1), who(Some("x"), 2), true),
+            (&named, who(Some("x"), 1), who(Some("y"), 2), false),
+            (&named, who(None, 1), who(None, 1), true),
+            (&named, who(None, 1), who(None, 2), false),
+            (&named, Principal::Anonymous, Principal::Anonymous, false),
+            (&policy, who(Some("alice"), 1), who(Some("alice"), 2), true),
+            (&policy, who(Some("alice"), 1), who(Some("bob"), 7), false),
+            // Who has pins is known by them alone.
+            (&policy, who(Some("bob"), 7), who(Some("bob"), 8), false),
+            (&policy, who(Some("bob"), 7), who(Some("alice"), 7), true),
+            (&policy, who(Some("alice"), 1), who(Some("alice"), 7), false),
+            (&policy, who(Some("eve"), 1), who(Some("eve"), 1), false),
+            (&policy, who(Some("nobody"), 1), who(Some("nobody"), 1), false),
+        ] {
+            assert_eq!(access.is_same(&one, &other), expected, "{one:?} {other:?}");
+            assert_eq!(access.is_same(&other, &one), expected, "{other:?} {one:?}");
         }
     }
 

@@ -23,6 +23,7 @@ use super::commit::{Opened, SmallAnswer};
 use super::crowd;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::held;
+use super::invites::giver;
 use super::invites::requests as inviting;
 use super::lane;
 use super::offer::Offer;
@@ -211,6 +212,9 @@ async fn hello(
         Role::First(opened) => Some(opened.token),
         Role::Lane(_) => None,
     };
+    if let Role::First(_) = role {
+        giver::seen(shared, who);
+    }
     debug!("client {}", escape_text(&hello.agent));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
     connection.send(

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::audit::Audit;
 use super::crowd::Crowd;
 use super::held::Holds;
-use super::invites::{Attendance, Found, Invites};
+use super::invites::{Attendance, Found, Giver, Invites};
 use super::newest::Newest;
 use super::outcomes::Outcomes;
 use super::quota::{self, Accounts, Amount, Reservation, Seat};
@@ -199,18 +199,18 @@ impl Shared {
 
 impl Rules {
     /// What the holder of an invite has now: whoever gave it would be let in, and may share that.
-    fn admit_invite(&self, principal: &Principal, issuer_chain: &[CertificateDer<'_>]) -> Result<Arc<Grant>> {
+    fn admit_invite(&self, principal: &Principal, giver: &Giver) -> Result<Arc<Grant>> {
         let ended = |_| Error::new(ErrorKind::Rights, "this invite has ended: who gave it may not share this any more");
-        self.tls.verify_client(issuer_chain, SystemTime::now()).map_err(ended)?;
+        giver.verify(&self.tls, SystemTime::now()).map_err(ended)?;
         self.access.admit(principal)
     }
 }
 
 impl Shared {
     /// Whether the holder of an invite with these terms would be let in by the rules that hold now.
-    pub(super) fn admits_invite(&self, terms: &Arc<access::Invite>, issuer_chain: &[CertificateDer<'_>]) -> bool {
+    pub(super) fn admits_invite(&self, terms: &Arc<access::Invite>, giver: &Giver) -> bool {
         let rules = Arc::clone(&self.rules.borrow());
-        rules.admit_invite(&Principal::Invite(Arc::clone(terms)), issuer_chain).is_ok()
+        rules.admit_invite(&Principal::Invite(Arc::clone(terms)), giver).is_ok()
     }
 
     /// Refuses an invite that is over for its giver's sake, before anything is reserved.
@@ -219,7 +219,7 @@ impl Shared {
     /// `Rights`.
     pub(super) fn check_invite(&self, found: &Found) -> Result<()> {
         let rules = Arc::clone(&self.rules.borrow());
-        rules.admit_invite(&Principal::Invite(Arc::clone(found.terms())), found.issuer_chain()).map(drop)
+        rules.admit_invite(&Principal::Invite(Arc::clone(found.terms())), &found.giver()).map(drop)
     }
 
     /// Has every connection look at once whether it may go on.
@@ -286,7 +286,7 @@ impl Who {
             }
             (principal, Some(attendance)) => {
                 attendance.check()?;
-                rules.admit_invite(principal, attendance.issuer_chain())
+                rules.admit_invite(principal, &attendance.giver())
             }
             (principal, None) => {
                 rules.tls.verify_client(&self.chain, SystemTime::now())?;

@@ -19,14 +19,14 @@ use crate::policy::House;
 use crate::rig::{Server, binary, content, until};
 
 /// A house whose alice may do and share everything at home, and its server.
-struct Hall {
-    house: House,
-    server: Option<Server>,
-    port: u16,
+pub(crate) struct Hall {
+    pub(crate) house: House,
+    pub(crate) server: Option<Server>,
+    pub(crate) port: u16,
 }
 
 impl Hall {
-    fn new() -> Hall {
+    pub(crate) fn new() -> Hall {
         let house = House::new(&["alice"]);
         house.edit(&["user", "add", "alice", "--rights", "list,read,create,overwrite,rename,delete,share"], 0);
         let mut hall = Hall { house, server: None, port: 0 };
@@ -34,7 +34,7 @@ impl Hall {
         hall
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let mut command = binary();
         command.args(["serve", "--invites", "--root"]).arg(self.house.world.root());
         command.arg("--certs").arg(self.house.world.path("certs")).arg("--policy").arg(self.house.policy());
@@ -45,22 +45,22 @@ impl Hall {
     }
 
     /// `kill -9`, and a new server at the same address.
-    fn crash(&mut self) {
+    pub(crate) fn crash(&mut self) {
         self.server.take().unwrap().kill();
         self.start();
     }
 
-    fn at(&self, path: &str) -> String {
+    pub(crate) fn at(&self, path: &str) -> String {
         format!("sealift://localhost:{}/{path}", self.port)
     }
 
-    fn alice(&self, args: &[&str]) -> Output {
+    pub(crate) fn alice(&self, args: &[&str]) -> Output {
         self.house.client("alice", args).output().unwrap()
     }
 
     /// A link to this directory of alice's.
     #[track_caller]
-    fn link(&self, path: &str, flags: &[&str]) -> String {
+    pub(crate) fn link(&self, path: &str, flags: &[&str]) -> String {
         let at = self.at(path);
         let output = self.alice(&[&["invite", &at], flags].concat());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -71,7 +71,7 @@ impl Hall {
 
     /// What alice is told of her invites.
     #[track_caller]
-    fn facts(&self) -> Vec<Value> {
+    pub(crate) fn facts(&self) -> Vec<Value> {
         let output = self.alice(&["invite", "ls", "--json", &self.at("")]);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let lines = String::from_utf8(output.stdout).unwrap();
@@ -81,7 +81,7 @@ impl Hall {
 
     /// State, spent and reserved uses of the only invite.
     #[track_caller]
-    fn only(&self) -> (String, u64, u64) {
+    pub(crate) fn only(&self) -> (String, u64, u64) {
         let facts = self.facts();
         let [facts] = facts.as_slice() else { panic!("not one: {facts:?}") };
         let number = |key: &str| facts[key].as_u64().unwrap();
@@ -89,7 +89,7 @@ impl Hall {
     }
 
     /// A receiver's command, somewhere without certificates, on a machine of this name.
-    fn receiver(&self, machine: &str, args: &[&str]) -> Command {
+    pub(crate) fn receiver(&self, machine: &str, args: &[&str]) -> Command {
         let home = self.house.world.path(&format!("machine-{machine}"));
         fs::create_dir_all(&home).unwrap();
         let mut command = binary();
@@ -99,7 +99,7 @@ impl Hall {
 
     /// The same with the link in its environment; ends with this code. Returns all that it says.
     #[track_caller]
-    fn redeem(&self, machine: &str, link: &str, args: &[&str], code: i32) -> String {
+    pub(crate) fn redeem(&self, machine: &str, link: &str, args: &[&str], code: i32) -> String {
         let output = self.receiver(machine, args).env("SEALIFT_INVITE", link).output().unwrap();
         assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -109,16 +109,16 @@ impl Hall {
     }
 
     /// A file that a receiver has.
-    fn file(&self, machine: &str, name: &str, content: &[u8]) {
+    pub(crate) fn file(&self, machine: &str, name: &str, content: &[u8]) {
         self.house.world.file(&format!("machine-{machine}/{name}"), content);
     }
 
-    fn stored(&self, path: &str) -> Option<Vec<u8>> {
+    pub(crate) fn stored(&self, path: &str) -> Option<Vec<u8>> {
         fs::read(self.house.world.root().join("alice").join(path)).ok()
     }
 
     /// A slow upload by this link that has reserved its use and begun to send.
-    fn slow(&self, link: &str, size: usize) -> Child {
+    pub(crate) fn slow(&self, link: &str, size: usize) -> Child {
         self.file("slow", "big", &content(7, size));
         let id = Link::parse(link.as_bytes()).unwrap().id().to_string();
         let reserved = || {

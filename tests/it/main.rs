@@ -17,6 +17,7 @@ mod flips;
 mod help;
 mod hostile;
 mod install;
+mod invite_ends;
 mod invites;
 mod kit;
 mod layers;

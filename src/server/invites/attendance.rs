@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
-use rustls::pki_types::CertificateDer;
-
-use super::{Kept, State, lock, revoked, seconds};
+use super::{Giver, Kept, State, lock, revoked, seconds};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::INVITE_SIZE_STEP;
 use crate::server::shared::Who;
@@ -22,8 +20,8 @@ pub(in crate::server) struct Attendance {
 
 impl Attendance {
     /// The certificates of who gave the invite.
-    pub(in crate::server) fn issuer_chain(&self) -> &[CertificateDer<'static>] {
-        &self.kept.chain
+    pub(in crate::server) fn giver(&self) -> Giver {
+        self.kept.giver()
     }
 
     fn is_latest(&self) -> bool {

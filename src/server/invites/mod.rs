@@ -9,6 +9,7 @@
 //! `requests` answers those who give invites, `record` is what a file holds.
 
 mod attendance;
+pub(super) mod giver;
 mod record;
 pub(super) mod requests;
 
@@ -23,6 +24,7 @@ use subtle::ConstantTimeEq as _;
 use tracing::{error, info};
 
 pub(super) use self::attendance::{Attendance, Claim, Spending};
+pub(super) use self::giver::Giver;
 use self::record::{Record, RunRecord};
 use crate::access;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +45,7 @@ pub(super) struct Invites {
 struct Kept {
     terms: Arc<access::Invite>,
     verifier: [u8; 32],
-    chain: Vec<CertificateDer<'static>>,
+    giver: Mutex<Giver>,
     issued: i64,
     expires: i64,
     uses: u32,
@@ -236,8 +238,8 @@ impl Found {
     }
 
     /// The certificates of who gave it.
-    pub(super) fn issuer_chain(&self) -> &[CertificateDer<'static>] {
-        &self.0.chain
+    pub(super) fn giver(&self) -> Giver {
+        self.0.giver()
     }
 
     /// Takes part in the run of this number: reserves a use for one that is new, goes on with one that is not over.
@@ -354,6 +356,10 @@ impl Kept {
             issuer_name: record.issuer_name,
             issuer_key: record.issuer_key.0,
         };
+        let chain = |list: List<minicbor::bytes::ByteVec, 16>| {
+            list.0.into_iter().map(|certificate| Vec::from(certificate).into()).collect()
+        };
+        let giver = Giver::of(chain(record.chain), record.latest.map(chain).unwrap_or_default());
         let runs = record.runs.0.into_iter().map(|run| (run.key.0, Run::new(run.is_spent)));
         let state = State {
             revoked: record.revoked,
@@ -366,7 +372,7 @@ impl Kept {
         Kept {
             terms: Arc::new(terms),
             verifier: record.verifier.0,
-            chain: record.chain.0.into_iter().map(|certificate| Vec::from(certificate).into()).collect(),
+            giver: Mutex::new(giver),
             issued: record.issued,
             expires: record.expires,
             uses: record.uses,
@@ -382,6 +388,7 @@ impl Kept {
     fn save(&self) -> Result<()> {
         let _turn = lock(&self.writing);
         let record = {
+            let giver = lock(&self.giver).clone();
             let state = lock(&self.state);
             let run = |(key, run): (&[u8; 16], &Run)| RunRecord {
                 key: Bytes16(*key),
@@ -393,7 +400,8 @@ impl Kept {
                 kind: self.terms.kind,
                 issuer_name: self.terms.issuer_name.clone(),
                 issuer_key: Bytes32(self.terms.issuer_key),
-                chain: List(self.chain.iter().map(|certificate| certificate.to_vec().into()).collect()),
+                chain: listed(&giver.first),
+                latest: giver.latest.as_deref().map(|latest| listed(latest)),
                 issued: self.issued,
                 expires: self.expires,
                 uses: self.uses,
@@ -503,6 +511,10 @@ impl Kept {
     }
 }
 
+fn listed(chain: &[CertificateDer<'_>]) -> List<minicbor::bytes::ByteVec, 16> {
+    List(chain.iter().map(|certificate| certificate.to_vec().into()).collect())
+}
+
 /// A record that gives an invite, with how it will be known.
 fn new_record(
     terms: access::Invite,
@@ -519,7 +531,7 @@ fn new_record(
         kind: terms.kind,
         issuer_name: terms.issuer_name,
         issuer_key: Bytes32(terms.issuer_key),
-        chain: List(chain.iter().map(|certificate| certificate.to_vec().into()).collect()),
+        chain: listed(chain),
         issued: now,
         expires: now.saturating_add(good),
         uses,

@@ -52,6 +52,9 @@ pub(super) struct Record {
     /// Runs that are not over.
     #[n(14)]
     pub(super) runs: List<RunRecord, { INVITE_USES_MAX as usize }>,
+    /// Certificates that its giver showed later, where they are good for longer.
+    #[n(15)]
+    pub(super) latest: Option<List<ByteVec, 16>>,
 }
 
 /// A run that is not over.
@@ -85,6 +88,7 @@ impl Record {
             spent: 0,
             used: 0,
             runs: List::default(),
+            latest: None,
         }
     }
 

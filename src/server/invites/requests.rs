@@ -43,7 +43,7 @@ pub(in crate::server) fn invite(shared: &Shared, who: &Who, transfer: u32, reque
     if request.seconds == 0 || request.seconds > INVITE_LIFETIME_MAX.as_secs() {
         return over(format!("an invite is good for at most {} days", INVITE_LIFETIME_MAX.as_secs() / 86400));
     }
-    if who.chain().len() > 16 || who.chain().iter().map(|part| part.len()).sum::<usize>() > INVITE_CHAIN_LEN_MAX {
+    if !super::giver::fits(who.chain()) {
         return over(format!(
             "your certificates have more than {INVITE_CHAIN_LEN_MAX} bytes: no invite is kept with them"
         ));
@@ -109,7 +109,7 @@ fn facts(shared: &Shared, pass: &Pass, kept: &Kept) -> Option<InviteFacts> {
     let below = kept.terms.place.components().strip_prefix(pass.grant.home.components())?;
     let path = RemotePath::from_components(below.iter().map(Component::as_bytes)).ok()?;
     pass.decide(Action::Share(&path)).ok()?;
-    Some(kept.facts(path, !shared.admits_invite(&kept.terms, &kept.chain)))
+    Some(kept.facts(path, !shared.admits_invite(&kept.terms, &kept.giver())))
 }
 
 fn damaged(id: InviteId) -> InviteFacts {
