@@ -57,6 +57,14 @@ def number(value):
     return b"\x1b" + struct.pack(">Q", value) if value >= 1 << 32 else b"\x1a" + struct.pack(">I", value)
 
 
+def write_noise(path, size):
+    """A file without zeros, which would be told instead of sent."""
+    noise = os.urandom(1 << 20)
+    with open(path, "wb") as file:
+        for offset in range(0, size, len(noise)):
+            file.write(noise[:size - offset])
+
+
 class Crowd:
     def __init__(self, args, wrapper=(), more=()):
         self.args = args
@@ -103,8 +111,7 @@ class Crowd:
         """Bytes per second of an honest upload, and of a download, and the slowest of some listings, in seconds."""
         source = self.path("source")
         size = self.args.rate * self.args.seconds // 2
-        with open(source, "wb") as file:
-            file.truncate(size)
+        write_noise(source, size)
         limit = ["--bwlimit", str(self.args.rate)]
         up = size / self.honest(name, "put", *limit, source, self.at(name))["seconds"]
         slowest = 0.0
@@ -184,8 +191,7 @@ class Crowd:
     def unread(self):
         """Downloads of which all is asked for and nothing read."""
         big = self.path("big")
-        with open(big, "wb") as file:
-            file.truncate(64 << 20)
+        write_noise(big, 64 << 20)
         self.honest("unread", "put", big, self.at("big"))
 
         def begin(stream, _):
@@ -290,8 +296,8 @@ class Crowd:
 
     def storm(self, seconds):
         """Has all peers send as fast as they can; how many bytes each could send, on the average."""
-        content = b"".join(
-            frame(0x13, 1, struct.pack(">Q", offset) + bytes(262144)) for offset in range(0, 1 << 20, 262144))
+        noise = os.urandom(262144)
+        content = b"".join(frame(0x13, 1, struct.pack(">Q", offset) + noise) for offset in range(0, 1 << 20, 262144))
 
         def begin(stream, index):
             put = b"\xa6\x00\x81" + bytes_of(b"s%d" % index) + b"\x01" + number(1 << 20)

@@ -24,7 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
 use crate::client::life::Life;
-use crate::client::session::{CLOSE_TIMEOUT, EVENTS_MAX, Leases};
+use crate::client::session::{CLOSE_TIMEOUT, EVENTS_MAX, Leases, give_up};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX};
@@ -256,9 +256,10 @@ impl Lanes {
             pin!(step).await
         };
         self.leave(number);
-        if ended.is_ok() {
+        match ended {
             // Nothing is owed to anybody: how the connection goes is a courtesy.
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
+            Ok(()) => drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await),
+            Err(error) => give_up(&connection, error.kind()),
         }
     }
 

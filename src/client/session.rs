@@ -830,7 +830,18 @@ async fn drive(mut connection: Connection, session: Session, pool: Pool) {
             // The server has answered everything that we asked; how the connection goes is a courtesy.
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
         }
-        Err(error) => session.end(error),
+        Err(error) => {
+            give_up(&connection, error.kind());
+            session.end(error);
+        }
+    }
+}
+
+/// What is not sent yet of a connection that broke, or that nobody answers any more, shall not arrive late: what was
+/// asked for is asked for again over another.
+pub(super) fn give_up(connection: &Connection, why: ErrorKind) {
+    if matches!(why, ErrorKind::Connection | ErrorKind::Timeout) {
+        connection.socket().give_up();
     }
 }
 

@@ -112,6 +112,13 @@ impl Socket {
         None
     }
 
+    /// Gives the connection up: dropped, it ends by a reset, and what the peer has not been sent yet never is. A system
+    /// would otherwise go on sending it for minutes, and a request could arrive after newer ones of a successor.
+    pub fn give_up(&self) {
+        // A socket that refuses is one that is gone.
+        let _ = self.tcp.set_zero_linger();
+    }
+
     /// What the kernel knows of the path.
     #[must_use]
     pub fn info(&self) -> Option<TcpInfo> {
@@ -214,5 +221,49 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What a peer that reads only later gets of what was written before the connection was dropped, and whether it
+    /// ends like a whole one.
+    async fn arrives(gives_up: bool) -> (usize, usize, bool) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let mut socket = Socket::new(tcp, SocketBuffers::new());
+        let mut written = 0;
+        // Until neither system takes more.
+        while let Ok(Ok(count)) =
+            tokio::time::timeout(std::time::Duration::from_millis(200), socket.write(&[7; 65536])).await
+        {
+            written += count;
+        }
+        if gives_up {
+            socket.give_up();
+        }
+        drop(socket);
+        let (mut read, mut buffer) = (0, vec![0; 1 << 20]);
+        loop {
+            match peer.read(&mut buffer).await {
+                Ok(0) => return (written, read, true),
+                Ok(count) => read += count,
+                Err(_) => return (written, read, false),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_does_not_arrive_later() {
+        let (written, read, is_whole) = arrives(false).await;
+        assert!(is_whole && read == written, "in order: {read} of {written}");
+        let (written, read, is_whole) = arrives(true).await;
+        assert!(!is_whole && read < written, "given up: {read} of {written}");
     }
 }

@@ -194,7 +194,7 @@ fn not_newest(pass: &Pass, put: &Put, finish: &Finish, error: Error) -> Result<S
 pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<Opened> {
     let pass = shared.pass(who)?;
     let if_exists = admit(&pass, put)?;
-    let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
+    let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path, turn.session())? {
         Begin::Known(stored) => return Ok(Opened::Ended(stored)),
         Begin::Go(attempt) => attempt,
     };
@@ -643,7 +643,7 @@ fn stage_small(
     (turn, asked): (Turn, &mut Option<u64>),
 ) -> Result<Small> {
     let if_exists = admit(pass, put)?;
-    let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path)? {
+    let attempt = match shared.outcomes.begin(&who.principal, &put.upload_id, &put.path, turn.session())? {
         Begin::Known(stored) => return Ok(Small::Ended(stored)),
         Begin::Go(attempt) => attempt,
     };

@@ -73,6 +73,13 @@ pub(super) struct Turn {
     is_unasked: bool,
 }
 
+impl Turn {
+    /// The number of the session that asked.
+    pub(super) fn session(&self) -> u64 {
+        self.session
+    }
+}
+
 /// When the client of a connection was surely there.
 pub(super) struct Standing {
     newest: Newest,

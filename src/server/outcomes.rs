@@ -29,7 +29,8 @@ struct Table {
 }
 
 enum State {
-    Receiving(u64),
+    /// By which attempt, and by which session.
+    Receiving(u64, u64),
     Committing(u64),
     Ended(Stored),
 }
@@ -47,6 +48,12 @@ pub(crate) struct Attempt {
     table: Outcomes,
     key: Key,
     generation: u64,
+    session: u64,
+}
+
+/// Why an attempt that is not the newest ends.
+fn superseded(path: &RemotePath) -> Error {
+    Error::new(ErrorKind::Superseded, format!("a newer attempt has taken over the upload of {path}"))
 }
 
 impl Outcomes {
@@ -55,11 +62,13 @@ impl Outcomes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins an attempt, taking over from an older one that is still receiving.
+    /// Begins an attempt of a session, taking over from one of the same or an older session that is still receiving:
+    /// sessions are numbered as they begin.
     ///
     /// # Errors
-    /// `Busy` while an earlier attempt commits: its answer will be there soon.
-    pub(crate) fn begin(&self, principal: &Principal, id: &Bytes16, path: &RemotePath) -> Result<Begin> {
+    /// `Busy` while an earlier attempt commits: its answer will be there soon. `Superseded` when a newer session is
+    /// receiving: what its client has said over an older connection before has come late.
+    pub(crate) fn begin(&self, principal: &Principal, id: &Bytes16, path: &RemotePath, session: u64) -> Result<Begin> {
         let key = key(principal, id, path);
         let mut table = self.lock();
         match table.states.get(&key) {
@@ -67,13 +76,14 @@ impl Outcomes {
             Some(State::Committing(_)) => {
                 return Err(Error::new(ErrorKind::Busy, format!("an earlier attempt at {path} is being committed")));
             }
-            Some(State::Receiving(_)) | None => {}
+            Some(State::Receiving(_, newer)) if *newer > session => return Err(superseded(path)),
+            Some(State::Receiving(..)) | None => {}
         }
         table.generation += 1;
         let generation = table.generation;
-        table.states.insert(key, State::Receiving(generation));
+        table.states.insert(key, State::Receiving(generation, session));
         drop(table);
-        Ok(Begin::Go(Attempt { table: self.clone(), key, generation }))
+        Ok(Begin::Go(Attempt { table: self.clone(), key, generation, session }))
     }
 
     /// Whether this upload of the principal was stored under this name, as far as that is remembered.
@@ -101,11 +111,11 @@ impl Attempt {
     pub(crate) fn enter_commit(&self, path: &RemotePath) -> Result<()> {
         let mut table = self.table.lock();
         match table.states.get_mut(&self.key) {
-            Some(state @ State::Receiving(_)) if state.is(self.generation) => {
+            Some(state @ State::Receiving(..)) if state.is(self.generation) => {
                 *state = State::Committing(self.generation);
                 Ok(())
             }
-            _ => Err(Error::new(ErrorKind::Superseded, format!("a newer attempt has taken over the upload of {path}"))),
+            _ => Err(superseded(path)),
         }
     }
 
@@ -113,7 +123,7 @@ impl Attempt {
     pub(crate) fn leave_commit(&self) {
         let mut table = self.table.lock();
         if let Some(state) = table.states.get_mut(&self.key).filter(|state| state.is(self.generation)) {
-            *state = State::Receiving(self.generation);
+            *state = State::Receiving(self.generation, self.session);
         }
     }
 
@@ -141,7 +151,7 @@ impl Drop for Attempt {
 
 impl State {
     fn is(&self, attempt: u64) -> bool {
-        matches!(self, State::Receiving(generation) | State::Committing(generation) if *generation == attempt)
+        matches!(self, State::Receiving(generation, _) | State::Committing(generation) if *generation == attempt)
     }
 }
 
@@ -162,7 +172,7 @@ mod tests {
     use crate::protocol::Outcome;
 
     fn go(outcomes: &Outcomes) -> Attempt {
-        match outcomes.begin(&Principal::Anonymous, &Bytes16([7; 16]), &RemotePath::root()) {
+        match outcomes.begin(&Principal::Anonymous, &Bytes16([7; 16]), &RemotePath::root(), 1) {
             Ok(Begin::Go(attempt)) => attempt,
             _ => panic!("the attempt may begin"),
         }
@@ -177,7 +187,7 @@ mod tests {
         assert_eq!(first.enter_commit(&path).unwrap_err().kind(), ErrorKind::Superseded);
         drop(first);
         second.enter_commit(&path).unwrap();
-        let begin = || outcomes.begin(&Principal::Anonymous, &Bytes16([7; 16]), &path);
+        let begin = || outcomes.begin(&Principal::Anonymous, &Bytes16([7; 16]), &path, 1);
         assert_eq!(begin().map(|_| ()).unwrap_err().kind(), ErrorKind::Busy);
         second.ended(&Stored { outcome: Outcome::Stored, root: None, size: 3, path: None });
         assert!(matches!(begin(), Ok(Begin::Known(Stored { size: 3, .. }))));

@@ -288,7 +288,7 @@ pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename
     let pass = shared.pass(who)?;
     pass.decide_new(Action::Rename { from: &request.from, to: &request.to }, &request.to)?;
     // A client whose answer was lost asks again, and finds the old name gone.
-    let attempt = match shared.outcomes.begin(&who.principal, &request.id, &request.to)? {
+    let attempt = match shared.outcomes.begin(&who.principal, &request.id, &request.to, u64::MAX)? {
         Begin::Known(stored) => return Ok(vec![frame(transfer, &renamed(stored))]),
         Begin::Go(attempt) => attempt,
     };

@@ -61,6 +61,36 @@ async fn a_file_that_was_asked_for_and_finishes_late_ends_as_superseded() {
 }
 
 #[tokio::test]
+async fn a_description_that_comes_late_does_not_end_its_successor() {
+    let world = World::new().await;
+    let mut old = world.greeted().await;
+    let mut new = world.greeted().await;
+    for (name, size) in [("a", 5), ("b", 3 << 20)] {
+        let content = vec![7; size];
+        let upload = put(name, size as u64);
+        let (transfer, _) = new.begin(&upload).await;
+        let late = old.number();
+        old.send(late, &upload).await;
+        assert_eq!(old.answer(late).await.map(|answer| answer.0), Err(ErrorKind::Superseded), "{name}");
+        for (index, piece) in content.chunks(1 << 18).enumerate() {
+            new.data(transfer, (index << 18) as u64, piece).await;
+        }
+        assert_eq!(finish_it(&mut new, transfer, &content).await, Ok(Kind::Stored), "{name}");
+        // The other way round it goes on, as ever.
+        let upload = put(&format!("{name}2"), size as u64);
+        let (_, _) = old.begin(&upload).await;
+        let (transfer, _) = new.begin(&upload).await;
+        for (index, piece) in content.chunks(1 << 18).enumerate() {
+            new.data(transfer, (index << 18) as u64, piece).await;
+        }
+        assert_eq!(finish_it(&mut new, transfer, &content).await, Ok(Kind::Stored), "{name}");
+    }
+    drop((old, new));
+    let (a, b): (&[u8], &[u8]) = (&[7; 5], &[7; 3 << 20]);
+    world.check(&[("a", a), ("a2", a), ("b", b), ("b2", b)]).await;
+}
+
+#[tokio::test]
 async fn a_large_file_that_finishes_late_does_not_replace_a_small_one() {
     let world = World::new().await;
     let old_content = vec![7; 3 << 20];
