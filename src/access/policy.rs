@@ -470,6 +470,83 @@ mod tests {
         check(&Policy::parse("").unwrap(), &certified("alice", 1), Err("no rights"));
     }
 
+    /// One policy may be written in several ways; whichever it is, it says the same or nothing.
+    #[test]
+    fn other_ways_to_write_it_say_the_same_or_nothing() {
+        let plain = "[user.alice]\nhome = \"a\"\nrights = [\"list\"]\n[user.alice.paths]\n\"a/b\" = []\n";
+        let expected = Policy::parse(plain).unwrap().grants();
+        for text in [
+            "user.alice.home = \"a\"\nuser.alice.rights = [\"list\"]\nuser.alice.paths.\"a/b\" = []\n",
+            "user = { alice = { home = \"a\", rights = [\"list\"], paths = { \"a/b\" = [] } } }\n",
+            "[user]\nalice = { home = 'a', rights = ['list'] }\nalice.paths.\"a/b\" = []\n",
+            "[\"user\".\"alice\"]\n\"home\" = \"\\u0061\"\nrights = [\n  # seen\n  \"list\",\n]\npaths = { 'a/b' = [] }\n",
+            "\u{feff}[user.alice]\r\nhome = \"/a/\"\r\nrights = [\"list\", \"list\"]\r\n[user.alice.paths]\r\n\"//a//b/\" = []\r\n",
+            "[user.alice.paths]\n\"a/b\" = []\n[user.alice]\nhome = \"\"\"a\"\"\"\nrights = [\"list\"]\n",
+        ] {
+            match Policy::parse(text) {
+                Ok(policy) => assert_eq!(policy.grants(), expected, "{text}"),
+                // TOML may forbid one of them: then nothing holds.
+                Err(error) => assert!(text.contains("alice = {"), "{text}: {error}"),
+            }
+        }
+        for text in [
+            // Lists of tables, where a table is meant.
+            "[[user]]\nalice = { home = \"a\", rights = [] }\n",
+            "[[user.alice]]\nhome = \"a\"\nrights = []\n",
+            "[[anonymous]]\nhome = \"a\"\nrights = []\n",
+            "[[user.alice.paths]]\n\"a/b\" = []\n",
+            // Others' types.
+            "[user.alice]\nhome = 1979-05-27\nrights = []\n",
+            "[user.alice]\nhome = [\"a\"]\nrights = []\n",
+            "[user.alice]\nhome = \"a\"\nrights = [[\"list\"]]\n",
+            "[user.alice]\nhome = \"a\"\nrights = [{ list = true }]\n",
+            "[user.alice]\nhome = \"a\"\nrights = { list = true }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\nlimits = [\"bytes\"]\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\nlimits = { bytes = 1.5 }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\nlimits = { bytes = inf }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\nlimits = { bytes = \"+1\" }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\nlimits = { bytes = \"\" }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\nlimits = { bytes = \" 1\" }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\nlimits = { bytes = \"99999999999999999999\" }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\nlimits = { bytes = \"99999999999999999T\" }\n",
+            "revoked = { alice = true }\n",
+            "revoked = [\"alice\", 1]\n",
+            "revoked = [\"\"]\n",
+            "revoked = [\"al\\u0000ice\"]\n",
+            "revoked = [\"\u{430}lice\"]\n",
+            // Names that no certificate has, or that only look like one.
+            "[user.\"al\\u0000ice\"]\nhome = \"a\"\nrights = []\n",
+            "[user.\"\u{430}lice\"]\nhome = \"a\"\nrights = []\n",
+            "[user.\"al\\nice\"]\nhome = \"a\"\nrights = []\n",
+            "[user.\"sha256:00\"]\nhome = \"a\"\nrights = []\n",
+            // Places that are none, or others than they look.
+            "[user.alice]\nhome = \"a\\u0000b\"\nrights = []\n",
+            "[user.alice]\nhome = \"a/./b/..\"\nrights = []\n",
+            "[user.alice]\nhome = \"..\"\nrights = []\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\npaths = { \"a/../b\" = [] }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\npaths = { \"a/b\" = [], \"/a/b\" = [\"list\"] }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\npaths = { \"b\" = [] }\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\npaths = { \"\" = [\"list\"] }\n",
+            // The same thing said twice.
+            "[user.alice]\nhome = \"a\"\nrights = []\nhome = \"b\"\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\n[user.\"alice\"]\nhome = \"b\"\nrights = []\n",
+            "user.alice.home = \"a\"\n[user.alice]\nrights = []\n",
+            "revoked = []\nrevoked = [\"alice\"]\n",
+            // Other letters.
+            "[User.alice]\nhome = \"a\"\nrights = []\n",
+            "[user.alice]\nHome = \"a\"\nrights = []\n",
+            "[user.alice]\nhome = \"a\"\nrights = [\"List\"]\n",
+            "[user.alice]\nhome = \"a\"\nrights = [\" list\"]\n",
+            "[user.alice]\nhome = \"a\"\nrights = [\"all\"]\n",
+            "[user.alice]\nhome = \"a\"\nrights = [\"*\"]\n",
+            "[user.alice]\nhome = \"a\"\nrights = [\"\"]\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\noverlap = \"true\"\n",
+            "[user.alice]\nhome = \"a\"\nrights = []\n[anonymous]\nhome = \"b\"\nrights = []\noverlap = 0\n",
+        ] {
+            assert!(Policy::parse(text).is_err(), "{text}");
+        }
+    }
+
     /// Case A13: whatever single slip is made in a word that means something, nothing of the file holds.
     #[test]
     fn no_slip_of_the_pen_is_taken_for_something_else() {

@@ -16,7 +16,7 @@ use crate::client::invite::{InviteTerms, Link};
 use crate::client::plan;
 use crate::client::remote::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::INVITE_USES_MAX;
+use crate::limits::{self, INVITE_USES_MAX};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{InviteFacts, InviteId, InviteKind, InviteState};
 
@@ -261,4 +261,19 @@ fn json_of(facts: &InviteFacts) -> serde_json::Value {
     object.insert("max_size".to_owned(), json!(facts.max_size));
     object.insert("used_size".to_owned(), json!(facts.used_size));
     object.into()
+}
+
+/// What bounds invites, for `serve --show-limits`.
+pub(super) fn limits_shown() -> [(&'static str, String); 8] {
+    let duration = crate::cli::format::duration;
+    [
+        ("invites that are kept (--invites)", limits::INVITES_MAX.to_string()),
+        ("uses of one invite", limits::INVITE_USES_MAX.to_string()),
+        ("an invite is good for, at most", duration(limits::INVITE_LIFETIME_MAX)),
+        ("… unless something else is asked for", duration(limits::INVITE_LIFETIME)),
+        ("a run may go on after its invite has expired for", duration(limits::INVITE_GRACE)),
+        ("a use is kept for a run that was cut for", duration(limits::INVITE_RESERVED)),
+        ("an invite that has ended is known for", duration(limits::INVITE_KEPT)),
+        ("the certificates of who gives one", format!("{} KiB", limits::INVITE_CHAIN_LEN_MAX / limits::KIB)),
+    ]
 }

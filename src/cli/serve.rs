@@ -377,7 +377,7 @@ fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
             ),
         ),
     ];
-    for (what, bound) in rows {
+    for (what, bound) in rows.into_iter().chain(crate::cli::invite::limits_shown()) {
         print(out, &format!("{what:<52}{bound}\n"))?;
     }
     Ok(())

@@ -297,3 +297,94 @@ pub(super) fn around<T>(
     audit.tell(vec![ended(entry, &result)]);
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::audit::Verifier;
+
+    fn lines(file: &Path) -> Vec<String> {
+        std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// What of this file is wrong, and up to which line it is signed.
+    fn look(audit: &Audit, file: &Path) -> (Vec<String>, u64) {
+        let keys = [audit.0.key.public()];
+        let mut verifier = Verifier::new(&keys, None);
+        for (number, line) in lines(file).iter().enumerate() {
+            verifier.line(0, number + 1, line.as_bytes(), true);
+        }
+        let report = verifier.finish();
+        (report.problems.iter().map(|problem| format!("{problem:?}")).collect(), report.signed)
+    }
+
+    /// By the clock of the test: a minute passes at once.
+    #[tokio::test(start_paused = true)]
+    async fn the_head_is_signed_every_minute_when_something_was_written_and_at_rotation() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("audit.jsonl");
+        let (key, _) = SigningKey::generate().unwrap();
+        let audit = Audit::open(&file, Arc::new(key)).unwrap();
+        let mut upkeep = tokio::task::JoinSet::new();
+        upkeep.spawn(super::super::keep_up(audit.clone()));
+        let minute = limits::AUDIT_HEAD_INTERVAL;
+        audit.tell(vec![Entry::new("stat")]);
+        tokio::time::sleep(minute - Duration::from_secs(2)).await;
+        assert_eq!(look(&audit, &file), (Vec::new(), 0), "not yet");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(look(&audit, &file), (Vec::new(), 2), "start, stat, head");
+        // Nothing new: nothing to sign.
+        tokio::time::sleep(5 * minute).await;
+        assert_eq!(lines(&file).len(), 3);
+        audit.tell(vec![Entry::new("stat")]);
+        tokio::time::sleep(minute + Duration::from_secs(2)).await;
+        assert_eq!(look(&audit, &file), (Vec::new(), 4));
+        // The end of a file is signed whenever it comes.
+        audit.tell(vec![Entry::new("stat")]);
+        audit.rotate();
+        let old = folder.path().join(format!("audit.jsonl.{:012}", 8));
+        assert_eq!(look(&audit, &old), (Vec::new(), 7), "{:?}", lines(&old));
+        assert!(lines(&file).is_empty());
+        audit.tell(vec![Entry::new("stat")]);
+        tokio::time::sleep(minute + Duration::from_secs(2)).await;
+        assert!(lines(&file).last().unwrap().contains("\"event\":\"head\""));
+    }
+
+    /// What clients send as names and words never makes a line of its own, nor is shown as it is.
+    #[test]
+    fn names_that_would_forge_lines_stay_in_theirs() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("audit.jsonl");
+        let (key, _) = SigningKey::generate().unwrap();
+        let audit = Audit::open(&file, Arc::new(key)).unwrap();
+        let forged = "x\n{\"seq\":9,\"event\":\"put\",\"result\":\"done\"}";
+        let names: [&[u8]; 8] = [
+            forged.as_bytes(),
+            b"\r\n\0\x1b[2J\x1b]8;;http://x\x07",
+            b"\"},{\"event\":\"start\"",
+            b"\\u000a\\n\\\"",
+            "\u{2028}\u{2029}\u{85}\u{202e}\u{200b}\u{feff}".as_bytes(),
+            b"\xff\xfe\xc0\x80\xed\xa0\x80",
+            b"head ed25519:AAAA",
+            &[b'"'; 255],
+        ];
+        for name in names {
+            // A peer's name is a path or none at all.
+            let Ok(path) = RemotePath::from_components([name]) else { continue };
+            let failure = Error::new(ErrorKind::Rights, format!("x may not create {path}"));
+            let entry = Entry { path: Some(path.to_string()), to: Some(path.to_string()), ..Entry::new("put") };
+            audit.tell(vec![ended::<()>(entry, &Err(failure))]);
+        }
+        audit.sign();
+        assert_eq!(look(&audit, &file).0, Vec::<String>::new());
+        let text = std::fs::read(&file).unwrap();
+        assert!(text.iter().all(|&byte| byte == b'\n' || (b' '..=b'~').contains(&byte)), "only visible ASCII");
+        for line in lines(&file) {
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert!(["start", "put", "head"].contains(&line["event"].as_str().unwrap()), "{line}");
+        }
+        assert!(lines(&file).len() >= 8, "most of them are names");
+    }
+}

@@ -74,9 +74,9 @@ pub(super) fn begin(shared: &Shared, who: &Who, transfer: u32, request: &BeginTr
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     let pass = shared.pass(who)?;
-    pass.decide_new(Action::Create(path), path)?;
     // It begins as what is there, and is compared with it: who may not see that would learn what it is.
     pass.decide(Action::List(path))?;
+    pass.decide_new(Action::Create(path), path)?;
     let owner = owner(&who.principal, request.resume.as_ref())
         // Nobody would know it again: it belongs to this run.
         .unwrap_or_else(|| *blake3::hash(&request.run.0).as_bytes());

@@ -14,6 +14,7 @@ mod matrix;
 mod names;
 mod peer;
 mod records;
+mod redeem;
 mod rights;
 mod states;
 mod unseen;

@@ -86,7 +86,7 @@ impl Kept {
             if !fits(chain) || end_of(chain) <= end {
                 return Ok(());
             }
-            std::mem::replace(&mut giver.latest, Some(Arc::new(chain.to_vec())))
+            giver.latest.replace(Arc::new(chain.to_vec()))
         };
         self.save().inspect_err(|_| lock(&self.giver).latest = before)?;
         info!("invite {} stands on the newer certificate of {}", self.terms.id, self.terms.issuer());

@@ -55,8 +55,12 @@ pub(in crate::server) fn invite(shared: &Shared, who: &Who, transfer: u32, reque
             return Err(Error::new(ErrorKind::NotDirectory, message));
         }
     } else {
-        // Its holder may not see that it is not there.
-        pass.store.make_directory(&request.path, None, true)?;
+        // Its holder may not see that it is not there. Making it is a change like any other.
+        let path = &request.path;
+        pass.decide_new(Action::Create(path), path)?;
+        let (mut reservation, count) = pass.reserve_directories(path)?;
+        pass.store.make_directory(path, None, true)?;
+        pass.made(&mut reservation, path, count);
     }
     let place = RemotePath::from_components(pass.grant.place(&request.path).iter().map(Component::as_bytes));
     let place = place.map_err(|error| Error::new(ErrorKind::Name, "too long a path").with_source(error))?;

@@ -36,6 +36,11 @@ const PRINCIPALS: &[(&str, &str, Rules)] = &[
     ("lister", "lister", &[("lister", "l"), ("lister/dir", ""), ("lister/dir/inside", "lr")]),
     ("nested", "alice/dir", &[("alice/dir", "lrc"), ("alice/dir/new", "")]),
     ("admin", "", &[("", "lrcomds"), ("bob/private", "")]),
+    (
+        "giver",
+        "giver",
+        &[("giver", "ls"), ("giver/dir", "lrcs"), ("giver/ro/new", "cs"), ("giver/keep", "lrs"), ("giver/box", "rcs")],
+    ),
 ];
 
 /// What lies below the root at the beginning of each cell: `/` directories, `@` links, otherwise files.
@@ -98,6 +103,13 @@ const TREE: &[&str] = &[
     "sharer/dir/",
     "sharer/dir/inside",
     "sharer/link@../alice",
+    "giver/",
+    "giver/file",
+    "giver/dir/",
+    "giver/dir/inside",
+    "giver/link@../alice",
+    "giver/keep/",
+    "giver/keep/file",
     "file",
     "link@bob",
     "outside@../canaries",
@@ -149,10 +161,12 @@ enum Verb {
     Get,
     Hash,
     Space,
+    /// An open download, and the values of its groups.
+    Values,
     Put(IfExists),
     PutAsked,
     MakeDirectory,
-    MakeLink,
+    MakeLink(IfExists),
     SetDirectory,
     Remove,
     RemoveTree,
@@ -160,6 +174,12 @@ enum Verb {
     RenameFrom,
     /// From `file` at home.
     RenameTo(IfExists),
+    /// A directory that takes its place as a whole.
+    Tree,
+    /// An invite to it.
+    Give(InviteKind),
+    /// The invites to it, and to what is below.
+    Given,
 }
 
 const VERBS: &[Verb] = &[
@@ -168,18 +188,26 @@ const VERBS: &[Verb] = &[
     Verb::Get,
     Verb::Hash,
     Verb::Space,
+    Verb::Values,
     Verb::Put(IfExists::Overwrite),
+    Verb::Put(IfExists::Skip),
     Verb::Put(IfExists::Fail),
     Verb::Put(IfExists::Rename),
     Verb::PutAsked,
     Verb::MakeDirectory,
-    Verb::MakeLink,
+    Verb::MakeLink(IfExists::Fail),
+    Verb::MakeLink(IfExists::Overwrite),
     Verb::SetDirectory,
     Verb::Remove,
     Verb::RemoveTree,
     Verb::RenameFrom,
     Verb::RenameTo(IfExists::Fail),
     Verb::RenameTo(IfExists::Overwrite),
+    Verb::Tree,
+    Verb::Give(InviteKind::Upload),
+    Verb::Give(InviteKind::Download),
+    Verb::Give(InviteKind::Drop),
+    Verb::Given,
 ];
 
 /// How a cell is answered.
@@ -215,11 +243,13 @@ fn parent(path: &str) -> &str {
 struct Model {
     home: &'static str,
     rules: Rules,
+    /// The holder of an invite builds no directories.
+    is_invite: bool,
     nodes: BTreeMap<String, Node>,
 }
 
 impl Model {
-    fn new(home: &'static str, rules: Rules) -> Model {
+    fn new(home: &'static str, rules: Rules, is_invite: bool) -> Model {
         let mut nodes = BTreeMap::from([(String::new(), Node::Directory)]);
         for entry in TREE {
             if let Some(directory) = entry.strip_suffix('/') {
@@ -230,7 +260,7 @@ impl Model {
                 nodes.insert((*entry).to_owned(), Node::File);
             }
         }
-        Model { home, rules, nodes }
+        Model { home, rules, is_invite, nodes }
     }
 
     /// Whether all these rights hold at a place below the root.
@@ -323,33 +353,35 @@ impl Model {
                 }
                 done()
             }
-            Verb::Get | Verb::Hash if !self.may(&place, "r") => denied(),
-            Verb::Get | Verb::Hash if node == Ok(Some(Node::File)) => done(),
-            Verb::Stat | Verb::List | Verb::Get | Verb::Hash => refused(),
+            Verb::Get | Verb::Hash | Verb::Values if !self.may(&place, "r") => denied(),
+            Verb::Get | Verb::Hash | Verb::Values if node == Ok(Some(Node::File)) => done(),
+            Verb::Stat | Verb::List | Verb::Get | Verb::Hash | Verb::Values => refused(),
 
-            Verb::Put(_) | Verb::PutAsked | Verb::MakeDirectory | Verb::MakeLink if !self.may(&place, "c") => denied(),
+            Verb::Put(_) | Verb::PutAsked | Verb::MakeDirectory | Verb::MakeLink(_) if !self.may(&place, "c") => {
+                denied()
+            }
             // Two ways in, two first reasons: a directory is never replaced, and this one may replace nothing.
             Verb::PutAsked if node == Ok(Some(Node::Directory)) && !is_blind && !self.may(&place, "o") => denied(),
-            Verb::Put(_) | Verb::PutAsked | Verb::MakeLink if is_root => refused(),
+            Verb::Put(_) | Verb::PutAsked | Verb::MakeLink(_) if is_root => refused(),
             // Whether there is a way is seen first only where all of it may be made.
-            Verb::Put(_) | Verb::PutAsked | Verb::MakeDirectory | Verb::MakeLink if node.is_err() => refused(),
-            Verb::Put(_) | Verb::PutAsked | Verb::MakeDirectory | Verb::MakeLink if !may_make(&place) => denied(),
+            Verb::Put(_) | Verb::PutAsked | Verb::MakeDirectory | Verb::MakeLink(_) if node.is_err() => refused(),
+            Verb::Put(_) | Verb::PutAsked | Verb::MakeDirectory | Verb::MakeLink(_) if !may_make(&place) => denied(),
             Verb::MakeDirectory => match node.unwrap() {
                 None => self.made(&place),
                 Some(Node::Directory) => done(),
                 Some(_) => refused(),
             },
-            Verb::Put(_) | Verb::PutAsked | Verb::MakeLink => {
+            Verb::Put(_) | Verb::PutAsked | Verb::MakeLink(_) => {
                 let policy = match verb {
                     _ if is_blind => IfExists::Rename,
-                    Verb::Put(policy) => policy,
-                    Verb::PutAsked => IfExists::Overwrite,
-                    _ => IfExists::Fail,
+                    Verb::Put(policy) | Verb::MakeLink(policy) => policy,
+                    _ => IfExists::Overwrite,
                 };
                 match (node.unwrap(), policy) {
                     (None, _) => self.made(&place),
                     (Some(_), IfExists::Rename) => beside(),
-                    (Some(Node::Directory), _) | (Some(_), IfExists::Fail | IfExists::Skip) => refused(),
+                    (Some(Node::Directory), _) | (Some(_), IfExists::Fail) => refused(),
+                    (Some(_), IfExists::Skip) => done(),
                     (Some(_), IfExists::Overwrite) if !self.may(&place, "o") => denied(),
                     (Some(_), IfExists::Overwrite) => (done().0, BTreeSet::from([place])),
                 }
@@ -404,6 +436,38 @@ impl Model {
                 };
                 changed.insert(from);
                 (answer, changed)
+            }
+
+            // It begins as what is there.
+            Verb::Tree if self.is_invite => refused(),
+            Verb::Tree if is_root || !self.may(&place, "lc") => denied(),
+            Verb::Tree if node.is_err() => refused(),
+            Verb::Tree if !may_make(&place) => denied(),
+            Verb::Tree => match node.unwrap() {
+                None => self.made(&place),
+                Some(Node::Directory) => done(),
+                Some(_) => refused(),
+            },
+
+            Verb::Given if !self.may_all(&place, "s") => denied(),
+            Verb::Given => done(),
+            Verb::Give(kind) => {
+                let handed = match kind {
+                    InviteKind::Upload => "lc",
+                    InviteKind::Download => "lr",
+                    InviteKind::Drop => "c",
+                };
+                if !self.may_all(&place, "s") || !self.may(&place, handed) {
+                    return denied();
+                }
+                let Ok(node) = node else { return refused() };
+                match node {
+                    Some(Node::Directory) => done(),
+                    Some(_) => refused(),
+                    None if kind == InviteKind::Download => refused(),
+                    None if !may_make(&place) => denied(),
+                    None => self.made(&place),
+                }
             }
         }
     }
@@ -510,8 +574,26 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
             peer.answer(transfer).await
         }
         Verb::MakeDirectory => peer.ask(&MakeDirectory { path: place }).await,
-        Verb::MakeLink => {
-            let if_exists = IfExists::Fail;
+        Verb::Values => {
+            let transfer = peer.number();
+            peer.send(transfer, &Get { path: place, unasked_max: 0 }).await;
+            peer.answer(transfer).await?;
+            peer.send(transfer, &WantValues { first: 0, count: 1 }).await;
+            let answer = peer.answer(transfer).await;
+            peer.send(transfer, &Close {}).await;
+            peer.answer(transfer).await?;
+            answer
+        }
+        Verb::Tree => {
+            peer.ask(&BeginTree { path: place.clone(), run: id, resume: None }).await?;
+            peer.ask(&PublishTree { path: place }).await
+        }
+        Verb::Give(kind) => {
+            let verifier = Ticket::new([id.0, id.0].concat().try_into().unwrap()).verifier().into();
+            peer.ask(&Invite { path: place, kind, verifier, seconds: 600, uses: 1, max_size: None }).await
+        }
+        Verb::Given => peer.ask(&ListInvites { path: place, after: None }).await,
+        Verb::MakeLink(if_exists) => {
             peer.ask(&MakeLink { path: place, target: b"target".to_vec(), mtime: None, if_exists }).await
         }
         Verb::SetDirectory => peer.ask(&SetDirectory { path: place, mode: Some(0o711), mtime: None }).await,
@@ -570,7 +652,7 @@ impl Tally {
         planted: &BTreeMap<String, (char, Vec<u8>)>,
         connect: impl AsyncFn() -> Peer,
     ) {
-        let model = Model::new(home, rules);
+        let model = Model::new(home, rules, who.contains("invite"));
         for &verb in VERBS {
             // What a connection has made it may finish: each verb begins with nothing.
             let mut peer = connect().await;
@@ -612,7 +694,7 @@ impl Tally {
 async fn every_cell_is_what_the_model_says() {
     let mut clients: Vec<&str> = PRINCIPALS.iter().map(|(name, ..)| *name).collect();
     clients.extend(["mallory", "stranger"]);
-    let world = World::with_access(Access::by_policy(policy()), &clients).await;
+    let world = World::with_invites(Access::by_policy(policy()), &clients).await;
     let root = world.root();
     plant(&root);
     let planted = look(&root);

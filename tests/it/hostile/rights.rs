@@ -286,6 +286,41 @@ async fn rights_that_shrink_hold_at_once_for_what_is_open() {
     assert_eq!(peer.end().await, super::peer::End::Goodbye(ErrorKind::Rights));
 }
 
+/// A listing whose pages wait for their reader, and a hash that takes long: neither tells the rest to who lost the right.
+#[tokio::test]
+async fn rights_that_end_stop_a_listing_and_a_hash_under_way() {
+    let world = World::new().await;
+    let many = world.root().join("many");
+    std::fs::create_dir(&many).unwrap();
+    for index in 0..6000 {
+        std::fs::write(many.join(format!("{index:0200}")), b"").unwrap();
+    }
+    // Holes are read as fast as memory: still for minutes, in a build for tests.
+    std::fs::File::create(world.root().join("huge")).unwrap().set_len(256 << 30).unwrap();
+    let mut peer = world.greeted().await;
+    let list = peer.number();
+    peer.send(list, &ListDirectory { path: path("many"), after: None, count_max: None }).await;
+    let hash = peer.number();
+    peer.send(hash, &Hash { path: path("huge"), read: Some(true) }).await;
+    // The first page has come, so both have begun.
+    assert_eq!(peer.answer(list).await.unwrap().0, Kind::Entries);
+    let begun = std::time::Instant::now();
+    world.change(Access::same_for_all(Rights::CREATE, None));
+    let mut ends = std::collections::BTreeMap::new();
+    while ends.len() < 2 {
+        let (kind, transfer, payload) = peer.frame().await.unwrap();
+        match kind {
+            Kind::Failed => {
+                ends.insert(transfer, ErrorKind::from_code(Failed::from_payload(&payload).unwrap().code));
+            }
+            Kind::Entries | Kind::Working => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(ends.into_iter().collect::<Vec<_>>(), [(list, ErrorKind::Rights), (hash, ErrorKind::Rights)]);
+    println!("both were cut after {:?}", begun.elapsed());
+}
+
 /// What is there stands in for content that need not come: only for who may read it, to the end.
 #[tokio::test]
 async fn who_may_not_read_any_more_is_told_of_no_more_groups() {
