@@ -4,7 +4,8 @@
 //! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, [`user`] edits policies,
 //! `rules` follows them, `put`, `get`, `sync`, `verify` and `ops` run over one `session`, [`filters`] types what is left
 //! out, `scrub` and `uploads` look at a disk here, [`output`] shows what happens, [`mod@format`] writes entries and
-//! hashes, [`signals`] listens.
+//! hashes, [`signals`] listens, [`memory`]
+//! sees to what the allocator keeps.
 
 pub mod args;
 pub mod audit;
@@ -17,6 +18,7 @@ pub mod format;
 pub mod generate;
 mod get;
 pub mod invite;
+pub mod memory;
 pub mod names;
 mod notify;
 mod ops;
@@ -51,6 +53,7 @@ use crate::error::{Error, Result};
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    memory::keep_more();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -39,7 +39,7 @@ use crate::client::stalls::Cause;
 use crate::client::walk::Skip;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
-use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, MIB, SHARED_WAITING_MAX, UNASKED_FILE_MAX};
+use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, MIB, NEAR_ROUND_TRIP, SHARED_WAITING_MAX, UNASKED_FILE_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{Done, Entry, EntryKind, Get, GetAnswer, Hash, IfExists, Mtime};
 use crate::storage::{self, FileMetadata, NewFile, Store, StoreOptions, StoredFile};
@@ -54,6 +54,9 @@ const BATCHES_MAX: usize = 6;
 const LARGE_MAX: usize = 6;
 /// Groups of one file that are asked for and have not come.
 const WINDOW: usize = 32;
+/// The same of a near server: enough to keep both sides busy. What comes faster than it is written waits in memory, and
+/// gets cold there.
+const WINDOW_NEAR: usize = 8;
 /// Groups of one file that are hashed and written at once.
 const WRITES_MAX: usize = 4;
 /// Answers to one request of a batch: description, content, finish.
@@ -1000,7 +1003,12 @@ impl Job {
             if !is_ordered {
                 elsewhere += carrier.ask(*size, &mut take);
             }
-            let window = if session.lanes().are_there() && !is_ordered { pace.groups() } else { WINDOW };
+            let window = match session.round_trip() {
+                _ if session.lanes().are_there() && !is_ordered => pace.groups(),
+                // Where the system does not tell, it is zero.
+                round_trip if !round_trip.is_zero() && round_trip < NEAR_ROUND_TRIP => WINDOW_NEAR,
+                _ => WINDOW,
+            };
             let mut ranges = Vec::new();
             while asked.len() < window {
                 // Only who has nothing on its way waits: what is on its way needs nobody's leave to arrive.

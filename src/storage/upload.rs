@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
@@ -488,6 +488,9 @@ pub struct Upload {
     end: AtomicU64,
     /// What kind of failure made it unfit: the writes that follow fail for the same reason.
     poisoned: OnceLock<ErrorKind>,
+    /// Whose turn it is to write through the page cache. The system lets in one at a time in any case, and who waits
+    /// there burns a processor.
+    turn: Mutex<()>,
 }
 
 impl Upload {
@@ -503,6 +506,7 @@ impl Upload {
             // Of content that was here before, only its own status tells the end.
             end: AtomicU64::new(if written > 0 { u64::MAX } else { 0 }),
             poisoned: OnceLock::new(),
+            turn: Mutex::new(()),
         }
     }
 
@@ -734,6 +738,11 @@ impl Upload {
             offset += count as u64;
             bytes = &bytes[count..];
         }
+        if bytes.is_empty() {
+            return Ok(true);
+        }
+        // There is nothing in it that a panic could leave half done.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         while !bytes.is_empty() {
             match sys::write_some(self.staging.file(), bytes, offset)? {
                 0 => return Err(Errno::IO),
