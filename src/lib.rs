@@ -52,6 +52,7 @@ pub mod server;
 pub mod storage;
 pub mod tls;
 pub mod transfer;
+pub mod xattrs;
 
 pub use client::Client;
 pub use error::{Error, ErrorKind, Result};

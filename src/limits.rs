@@ -68,6 +68,20 @@ pub const SHARED_FILES_MAX: usize = 262_144;
 /// Further names of such files that wait for the first to be there: about 400 bytes each. At the bound they are made
 /// before anything else is moved.
 pub const SHARED_WAITING_MAX: usize = 4096;
+/// Extended attributes of one file or directory that are moved: many times what programs set. More: that file fails.
+pub const XATTR_COUNT_MAX: usize = 256;
+/// Bytes in the name of one, `user.` included: what Linux takes.
+pub const XATTR_NAME_LEN_MAX: usize = 255;
+/// Bytes in the value of one: half of what Linux takes, and far more than most file systems. More: that file fails.
+pub const XATTR_VALUE_LEN_MAX: usize = 32 * KIB;
+/// Bytes in the names and values of all of one file: with two of the longest paths they fit a control frame. More: that
+/// file fails.
+pub const XATTRS_LEN_MAX: usize = 48 * KIB;
+/// Bytes of extended attributes over all uploads of one connection that were described and are not ended, those of
+/// unasked ones not counted. More: protocol error. A client never has so many on their way.
+pub const XATTRS_CONNECTION_MAX: usize = 4 * MIB;
+/// Runs of groups of zeros in the description of a download that also tells extended attributes. The rest is asked for.
+pub const ZERO_RUNS_WITH_XATTRS: usize = 512;
 /// Bytes of symbolic link target: what Linux takes.
 pub const LINK_TARGET_LEN_MAX: usize = 4095;
 
@@ -203,10 +217,10 @@ pub const INVITE_CHAIN_LEN_MAX: usize = 16 * KIB;
 // ---- resources of a client ---------------------------------------------------------------------------------
 
 /// Bytes of one directory's listing that a client holds: names, targets of links, and [`LISTED_COST`] for each. About
-/// four million names of 50 bytes. More: that directory is refused where all of it is needed at once.
+/// three and a half million names of 50 bytes. More: that directory is refused where all of it is needed at once.
 pub const LISTING_LEN_MAX: usize = 640 * MIB;
 /// What an entry of a listing takes beside its name and target.
-pub const LISTED_COST: usize = 112;
+pub const LISTED_COST: usize = 144;
 /// Bytes of directories that were found and wait to be fetched: about 150,000 of them. More: told as failures.
 pub const WAITING_LEN_MAX: usize = 128 * MIB;
 
@@ -260,3 +274,7 @@ const _: () = assert!(FILE_SIZE_MAX / (GROUP_LEN as u64) <= u32::MAX as u64 + 1,
 const _: () = assert!(HASHES_PER_PRINCIPAL_MAX * 4 <= BLOCKING_THREADS_MAX);
 const _: () = assert!(DROPS_MAX * 4 <= BLOCKING_THREADS_MAX);
 const _: () = assert!(PATH_LEN_MAX + 512 < CONTROL_LEN_MAX, "any one path fits a control frame");
+/// The most that a set of extended attributes takes in a frame: three bytes about each, and three about each part.
+const XATTRS_ENCODED_MAX: usize = XATTRS_LEN_MAX + 9 * XATTR_COUNT_MAX + 16;
+const _: () = assert!(XATTRS_ENCODED_MAX + 2 * (PATH_LEN_MAX + 1024) + 512 < CONTROL_LEN_MAX, "with two paths");
+const _: () = assert!(XATTRS_ENCODED_MAX + 18 * ZERO_RUNS_WITH_XATTRS + 512 < CONTROL_LEN_MAX, "with runs of zeros");

@@ -65,19 +65,23 @@ struct Flags {
     /// Files larger than this
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     max_size: Option<u64>,
-    /// Files last changed longer ago (2s, 5m, 24h, 3d)
+    /// Files last changed longer ago (5m, 24h, 3d); --older-than: since then
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     newer_than: Option<Duration>,
     /// Files changed since
-    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    // Told with the one before: the help fits a screen.
+    #[arg(long, hide = true, value_name = "TIME", value_parser = values::duration)]
     older_than: Option<Duration>,
     /// Links: copy (those that stay inside), skip, follow
     #[arg(long, value_name = "WHAT", value_enum, default_value = "copy", hide_possible_values = true)]
     links: LinksArg,
     /// Keep setuid, setgid, sticky and world-writable too
-    // In the manual: the help fits a screen.
+    // Told with the next: the help fits a screen.
     #[arg(long, hide = true)]
     special_modes: bool,
+    /// Keep extended attributes (user.*); --special-modes: setuid, sticky …
+    #[arg(long)]
+    xattrs: bool,
 }
 
 /// One flag about names.
@@ -127,6 +131,12 @@ impl FilterArgs {
     #[must_use]
     pub fn special_modes(&self) -> bool {
         self.flags.special_modes
+    }
+
+    /// Whether extended attributes are moved.
+    #[must_use]
+    pub fn xattrs(&self) -> bool {
+        self.flags.xattrs
     }
 
     /// What becomes of links on a server, which follows none.
@@ -191,7 +201,7 @@ impl Args for FilterArgs {
 #[derive(Clone, Debug, Default)]
 pub struct UnlistedFilterArgs(pub FilterArgs);
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "exclude",
     "include",
     "exclude_from",
@@ -202,6 +212,7 @@ const NAMES: [&str; 10] = [
     "older_than",
     "links",
     "special_modes",
+    "xattrs",
 ];
 
 impl FromArgMatches for UnlistedFilterArgs {

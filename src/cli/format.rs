@@ -245,6 +245,8 @@ mod tests {
             mode: 0o640,
             target: target.map(<[u8]>::to_vec),
             same: None,
+            xattrs_digest: None,
+            xattrs: None,
         }
     }
 

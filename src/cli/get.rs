@@ -76,6 +76,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
             links,
             skips_links: args.glob,
             special_modes: args.filters.0.special_modes(),
+            xattrs: args.filters.0.xattrs(),
         };
         client.get(plan.items, options).await
     })

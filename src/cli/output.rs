@@ -263,6 +263,9 @@ impl Reporter {
                 self.line(&line);
             }
             Event::Warning(text) => self.line(&format!("sealift: warning: {text}")),
+            Event::XattrsLost { count, why } => {
+                self.line(&format!("sealift: warning: {}", xattrs_lost(*count, *why)));
+            }
             Event::Note(text) if verbose => self.line(text),
             Event::Started { .. } | Event::Retrying { .. } | Event::Note(_) | Event::Waited(_) => {}
             Event::Found { .. } | Event::FoundAll | Event::Progress { .. } => {}
@@ -453,6 +456,12 @@ impl Reporter {
                 object.insert("message".to_owned(), json!(text));
                 "warning"
             }
+            Event::XattrsLost { count, why } => {
+                object.insert("message".to_owned(), json!(xattrs_lost(*count, *why)));
+                object.insert("count".to_owned(), json!(count));
+                object.insert("why".to_owned(), json!(kind_name(*why)));
+                "xattrs_lost"
+            }
             Event::Note(text) if verbose => {
                 object.insert("message".to_owned(), json!(text));
                 "note"
@@ -484,6 +493,7 @@ impl Reporter {
             ("failed", summary.failed),
             ("removed", summary.removed),
             ("directories", summary.directories),
+            ("xattrs_lost", summary.xattrs_lost),
             ("bytes", summary.bytes),
             ("bytes_moved", summary.bytes_moved),
             ("bytes_resent", summary.bytes_resent),
@@ -518,6 +528,17 @@ impl Reporter {
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is well-formed")
+}
+
+/// Which extended attributes were not kept, and why.
+fn xattrs_lost(count: u64, why: ErrorKind) -> String {
+    let whose = if count == 1 { "1 file or directory".to_owned() } else { format!("{count} files and directories") };
+    let why = match why {
+        ErrorKind::Unsupported => "the file system of the destination keeps none",
+        ErrorKind::NoSpace => "the file system of the destination has no room for so many",
+        _ => "they may not be set at the destination",
+    };
+    format!("extended attributes of {whose} were not all kept, because {why}; everything else is there")
 }
 
 /// `sealift: NAME: …`, without the name when the message has it already.

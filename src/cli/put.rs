@@ -64,6 +64,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             filter,
             links,
             special_modes: args.filters.0.special_modes(),
+            xattrs: args.filters.0.xattrs(),
         };
         let mut items = plan.items;
         let result = match (args.atomic, items.pop()) {

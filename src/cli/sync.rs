@@ -29,6 +29,7 @@ pub(super) fn run(args: &SyncArgs) -> Result<u8> {
         dry_run: args.dry_run,
         atomic: args.atomic,
         special_modes: args.filters.special_modes(),
+        xattrs: args.filters.xattrs(),
     };
     let session = Session {
         command: "sync",

@@ -226,7 +226,7 @@ impl Client {
     /// # Errors
     /// `NotFound`, `Rights`, and what connecting can fail with.
     pub async fn stat(&self, path: &RemotePath) -> Result<Entry> {
-        match self.request(&Stat { path: path.clone() }).await? {
+        match self.request(&Stat { path: path.clone(), xattrs: None }).await? {
             (Reply::Entry(entry), _) => Ok(entry),
             (other, session) => Err(session.unexpected(&other)),
         }
@@ -304,7 +304,7 @@ impl Client {
     /// # Errors
     /// `NotFound`, `NotDirectory`, `Rights`.
     pub async fn set_directory(&self, path: &RemotePath, mode: Option<u32>, mtime: Option<Mtime>) -> Result<()> {
-        match self.request(&SetDirectory { path: path.clone(), mode, mtime }).await? {
+        match self.request(&SetDirectory { path: path.clone(), mode, mtime, xattrs: None }).await? {
             (Reply::Done(_), _) => Ok(()),
             (other, session) => Err(session.unexpected(&other)),
         }

@@ -44,6 +44,8 @@ pub struct Settings {
     pub file_mode: ModeRange,
     /// The permission bits that it gives directories.
     pub directory_mode: ModeRange,
+    /// Extended attributes are compared, too.
+    pub xattrs: bool,
 }
 
 impl Default for Settings {
@@ -57,6 +59,7 @@ impl Default for Settings {
             links: Links::Copy,
             file_mode: defaults.file_mode,
             directory_mode: defaults.directory_mode,
+            xattrs: false,
         }
     }
 }
@@ -85,6 +88,8 @@ pub enum Action {
         source: Entry,
         /// A file of the same size is there: what is the same of it is not sent.
         is_there: bool,
+        /// Size and time are the same there, and the extended attributes are not: the content probably is.
+        looks_same: bool,
     },
     /// A file with several names at the source that is the same: whether these are names of one file at the
     /// destination, too, is seen over all directories.
@@ -245,7 +250,7 @@ impl Compared {
 
     fn send(&mut self, source: Entry, is_there: bool) {
         self.is_touched = true;
-        self.actions.push(Action::Send { source, is_there });
+        self.actions.push(Action::Send { source, is_there, looks_same: false });
     }
 
     fn refuse(&mut self, name: Vec<u8>, kind: ErrorKind, why: &str) {
@@ -286,7 +291,8 @@ impl Compared {
         match (source.kind, there.kind) {
             (EntryKind::Directory, EntryKind::Directory) => {
                 let is_same = is_same_time(source.mtime, there.mtime)
-                    && is_same_directory_mode(source.mode, there.mode, settings.directory_mode);
+                    && is_same_directory_mode(source.mode, there.mode, settings.directory_mode)
+                    && are_same_xattrs(&source, &there, settings);
                 self.actions.push(Action::Enter { source, is_there: true, differs: !is_same });
             }
             (EntryKind::File, EntryKind::File) => self.add_file(source, &there, settings),
@@ -329,17 +335,27 @@ impl Compared {
         }
         let is_same_time = is_same_time(source.mtime, there.mtime);
         let is_same_mode = is_same_mode(source.mode, there.mode, settings.file_mode);
+        let are_same_xattrs = are_same_xattrs(&source, there, settings);
         if settings.checksum {
-            let is_same_otherwise = is_same_time && is_same_mode;
+            let is_same_otherwise = is_same_time && is_same_mode && are_same_xattrs;
             self.actions.push(Action::Check { source, there: there.same, is_same_otherwise });
-        } else if is_same_time && (is_same_mode || settings.if_exists != IfExists::Overwrite) {
+        } else if is_same_time && (is_same_mode && are_same_xattrs || settings.if_exists != IfExists::Overwrite) {
             self.same_file(source, there.same);
         } else if settings.if_exists == IfExists::Overwrite {
-            self.send(source, true);
+            self.is_touched = true;
+            let looks_same = is_same_time && !are_same_xattrs;
+            self.actions.push(Action::Send { source, is_there: true, looks_same });
         } else {
             self.replace(source, settings);
         }
     }
+}
+
+/// Whether what a file or directory has of extended attributes is the same on both sides, or does not matter. What could
+/// not be read on one side counts as another.
+#[must_use]
+pub fn are_same_xattrs(source: &Entry, there: &Entry, settings: &Settings) -> bool {
+    !settings.xattrs || source.xattrs_digest.is_some() && source.xattrs_digest == there.xattrs_digest
 }
 
 /// Setuid, setgid, sticky and world-writable: kept only by who asks for it (`--special-modes`).

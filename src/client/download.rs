@@ -37,12 +37,14 @@ use crate::client::plan::{self, GetItem, GetTarget, check_target};
 use crate::client::session::{Exchange, Reply, Session};
 use crate::client::stalls::Cause;
 use crate::client::walk::Skip;
+use crate::client::xattrs::{Lost, check_server, digest_of};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, MIB, NEAR_ROUND_TRIP, SHARED_WAITING_MAX, UNASKED_FILE_MAX};
 use crate::path::{Component, Escaped, RemotePath};
-use crate::protocol::{Done, Entry, EntryKind, Get, GetAnswer, Hash, IfExists, Mtime};
+use crate::protocol::{Bytes16, Done, Entry, EntryKind, Get, GetAnswer, Hash, IfExists, Mtime};
 use crate::storage::{self, FileMetadata, NewFile, Store, StoreOptions, StoredFile};
+use crate::xattrs::Xattrs;
 
 /// Files of one batch.
 const BATCH_FILES: usize = 64;
@@ -80,6 +82,8 @@ pub struct GetOptions {
     pub skips_links: bool,
     /// Keep setuid, setgid, sticky and world-writable.
     pub special_modes: bool,
+    /// Move extended attributes of users (`user.*`) too.
+    pub xattrs: bool,
 }
 
 impl Default for GetOptions {
@@ -93,6 +97,7 @@ impl Default for GetOptions {
             links: Links::Copy,
             skips_links: false,
             special_modes: false,
+            xattrs: false,
         }
     }
 }
@@ -111,6 +116,9 @@ struct Job {
     filter: Arc<Filter>,
     links: Links,
     special_modes: bool,
+    xattrs: bool,
+    /// Attributes that were not kept here.
+    xattrs_lost: Lost,
     /// Names of one file there that are files of their own here.
     parted: AtomicU64,
 }
@@ -132,6 +140,8 @@ struct FileJob {
     size: u64,
     /// The mode and time that were listed.
     metadata: (u32, Mtime),
+    /// What its extended attributes were known by when it was listed.
+    xattrs_digest: Option<Bytes16>,
     place: Place,
     /// The directory that it goes into, which is done when nobody holds it any more.
     _directory: Option<Arc<Filled>>,
@@ -148,6 +158,9 @@ impl Client {
     /// # Cancel safety
     /// What was told as done is here, durably. What was on its way leaves nothing under its final name.
     pub async fn get(&self, items: Vec<GetItem>, mut options: GetOptions) -> Result<()> {
+        if options.xattrs {
+            check_server(self.session().await?.hello())?;
+        }
         let mut run = Run::new(self, &options);
         for item in items {
             self.check_alive()?;
@@ -188,16 +201,20 @@ struct Run {
 
 impl Run {
     fn new(client: &Client, options: &GetOptions) -> Run {
+        let job = Arc::new(Job {
+            client: client.clone(),
+            if_exists: options.if_exists,
+            dry_run: options.dry_run,
+            filter: Arc::clone(&options.filter),
+            links: options.links,
+            special_modes: options.special_modes,
+            xattrs: options.xattrs,
+            xattrs_lost: Lost::default(),
+            parted: AtomicU64::new(0),
+        });
         Run {
-            job: Arc::new(Job {
-                client: client.clone(),
-                if_exists: options.if_exists,
-                dry_run: options.dry_run,
-                filter: Arc::clone(&options.filter),
-                links: options.links,
-                special_modes: options.special_modes,
-                parted: AtomicU64::new(0),
-            }),
+            settling: Settling::start(Arc::clone(&job)),
+            job,
             into_directory: options.into_directory,
             tasks: JoinSet::new(),
             batches: Arc::new(Semaphore::new(BATCHES_MAX)),
@@ -206,7 +223,6 @@ impl Run {
             batch_len: 0,
             names: Names::default(),
             stores: HashMap::new(),
-            settling: Settling::start(client.clone()),
         }
     }
 
@@ -287,7 +303,8 @@ impl Run {
         let item = self.job.client.item(remote.to_bytes());
         self.job.client.events().tell(Event::Found { files: 1, bytes: size }).await;
         let metadata = (entry.mode, entry.mtime);
-        let mut file = FileJob { item, remote, size, metadata, place, _directory: directory, role: Role::Alone };
+        let (xattrs_digest, role) = (entry.xattrs_digest, Role::Alone);
+        let mut file = FileJob { item, remote, size, metadata, xattrs_digest, place, _directory: directory, role };
         match entry.same.map(|same| (same, self.names.meet(same))) {
             None => {}
             Some((_, Met::First(lead))) => file.role = Role::First(lead),
@@ -359,8 +376,10 @@ impl Run {
         self.get_names().await?;
         self.drain().await?;
         self.job.tell_parted().await;
+        let job = Arc::clone(&self.job);
         let client = self.job.client.clone();
         self.settling.finish().await?;
+        job.xattrs_lost.tell(&client).await;
         client.check_alive()
     }
 }
@@ -472,10 +491,17 @@ fn hash_file(file: &StoredFile) -> Result<Root> {
 }
 
 /// Makes a file durable that is the same as the server's, with the server's time and mode. Blocks.
-fn keep(place: &Place, mut file: StoredFile, mode: u32, mtime: Mtime) -> Result<()> {
-    file.set_metadata(Some(mode & 0o7777), mtime_to_storage(mtime))?;
+fn keep(
+    place: &Place,
+    mut file: StoredFile,
+    mode: u32,
+    mtime: Mtime,
+    xattrs: Option<&Xattrs>,
+) -> Result<Option<ErrorKind>> {
+    let xattrs_lost = file.set_metadata(Some(mode & 0o7777), mtime_to_storage(mtime), xattrs)?;
     file.sync()?;
-    place.store.sync_existing(&file, &place.path)
+    place.store.sync_existing(&file, &place.path)?;
+    Ok(xattrs_lost)
 }
 
 /// A small file that has come.
@@ -561,7 +587,7 @@ impl Job {
 
     /// One attempt at a batch. Returns what is to be tried again, and why.
     async fn get_batch_once(self: &Arc<Job>, files: Vec<FileJob>) -> (Vec<FileJob>, Option<Error>) {
-        let session = match self.client.session().await {
+        let session = match self.session().await {
             Ok(session) => session,
             Err(error) => return (files, Some(error)),
         };
@@ -610,7 +636,7 @@ impl Job {
             let Some((mut file, local)) = asked.remove(&transfer) else { continue };
             match reply {
                 Reply::Done(Done { root: Some(theirs), size: Some(size), .. }) => {
-                    match self.compare(&file, local, theirs, size).await {
+                    match self.compare(&file, local, theirs, size, None).await {
                         Ok(Compared::Same(root)) => {
                             file.item.advance(size, 0);
                             file.role.is_there(&file.place, None, root);
@@ -634,22 +660,81 @@ impl Job {
     }
 
     /// Compares a local file of the same size with the server's hash, and makes it durable when it is the same.
-    async fn compare(&self, file: &FileJob, local: StoredFile, theirs: Root, size: u64) -> Result<Compared> {
+    async fn compare(
+        &self,
+        file: &FileJob,
+        local: StoredFile,
+        theirs: Root,
+        size: u64,
+        told: Option<&Xattrs>,
+    ) -> Result<Compared> {
         let (place, policy, (mode, mtime)) = (file.place.clone(), self.if_exists, file.metadata);
-        blocking(move || {
-            if local.size() != size || hash_file(&local)? != theirs {
-                return Ok(Compared::Other(differing(&place, policy)));
-            }
-            match keep(&place, local, mode, mtime) {
-                // It has other names, whose metadata must stay: it is saved anew.
-                Err(error) if error.kind() == ErrorKind::Unsupported => {
-                    return Ok(Compared::Other(differing(&place, policy)));
-                }
-                kept => kept?,
-            }
-            Ok(Compared::Same(theirs))
+        let (compared, local) = blocking(move || {
+            let is_same = local.size() == size && hash_file(&local)? == theirs;
+            Ok((if is_same { None } else { Some(differing(&place, policy)) }, local))
         })
-        .await
+        .await?;
+        if let Some(other) = compared {
+            return Ok(Compared::Other(other));
+        }
+        let xattrs = match told {
+            Some(told) => Some(told.clone()),
+            None => self.xattrs_of(file, &local).await?,
+        };
+        let place = file.place.clone();
+        let lost = blocking(move || {
+            match keep(&place, local, mode, mtime, xattrs.as_ref()) {
+                // It has other names, whose metadata must stay: it is saved anew.
+                Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Err(differing(&place, policy))),
+                kept => kept.map(Ok),
+            }
+        })
+        .await?;
+        match lost {
+            Ok(lost) => {
+                lost.into_iter().for_each(|why| self.xattrs_lost.add(why));
+                Ok(Compared::Same(theirs))
+            }
+            Err(other) => Ok(Compared::Other(other)),
+        }
+    }
+
+    /// The extended attributes that a file which is here already shall have: asked for where they are not those that it
+    /// has. None when they are not moved.
+    async fn xattrs_of(&self, file: &FileJob, local: &StoredFile) -> Result<Option<Xattrs>> {
+        if !self.xattrs {
+            return Ok(None);
+        }
+        if let Ok(here) = local.xattrs()
+            && file.xattrs_digest == Some(digest_of(&here))
+        {
+            return Ok(Some(here));
+        }
+        Ok(Some(self.client.stat_with_xattrs(&file.remote).await?.1))
+    }
+
+    /// A session with a server that knows what this download needs: a connection that is made anew may lead to another.
+    async fn session(&self) -> Result<Session> {
+        let session = self.client.session().await?;
+        if self.xattrs {
+            check_server(session.hello())?;
+        }
+        Ok(session)
+    }
+
+    fn get_message(&self, remote: &RemotePath, unasked_max: u64) -> Get {
+        Get { path: remote.clone(), unasked_max, xattrs: self.xattrs.then_some(true) }
+    }
+
+    /// The extended attributes that an answer tells.
+    fn told_xattrs(&self, answer: &GetAnswer) -> Result<Option<Xattrs>> {
+        match (&answer.xattrs, self.xattrs) {
+            (_, false) => Ok(None),
+            (Some(xattrs), true) => Ok(Some(xattrs.clone())),
+            (None, true) => {
+                Err(Error::new(ErrorKind::Protocol, "the server did not tell the extended attributes of a file"))
+            }
+        }
     }
 
     /// Asks for small files all at once and takes them as they come.
@@ -658,7 +743,7 @@ impl Job {
         let mut asked: HashMap<u32, (FileJob, Option<GetAnswer>, Vec<u8>)> = HashMap::new();
         for file in files {
             file.item.started(Some(file.size)).await;
-            let get = Get { path: file.remote.clone(), unasked_max: UNASKED_FILE_MAX };
+            let get = self.get_message(&file.remote, UNASKED_FILE_MAX);
             match session.get_into(&get, replies.clone()).await {
                 Ok(transfer) => {
                     asked.insert(transfer, (file, None, Vec::new()));
@@ -672,6 +757,10 @@ impl Job {
         while let Some((transfer, reply)) = self.client.stalls().during(Cause::Content, answers.recv()).await {
             let Some((mut file, mut answer, mut content)) = asked.remove(&transfer) else { continue };
             match reply {
+                Reply::GetAnswer(new) if self.xattrs && new.xattrs.is_none() => {
+                    again.add(vec![file], session.unexpected(&Reply::GetAnswer(new)));
+                    continue;
+                }
                 Reply::GetAnswer(new) if new.unasked => answer = Some(new),
                 Reply::GetAnswer(new) => {
                     // It has grown since it was listed.
@@ -723,7 +812,7 @@ impl Job {
         if fetched.is_empty() {
             return;
         }
-        let policy = self.if_exists;
+        let (policy, with_xattrs) = (self.if_exists, self.xattrs);
         let (files, contents): (Vec<_>, Vec<_>) = fetched
             .into_iter()
             .map(|Fetched { file, answer, content, root }| {
@@ -737,26 +826,30 @@ impl Job {
             let staged: Vec<Result<storage::Staged>> = contents
                 .into_iter()
                 .map(|(place, answer, content, root)| {
-                    let staged = stage_small(&place, &mut parents, &answer, &content, root, policy);
+                    let staged = stage_small(&place, &mut parents, answer, &content, root, (policy, with_xattrs));
                     store = Some(place.store);
                     staged
                 })
                 .collect();
             let (mut whole, mut ends) = (Vec::new(), Vec::new());
             for staged in staged {
-                ends.push(staged.map(|staged| whole.push(staged)));
+                ends.push(staged.map(|staged| {
+                    let lost = staged.xattrs_lost();
+                    whole.push(staged);
+                    lost
+                }));
             }
             let mut published = store.map_or_else(Vec::new, |store| store.publish(whole)).into_iter();
             let missing = || Err(Error::new(ErrorKind::Internal, "a commit without an answer"));
             ends.into_iter()
-                .map(|end| end.and_then(|()| published.next().unwrap_or_else(missing)))
-                .collect::<Vec<Result<storage::Published>>>()
+                .map(|end| end.and_then(|lost| Ok((published.next().unwrap_or_else(missing)?, lost))))
+                .collect::<Vec<Result<(storage::Published, Option<ErrorKind>)>>>()
         });
         match self.saving(saved).await {
             Ok(saved) => {
                 for ((mut file, size, root), saved) in files.into_iter().zip(saved) {
                     match saved {
-                        Ok(published) => self.tell_published(file, size, root, &published).await,
+                        Ok((published, lost)) => self.tell_published(file, size, root, &published, lost).await,
                         Err(error) => file.item.failed(error).await,
                     }
                 }
@@ -770,13 +863,21 @@ impl Job {
         }
     }
 
-    async fn tell_published(&self, file: FileJob, size: u64, root: Root, published: &storage::Published) {
+    async fn tell_published(
+        &self,
+        file: FileJob,
+        size: u64,
+        root: Root,
+        published: &storage::Published,
+        xattrs_lost: Option<ErrorKind>,
+    ) {
         let (outcome, renamed) = match published.outcome {
             storage::Outcome::Created | storage::Outcome::Replaced => (Outcome::Stored, None),
             storage::Outcome::Renamed => (Outcome::Renamed, Some(renamed_path(&file.place, &published.path))),
             storage::Outcome::Skipped => (Outcome::Kept, None),
         };
         if outcome != Outcome::Kept {
+            xattrs_lost.into_iter().for_each(|why| self.xattrs_lost.add(why));
             file.role.is_there(&file.place, Some(&published.path), root);
         }
         self.tell_done(file.item, size, Some(root), outcome, renamed).await;
@@ -790,8 +891,8 @@ impl Job {
         let mut retry = self.client.retry();
         loop {
             match self.get_file_once(&mut file, &mut partial).await {
-                Ok(End::Saved(size, root, published)) => {
-                    self.tell_published(file, size, root, &published).await;
+                Ok(End::Saved(size, root, published, lost)) => {
+                    self.tell_published(file, size, root, &published, lost).await;
                     return;
                 }
                 Ok(End::Unchanged(size, root)) => {
@@ -823,14 +924,15 @@ impl Job {
 
     /// One attempt at a file. What it got stays in `partial` when the connection breaks.
     async fn get_file_once(&self, file: &mut FileJob, partial: &mut Option<Partial>) -> Result<End> {
-        let session = self.client.session().await?;
-        let get = Get { path: file.remote.clone(), unasked_max: 0 };
+        let session = self.session().await?;
+        let get = self.get_message(&file.remote, 0);
         let mut exchange = session.open_get(&get).await?;
         let answer = match exchange.next().await? {
             Reply::GetAnswer(answer) => answer,
             other => return Err(exchange.unexpected(&other)),
         };
         (file.size, file.metadata) = (answer.size, (answer.mode, answer.mtime));
+        let xattrs = self.told_xattrs(&answer)?;
         let is_known = partial.as_ref().is_some_and(|partial| partial.version == answer.version);
         if !is_known {
             *partial = None;
@@ -845,7 +947,7 @@ impl Job {
                         Some(root) => (root, answer.size),
                         None => self.client.hash(&file.remote).await?,
                     };
-                    match self.compare(file, local, theirs, size).await? {
+                    match self.compare(file, local, theirs, size, xattrs.as_ref()).await? {
                         Compared::Same(root) => {
                             file.item.advance(size, 0);
                             return Ok(End::Unchanged(size, root));
@@ -880,13 +982,15 @@ impl Job {
                 mtime: mtime_to_storage(answer.mtime),
                 root,
                 upload_id: upload_id.0,
+                xattrs,
             };
             let staged = upload.finish(answer.size, metadata)?;
+            let lost = staged.xattrs_lost();
             let missing = || Err(Error::new(ErrorKind::Internal, "a commit without an answer"));
-            store.publish(vec![staged]).pop().unwrap_or_else(missing)
+            Ok((store.publish(vec![staged]).pop().unwrap_or_else(missing)?, lost))
         }));
-        let published = published.await?;
-        Ok(End::Saved(file.size, root, published))
+        let (published, lost) = published.await?;
+        Ok(End::Saved(file.size, root, published, lost))
     }
 
     /// Begins to save an open download, with what is here of it.
@@ -1108,7 +1212,7 @@ impl Job {
         item: &mut Item,
     ) -> Result<(u64, Root)> {
         let session = self.client.session().await?;
-        let mut exchange = session.open_get(&Get { path: remote.clone(), unasked_max: 0 }).await?;
+        let mut exchange = session.open_get(&Get { path: remote.clone(), unasked_max: 0, xattrs: None }).await?;
         let answer = match exchange.next().await? {
             Reply::GetAnswer(answer) => answer,
             other => return Err(exchange.unexpected(&other)),
@@ -1173,7 +1277,7 @@ enum Compared {
 
 /// How a larger file ended.
 enum End {
-    Saved(u64, Root, storage::Published),
+    Saved(u64, Root, storage::Published, Option<ErrorKind>),
     Unchanged(u64, Root),
     Kept,
 }
@@ -1230,10 +1334,10 @@ impl Sink {
 fn stage_small(
     place: &Place,
     parents: &mut storage::Parents,
-    answer: &GetAnswer,
+    answer: GetAnswer,
     content: &[u8],
     root: Root,
-    policy: IfExists,
+    (policy, with_xattrs): (IfExists, bool),
 ) -> Result<storage::Staged> {
     let options = NewFile { size: Some(answer.size), if_exists: policy_to_storage(policy), make_parents: true };
     let upload = place.store.begin_in(parents, &place.path, options)?;
@@ -1245,6 +1349,7 @@ fn stage_small(
         mtime: mtime_to_storage(answer.mtime),
         root,
         upload_id: random_id()?.0,
+        xattrs: answer.xattrs.filter(|_| with_xattrs),
     };
     upload.finish(answer.size, metadata)
 }

@@ -209,6 +209,13 @@ pub enum Event {
         /// What happened.
         reason: Error,
     },
+    /// Extended attributes that were to be kept and could not be, with `--xattrs`.
+    XattrsLost {
+        /// Of how many files and directories.
+        count: u64,
+        /// Why: `Unsupported`, `NoSpace` or `Rights`.
+        why: ErrorKind,
+    },
     /// Something that the person should know.
     Warning(String),
     /// What all that was done waited for; told at the end.
@@ -327,6 +334,8 @@ pub struct Summary {
     pub left_out: BTreeMap<LeftOutBy, u64>,
     /// Directories that are there.
     pub directories: u64,
+    /// Files and directories that have not all the extended attributes that they should have (`--xattrs`).
+    pub xattrs_lost: u64,
     /// Bytes of the files that are done.
     pub bytes: u64,
     /// Bytes of content that crossed the wire.
@@ -395,6 +404,11 @@ impl Summary {
                 self.bytes_held = self.bytes_held.saturating_add(*held);
             }
             Event::Waited(waited) => self.waited = *waited,
+            Event::XattrsLost { count, .. } => {
+                self.xattrs_lost += count;
+                // As with others that copy them, asked for and not kept is a failure, though all the rest is there.
+                self.exit = worse(self.exit, ErrorKind::Unsupported.exit_code());
+            }
             Event::Found { .. } | Event::FoundAll | Event::Started { .. } | Event::Warning(_) | Event::Note(_) => {}
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::client::Client;
 use crate::client::session::Reply;
+use crate::client::xattrs::check_server;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{LISTED_COST, LISTING_LEN_MAX};
 use crate::path::{Component, Escaped, RemotePath};
@@ -23,11 +24,11 @@ impl Client {
     /// # Cancel safety
     /// Safe.
     pub async fn list(&self, path: &RemotePath) -> Result<Vec<Entry>> {
-        let (mut entries, mut next) = self.list_piece(path, None).await?;
+        let (mut entries, mut next) = self.list_piece(path, None, false).await?;
         let mut bound = Bound::default();
         bound.add(path, &entries)?;
         while let Some(after) = next {
-            let (more, then) = self.list_piece(path, Some(after)).await?;
+            let (more, then) = self.list_piece(path, Some(after), false).await?;
             bound.add(path, &more)?;
             entries.extend(more);
             next = then;
@@ -37,32 +38,51 @@ impl Client {
     }
 
     /// Some entries of a directory, from behind a place on, and the place from which to go on if there may be more.
-    /// Names are ones that a path can have, and unique within the piece.
+    /// Names are ones that a path can have, and unique within the piece. With `xattrs`, each file and directory has what
+    /// its extended attributes are known by, as far as this client may read them.
     ///
     /// # Errors
-    /// As [`Client::list`], without `Limit`.
+    /// As [`Client::list`], without `Limit`; with `xattrs`, `Unsupported` from a server that does not know of them.
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn list_piece(&self, path: &RemotePath, after: Option<u64>) -> Result<(Vec<Entry>, Option<u64>)> {
+    pub async fn list_piece(
+        &self,
+        path: &RemotePath,
+        after: Option<u64>,
+        xattrs: bool,
+    ) -> Result<(Vec<Entry>, Option<u64>)> {
         let mut retry = self.retry();
         loop {
-            match self.list_once(path, after).await {
+            match self.list_once(path, after, xattrs).await {
                 Ok(piece) => return Ok(piece),
                 Err(error) => retry.after(error).await?,
             }
         }
     }
 
-    async fn list_once(&self, path: &RemotePath, after: Option<u64>) -> Result<(Vec<Entry>, Option<u64>)> {
+    async fn list_once(
+        &self,
+        path: &RemotePath,
+        after: Option<u64>,
+        xattrs: bool,
+    ) -> Result<(Vec<Entry>, Option<u64>)> {
         let session = self.session().await?;
-        let request = ListDirectory { path: path.clone(), after, count_max: Some(PIECE_MAX) };
+        if xattrs {
+            check_server(session.hello())?;
+        }
+        let xattrs = xattrs.then_some(true);
+        let request = ListDirectory { path: path.clone(), after, count_max: Some(PIECE_MAX), xattrs };
         let mut exchange = session.open(&request).await?;
         let mut entries: Vec<Entry> = Vec::new();
         let mut bound = Bound::default();
         let next = loop {
             match exchange.next().await? {
                 Reply::Entries(page) => {
+                    // They belong into answers about one entry, and would not count against any bound here.
+                    if page.iter().any(|entry| entry.xattrs.is_some()) {
+                        return Err(exchange.unexpected(&Reply::Entries(page)));
+                    }
                     // Also from a server that knows no pieces and sends everything.
                     bound.add(path, &page)?;
                     entries.extend(page);
@@ -146,6 +166,8 @@ mod tests {
             mode: 0,
             target: (target > 0).then(|| vec![b't'; target]),
             same: None,
+            xattrs_digest: None,
+            xattrs: None,
         };
         let path = RemotePath::root();
         for (target, count) in [(0, ENTRIES_MAX.min(LISTING_LEN_MAX / (LISTED_COST + 100))), (4000, 165_000)] {

@@ -33,6 +33,7 @@ mod traverse;
 mod upload;
 mod verify;
 pub mod walk;
+mod xattrs;
 mod zeros;
 
 pub use api::{Client, ClientOptions, ServerFacts};

@@ -287,7 +287,7 @@ mod tests {
         let (key, other) = (SigningKey::generate().unwrap().0, SigningKey::generate().unwrap().0);
         let path = RemotePath::parse(b"a/b").unwrap();
         let root = Root::of(b"abc");
-        let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None };
+        let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None, xattrs_lost: None };
         let statement = Statement {
             root,
             size: 3,

@@ -237,9 +237,9 @@ impl Session {
         desk.ended.is_none() && !desk.closing
     }
 
-    /// Whether a file of this size may be sent without being asked for.
-    pub(crate) fn takes_unasked(&self, size: u64) -> bool {
-        size <= UNASKED_FILE_MAX && unasked_cost(size) <= self.0.unasked_kib
+    /// Whether a file of this size, with so many bytes of extended attributes, may be sent without being asked for.
+    pub(crate) fn takes_unasked(&self, size: u64, xattrs_len: usize) -> bool {
+        size <= UNASKED_FILE_MAX && unasked_cost(size + xattrs_len as u64) <= self.0.unasked_kib
     }
 
     /// Opens an exchange with a request.
@@ -315,7 +315,7 @@ impl Session {
         finish: &Finish,
         replies: Replies,
     ) -> Result<u32> {
-        let cost = unasked_cost(finish.size);
+        let cost = unasked_cost(unasked_len(put, finish.size));
         let unasked = self.permit(&self.0.unasked, cost).await?;
         let open = self.permit(&self.0.open, 1).await?;
         self.enter(replies, (open, Some(unasked)), 0, Some(&put.path), |transfer| {
@@ -456,6 +456,11 @@ impl Session {
             desk.wake();
         }
     }
+}
+
+/// Bytes that count against the window of unasked content.
+fn unasked_len(put: &Put, size: u64) -> u64 {
+    size + put.xattrs.as_ref().map_or(0, |xattrs| xattrs.len() as u64)
 }
 
 /// What a file costs of the window of unasked content, in KiB: even an empty one takes some memory of the server.

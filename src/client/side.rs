@@ -17,11 +17,13 @@ use crate::client::listing::{Bound, PIECE_MAX, check_count};
 use crate::client::plan::local_path;
 use crate::client::session::Reply;
 use crate::client::walk::{self, OPEN_DIRECTORY, Source, Tree, doing};
+use crate::client::xattrs::digest_of;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree as HashTree, group_count, group_len, group_offset};
 use crate::path::{Component, RemotePath};
-use crate::protocol::{Entry, EntryKind, Get, Mtime};
-use crate::storage::{self, Store};
+use crate::protocol::{Bytes16, Entry, EntryKind, Get, Mtime};
+use crate::storage::{self, Store, read_xattrs};
+use crate::xattrs::Xattrs;
 
 /// A directory and what is in it.
 #[derive(Clone)]
@@ -49,11 +51,12 @@ pub(crate) struct LocalTree {
 }
 
 impl LocalTree {
-    /// Opens a directory that was named, and tells its mode and time. Blocks.
-    pub(crate) fn open(path: &Path, links: Links) -> Result<(LocalTree, Entry)> {
+    /// Opens a directory that was named, and tells its mode and time, and with `xattrs` its extended attributes. Blocks.
+    pub(crate) fn open(path: &Path, links: Links, xattrs: bool) -> Result<(LocalTree, Entry)> {
         let tree = Tree::open(path, links == Links::Follow)?;
         let stat = rustix::fs::fstat(&tree.handle).while_doing(|| doing("look at", path))?;
-        let entry = entry_of(Vec::new(), &stat);
+        let mut entry = entry_of(Vec::new(), &stat);
+        entry.xattrs_digest = if xattrs { digest(read_xattrs(&tree.handle)) } else { None };
         Ok((LocalTree { tree, links }, entry))
     }
 
@@ -73,7 +76,7 @@ impl LocalTree {
     }
 
     /// The next entries of an open directory; fewer than asked for at its end. Blocks.
-    fn piece(&self, directory: &mut Dir, path: &Path, listing: &mut Listing) -> Result<bool> {
+    fn piece(&self, directory: &mut Dir, path: &Path, listing: &mut Listing, xattrs: bool) -> Result<bool> {
         let shown = |name: &[u8]| self.tree.path.join(path).join(std::ffi::OsStr::from_bytes(name));
         for _ in 0..PIECE_MAX {
             let Some(next) = directory.read() else { return Ok(true) };
@@ -114,6 +117,13 @@ impl LocalTree {
             if listed.entry.kind == EntryKind::Special {
                 listed.skip = Some(walk::skip(FileType::from_raw_mode(stat.st_mode)));
             }
+            let xattrs_source = xattrs.then(|| self.tree.source(path.join(std::ffi::OsStr::from_bytes(bytes))));
+            // What cannot be read counts as different, and is told when it is moved.
+            listed.entry.xattrs_digest = match (xattrs_source, listed.entry.kind) {
+                (Some(source), EntryKind::File) => digest(source.open().and_then(|open| open.xattrs())),
+                (Some(source), EntryKind::Directory) => digest(source.directory_xattrs()),
+                _ => None,
+            };
             listing.entries.push(listed);
         }
         Ok(false)
@@ -125,7 +135,21 @@ fn entry_of(name: Vec<u8>, stat: &rustix::fs::Stat) -> Entry {
     let kind = walk::kind_of(FileType::from_raw_mode(stat.st_mode));
     let size = if kind == EntryKind::File { version.size } else { 0 };
     let same = walk::same_of(stat);
-    Entry { name, kind, size, mtime: attributes.mtime, mode: attributes.mode, target: None, same }
+    Entry {
+        name,
+        kind,
+        size,
+        mtime: attributes.mtime,
+        mode: attributes.mode,
+        target: None,
+        same,
+        xattrs_digest: None,
+        xattrs: None,
+    }
+}
+
+fn digest(xattrs: Result<Xattrs>) -> Option<Bytes16> {
+    xattrs.ok().as_ref().map(digest_of)
 }
 
 pub(crate) fn entry_of_stored(entry: storage::Entry) -> Entry {
@@ -146,6 +170,8 @@ pub(crate) fn entry_of_stored(entry: storage::Entry) -> Entry {
             let identity = entry.version.identity;
             walk::same_file(identity.device, identity.inode)
         }),
+        xattrs_digest: entry.xattrs_digest.map(Bytes16),
+        xattrs: None,
     }
 }
 
@@ -164,12 +190,17 @@ impl Side {
         }
     }
 
-    /// What a directory holds. After the first piece it goes on only when `go` says so: memory is for one long
+    /// What a directory holds, with `xattrs` by what the extended attributes of each are known. After the first piece it goes on only when `go` says so: memory is for one long
     /// directory at a time.
     ///
     /// # Errors
     /// When it cannot be listed to its end.
-    pub(crate) async fn list(&self, below: &RemotePath, mut go: watch::Receiver<bool>) -> Result<Listing> {
+    pub(crate) async fn list(
+        &self,
+        below: &RemotePath,
+        mut go: watch::Receiver<bool>,
+        xattrs: bool,
+    ) -> Result<Listing> {
         let mut listing = Listing::default();
         match self {
             Side::Tree(tree) => {
@@ -182,7 +213,7 @@ impl Side {
                             Some(open) => open,
                             None => tree.open_directory(&path)?,
                         };
-                        let is_end = tree.piece(&mut open, &path, &mut listing)?;
+                        let is_end = tree.piece(&mut open, &path, &mut listing, xattrs)?;
                         Ok((open, listing, is_end))
                     })
                     .await?;
@@ -203,6 +234,9 @@ impl Side {
                             Some(open) => open,
                             None => store.list(&path, None)?,
                         };
+                        if xattrs {
+                            open.tell_xattrs();
+                        }
                         for _ in 0..PIECE_MAX {
                             match open.next() {
                                 Some(entry) => listing.entries.push(entry_of_stored(entry?).into()),
@@ -224,7 +258,7 @@ impl Side {
                 let path = joined(base, below)?;
                 let (mut after, mut bound) = (None, Bound::default());
                 loop {
-                    let (entries, next) = client.list_piece(&path, after).await?;
+                    let (entries, next) = client.list_piece(&path, after, xattrs).await?;
                     bound.add(below, &entries)?;
                     listing.entries.extend(entries.into_iter().map(Listed::from));
                     if next.is_none() {
@@ -335,7 +369,8 @@ impl Client {
 
     async fn read_small_once(&self, path: &RemotePath) -> Result<Vec<u8>> {
         let session = self.session().await?;
-        let mut exchange = session.open_get(&Get { path: path.clone(), unasked_max: IGNORE_LEN_MAX as u64 }).await?;
+        let mut exchange =
+            session.open_get(&Get { path: path.clone(), unasked_max: IGNORE_LEN_MAX as u64, xattrs: None }).await?;
         let (mut is_open, mut content) = (false, Vec::new());
         loop {
             match exchange.next().await? {

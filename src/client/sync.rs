@@ -23,6 +23,7 @@ use crate::client::remote::{Endpoint, Location};
 use crate::client::side::{LocalTree, Side, joined};
 use crate::client::traverse::{Findings, Place, Removal, Sides, Step, Touched, Traversal};
 use crate::client::walk::{Attributes, Found, Source, SourceVersion};
+use crate::client::xattrs::{check_server, digest_of};
 use crate::client::{Client, GetOptions, PutOptions};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::path::{Escaped, RemotePath};
@@ -104,6 +105,8 @@ pub struct SyncOptions {
     pub atomic: bool,
     /// Keep setuid, setgid, sticky and world-writable, where the destination allows it.
     pub special_modes: bool,
+    /// Keep extended attributes of users (`user.*`) too.
+    pub xattrs: bool,
 }
 
 /// The two trees of one `sync`.
@@ -158,7 +161,8 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub(crate) async fn foresee_put(&self, items: Vec<PutItem>, options: &PutOptions) -> Result<()> {
-        let settings = self.settings_there(options.if_exists, options.links, options.special_modes).await?;
+        let mut settings = self.settings_there(options.if_exists, options.links, options.special_modes).await?;
+        settings.xattrs = options.xattrs;
         for PutItem { source, target } in items {
             self.check_alive()?;
             let PutSource::Local(path) = source else {
@@ -183,7 +187,7 @@ impl Client {
         options: &PutOptions,
         settings: Settings,
     ) -> Result<()> {
-        let there = self.stat_if_any(&target).await?;
+        let there = self.stat_if_any(&target, settings.xattrs).await?;
         let named = path.to_path_buf();
         let is_directory = blocking(move || {
             std::fs::metadata(&named)
@@ -193,7 +197,7 @@ impl Client {
         .await?;
         if is_directory {
             let (named, links) = (path.to_path_buf(), options.links);
-            let (tree, top) = blocking(move || LocalTree::open(&named, links)).await?;
+            let (tree, top) = blocking(move || LocalTree::open(&named, links, settings.xattrs)).await?;
             let side = there.is_some().then(|| Side::Remote(self.clone(), target.clone()));
             let sides = Sides {
                 source: Side::Tree(tree.clone()),
@@ -219,7 +223,12 @@ impl Client {
             return findings.map(drop);
         }
         let source = Source::named(path.to_path_buf());
-        let open = blocking(move || source.open()).await?;
+        let (open, xattrs) = blocking(move || {
+            let open = source.open()?;
+            let xattrs = if settings.xattrs { Some(open.xattrs()?) } else { None };
+            Ok((open, xattrs))
+        })
+        .await?;
         let entry = Entry {
             name: path.file_name().map(OsStr::as_bytes).unwrap_or_default().to_vec(),
             kind: EntryKind::File,
@@ -229,6 +238,8 @@ impl Client {
             target: None,
             // It is the only one, so nothing shares it.
             same: None,
+            xattrs_digest: xattrs.as_ref().map(digest_of),
+            xattrs: None,
         };
         crate::path::NamePolicy::default().check(&target).map_err(crate::client::side::name_error)?;
         let name = path.as_os_str().as_bytes().to_vec();
@@ -288,17 +299,22 @@ impl Client {
             links: options.links,
             file_mode: defaults.file_mode,
             directory_mode: defaults.directory_mode,
+            xattrs: options.xattrs,
             ..Settings::default()
         };
+        let mut entry = entry;
+        if options.xattrs {
+            entry.xattrs_digest = self.stat_with_xattrs(&source).await?.0.xattrs_digest;
+        }
         if entry.kind != EntryKind::Directory {
             let (directory, name) = (target.parent().map(Path::to_path_buf), target.file_name().map(OsStr::to_owned));
             let there = match (directory, name) {
                 (Some(directory), Some(name)) => {
                     let directory = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
                     blocking(move || {
-                        let Some((store, _)) = open_existing(&directory, false)? else { return Ok(None) };
+                        let Some((store, _)) = open_existing(&directory, false, false)? else { return Ok(None) };
                         let path = RemotePath::parse(name.as_bytes()).map_err(crate::client::side::name_error)?;
-                        Ok(store.stat(&path).ok().map(crate::client::side::entry_of_stored))
+                        Ok(entry_here(&store, &path, settings.xattrs).ok())
                     })
                     .await?
                 }
@@ -308,7 +324,7 @@ impl Client {
             return self.foresee_file(name, entry, there, &options.filter, settings).await;
         }
         let named = target.to_path_buf();
-        let opened = blocking(move || open_existing(&named, false)).await?;
+        let opened = blocking(move || open_existing(&named, false, settings.xattrs)).await?;
         let (store, there) = opened.map_or((None, None), |(store, entry)| (Some(store), Some(entry)));
         let sides = Sides {
             source: Side::Remote(self.clone(), source.clone()),
@@ -345,8 +361,12 @@ impl Client {
         })
     }
 
-    async fn stat_if_any(&self, path: &RemotePath) -> Result<Option<Entry>> {
-        match self.stat(path).await {
+    async fn stat_if_any(&self, path: &RemotePath, xattrs: bool) -> Result<Option<Entry>> {
+        let entry = match xattrs {
+            true => self.stat_with_xattrs(path).await.map(|(entry, _)| entry),
+            false => self.stat(path).await,
+        };
+        match entry {
             Ok(entry) => Ok(Some(entry)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -364,12 +384,12 @@ fn shown(path: &Path) -> String {
 }
 
 /// A directory here that is there already; it is not made. Blocks.
-fn open_existing(path: &Path, special_modes: bool) -> Result<Option<(Store, Entry)>> {
+fn open_existing(path: &Path, special_modes: bool, xattrs: bool) -> Result<Option<(Store, Entry)>> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
             let store = Store::open_local_with(path, StoreOptions::local(special_modes))?;
-            let entry = store.stat(&RemotePath::root())?;
-            Ok(Some((store, crate::client::side::entry_of_stored(entry))))
+            let entry = entry_here(&store, &RemotePath::root(), xattrs)?;
+            Ok(Some((store, entry)))
         }
         Ok(_) => Err(Error::new(
             ErrorKind::NotDirectory,
@@ -378,6 +398,15 @@ fn open_existing(path: &Path, special_modes: bool) -> Result<Option<(Store, Entr
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(format!("look at {}", shown(path)), error)),
     }
+}
+
+/// What stands under a name here. Blocks.
+fn entry_here(store: &Store, path: &RemotePath, xattrs: bool) -> Result<Entry> {
+    let mut entry = crate::client::side::entry_of_stored(store.stat(path)?);
+    if xattrs {
+        entry.xattrs_digest = store.xattrs(path).ok().as_ref().map(digest_of);
+    }
+    Ok(entry)
 }
 
 /// What an upload is to do for a step.
@@ -390,7 +419,7 @@ fn to_found(step: Step, tree: &LocalTree, base: &RemotePath, asks: bool) -> Foun
     };
     match step {
         Step::Directory { below, entry } => match target(&below) {
-            Ok(target) => Found::Directory { target, attributes: attributes(&entry) },
+            Ok(target) => Found::Directory { target, attributes: attributes(&entry), source: tree.source(&below) },
             Err(error) => failed(&below, error),
         },
         // One whose name is too long was not begun.
@@ -401,12 +430,13 @@ fn to_found(step: Step, tree: &LocalTree, base: &RemotePath, asks: bool) -> Foun
             }
             Err(error) => failed(&below, error),
         },
-        Step::File { below, entry, is_there } => match target(&below) {
+        Step::File { below, entry, is_there, looks_same } => match target(&below) {
             Ok(target) => {
                 let (size, mtime) = (entry.size, entry.mtime);
                 // It is looked at once more when it is opened; only the size counts until then.
                 let version = SourceVersion { device: 0, inode: 0, size, mtime, ctime: mtime };
-                let (source, attributes, ask) = (tree.source(&below), attributes(&entry), is_there && asks);
+                let (source, attributes, ask) =
+                    (tree.source(&below), attributes(&entry), looks_same || is_there && asks);
                 Found::File { target, source, version, attributes, ask, same: entry.same }
             }
             Err(error) => failed(&below, error),
@@ -439,9 +469,13 @@ impl Pair {
             delete: options.delete,
             delete_excluded: options.delete_excluded,
             links: options.links,
+            xattrs: options.xattrs,
             ..Settings::default()
         };
-        let remote = client.stat_if_any(&plan.remote).await?;
+        if options.xattrs {
+            check_server(client.session().await?.hello())?;
+        }
+        let remote = client.stat_if_any(&plan.remote, options.xattrs).await?;
         let remote_is_directory = remote.as_ref().is_none_or(|entry| entry.kind == EntryKind::Directory);
         if !remote_is_directory {
             return Err(is_no_directory(plan.remote.to_string()));
@@ -453,7 +487,8 @@ impl Pair {
                 let told = client.settings_there(IfExists::Overwrite, options.links, options.special_modes).await?;
                 (settings.file_mode, settings.directory_mode) = (told.file_mode, told.directory_mode);
                 let links = options.links;
-                let (opened, top) = blocking(move || LocalTree::open(&local, links)).await.map_err(|error| {
+                let opened = blocking(move || LocalTree::open(&local, links, options.xattrs)).await;
+                let (opened, top) = opened.map_err(|error| {
                     if error.kind() == ErrorKind::NotDirectory { is_no_directory(shown(&plan.local)) } else { error }
                 })?;
                 tree = Some(opened.clone());
@@ -461,7 +496,8 @@ impl Pair {
                 // The served root keeps its own mode and time, whatever they are.
                 let remote = match remote {
                     Some(remote) if plan.remote.is_root() => {
-                        Some(Entry { mode: settings.directory_mode.apply(top.mode), mtime: top.mtime, ..remote })
+                        let (mode, mtime) = (settings.directory_mode.apply(top.mode), top.mtime);
+                        Some(Entry { mode, mtime, xattrs_digest: top.xattrs_digest, ..remote })
                     }
                     remote => remote,
                 };
@@ -481,12 +517,12 @@ impl Pair {
                 let is_built = options.atomic && !options.dry_run;
                 let opened = if is_built {
                     let begun = blocking(move || Built::begin(&local, special_modes)).await?;
-                    let entry = begun.store.stat(&RemotePath::root())?;
                     let store = begun.store.clone();
+                    let entry = entry_here(&store, &RemotePath::root(), options.xattrs)?;
                     built = Some(begun);
-                    Some((store, crate::client::side::entry_of_stored(entry)))
+                    Some((store, entry))
                 } else {
-                    blocking(move || open_existing(&local, special_modes)).await?
+                    blocking(move || open_existing(&local, special_modes, options.xattrs)).await?
                 };
                 let (opened, entry) = opened.map_or((None, None), |(store, entry)| (Some(store), Some(entry)));
                 store.clone_from(&opened);
@@ -511,8 +547,8 @@ impl Pair {
             (Some(tree), Direction::Up) => {
                 let (steps, found) = mpsc::channel(STEPS_MAX);
                 let (tree, base, asks) = (tree.clone(), self.plan.remote.clone(), self.options.checksum);
-                let (dry_run, special_modes) = (self.options.dry_run, self.options.special_modes);
-                let options = PutOptions { dry_run, special_modes, ..PutOptions::default() };
+                let SyncOptions { dry_run, special_modes, xattrs, .. } = self.options;
+                let options = PutOptions { dry_run, special_modes, xattrs, ..PutOptions::default() };
                 let traversal = self.traversal(steps, move |step| to_found(step, &tree, &base, asks));
                 let top = (self.plan.remote.clone(), self.plan.local.clone());
                 let moving = Box::pin(self.client.put_found(found, options, top));
@@ -522,8 +558,8 @@ impl Pair {
             }
             _ => {
                 let (steps, received) = mpsc::channel(STEPS_MAX);
-                let (dry_run, special_modes) = (self.options.dry_run, self.options.special_modes);
-                let options = GetOptions { dry_run, special_modes, ..GetOptions::default() };
+                let SyncOptions { dry_run, special_modes, xattrs, .. } = self.options;
+                let options = GetOptions { dry_run, special_modes, xattrs, ..GetOptions::default() };
                 let traversal = self.traversal(steps, |step| step);
                 let (base, target) = (self.plan.remote.clone(), self.plan.local.clone());
                 let moving = Box::pin(self.client.get_steps(base, self.store.clone(), target, received, options));

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::client::compare::{Action, Compared, Settings, compare, is_same_directory_mode, is_same_time, joined};
+use crate::client::compare::{
+    Action, Compared, Settings, are_same_xattrs, compare, is_same_directory_mode, is_same_time, joined,
+};
 use crate::client::event::{Event, Events, ItemKind, Outcome};
 use crate::client::filter::{Filter, Ignores, Subject};
 use crate::client::plan::local_path;
@@ -41,8 +43,8 @@ pub(crate) enum Step {
     DirectoryEnd { below: RemotePath },
     /// A file with several names that is there already, as the first of them that was met.
     Known { below: RemotePath, entry: Entry },
-    /// A file that is to be moved. `is_there`: one of the same size is there.
-    File { below: RemotePath, entry: Entry, is_there: bool },
+    /// A file that is to be moved. `is_there`: one of the same size is there. `looks_same`: of the same time, too.
+    File { below: RemotePath, entry: Entry, is_there: bool, looks_same: bool },
     /// A link that is to be made.
     Link { below: RemotePath, entry: Entry },
 }
@@ -211,7 +213,9 @@ impl<T> Traversal<T> {
                     self.stack.push(Task::Visit(Box::new(visit)));
                 }
                 EntryKind::Link => self.stack.push(Task::Step(Step::Link { below, entry: source })),
-                _ => self.stack.push(Task::Step(Step::File { below, entry: source, is_there: false })),
+                _ => {
+                    self.stack.push(Task::Step(Step::File { below, entry: source, is_there: false, looks_same: false }))
+                }
             }
         }
         self.go().await?;
@@ -334,7 +338,7 @@ impl<T> Traversal<T> {
             match action {
                 Action::Same { source, .. } if first.is_some_and(|first| first.is_none() || first != there) => {
                     compared.is_touched = true;
-                    compared.actions.push(Action::Send { source, is_there: true });
+                    compared.actions.push(Action::Send { source, is_there: true, looks_same: false });
                 }
                 Action::Same { source, there } => {
                     compared.unchanged += 1;
@@ -377,13 +381,15 @@ impl<T> Traversal<T> {
             }
         };
         match action {
-            Action::Send { source, is_there } => match source.kind {
+            Action::Send { source, is_there, looks_same } => match source.kind {
                 EntryKind::Link => self.step(Step::Link { below, entry: source }).await,
-                _ => self.step(Step::File { below, entry: source, is_there }).await,
+                _ => self.step(Step::File { below, entry: source, is_there, looks_same }).await,
             },
             Action::Same { source, .. } => self.step(Step::Known { below, entry: source }).await,
             // Those that are the same were taken out when they were checked.
-            Action::Check { source, .. } => self.step(Step::File { below, entry: source, is_there: true }).await,
+            Action::Check { source, .. } => {
+                self.step(Step::File { below, entry: source, is_there: true, looks_same: false }).await;
+            }
             Action::Enter { source, is_there, differs } => {
                 let ignores = ignores.cloned();
                 waiting.push(Visit { below, source: Some(source), is_there, differs, ignores, ..Visit::default() });
@@ -482,11 +488,13 @@ impl Sides {
         checks: &Arc<Semaphore>,
     ) -> Result<Examined> {
         let there_side = self.there.as_ref().filter(|_| is_there);
-        let source =
-            async { if has_source { self.source.list(below, go.clone()).await } else { Ok(Listing::default()) } };
+        let source = async {
+            let xattrs = self.settings.xattrs;
+            if has_source { self.source.list(below, go.clone(), xattrs).await } else { Ok(Listing::default()) }
+        };
         let there = async {
             match there_side {
-                Some(side) => side.list(below, go.clone()).await,
+                Some(side) => side.list(below, go.clone(), self.settings.xattrs).await,
                 None => Ok(Listing::default()),
             }
         };
@@ -585,6 +593,7 @@ impl Sides {
 pub(crate) fn is_other_directory(source: &Entry, there: &Entry, settings: &Settings) -> bool {
     !is_same_time(source.mtime, there.mtime)
         || !is_same_directory_mode(source.mode, there.mode, settings.directory_mode)
+        || !are_same_xattrs(source, there, settings)
 }
 
 fn item_kind(kind: EntryKind) -> ItemKind {

@@ -34,19 +34,21 @@ use crate::client::filter::Filter;
 use crate::client::lanes::Report;
 use crate::client::names::{Lead, Met, Names, Turn};
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
-use crate::client::session::{Exchange, Reply};
+use crate::client::session::{Exchange, Reply, Session};
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::upload::believe::{check_skipped, check_stored};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
+use crate::client::xattrs::{Lost, check_server};
 use crate::client::zeros;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
 use crate::limits::{GROUP_LEN, MIB, SHARED_WAITING_MAX, UNASKED_FILE_MAX, ZERO_RUNS_MAX};
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{
-    self, Bytes16, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
+    self, Bytes16, Done, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
 use crate::transfer::{Decision, Runs, Sender, Taken};
+use crate::xattrs::Xattrs;
 
 /// What was found and waits for its turn: about 300 bytes each.
 const FOUND_MAX: usize = 512;
@@ -88,6 +90,8 @@ pub struct PutOptions {
     pub links: Links,
     /// Ask for setuid, setgid, sticky and world-writable, which a server keeps only where it is told to.
     pub special_modes: bool,
+    /// Move extended attributes of users (`user.*`) too.
+    pub xattrs: bool,
 }
 
 impl Default for PutOptions {
@@ -103,6 +107,7 @@ impl Default for PutOptions {
             filter: Arc::default(),
             links: Links::Copy,
             special_modes: false,
+            xattrs: false,
         }
     }
 }
@@ -134,6 +139,9 @@ struct Job {
     expect_size: Option<u64>,
     expect_root: Option<Root>,
     special_modes: bool,
+    xattrs: bool,
+    /// Attributes that were not kept there.
+    xattrs_lost: Lost,
     /// Names of one file here that are files of their own there.
     parted: AtomicU64,
 }
@@ -144,6 +152,7 @@ struct Directory {
     target: RemotePath,
     attributes: Attributes,
     name: Vec<u8>,
+    source: Source,
 }
 
 /// A file on its way.
@@ -249,6 +258,9 @@ impl Client {
         if options.special_modes {
             self.tell_masked_modes().await?;
         }
+        if options.xattrs {
+            check_server(self.session().await?.hello())?;
+        }
         let mut run = Run {
             job,
             dry_run: options.dry_run,
@@ -281,6 +293,7 @@ impl Client {
         run.put_names().await?;
         run.drain().await?;
         run.job.tell_parted().await;
+        run.job.xattrs_lost.tell(self).await;
         self.check_alive()
     }
 }
@@ -346,14 +359,14 @@ impl Run {
     async fn take(&mut self, found: Found) -> Result<()> {
         let events = self.job.client.events().clone();
         match found {
-            Found::Directory { target, attributes } => {
+            Found::Directory { target, attributes, source } => {
                 self.leave_until(&target);
                 let parent = self.parent();
                 let name = self.local_name(&target);
                 if !self.dry_run && attributes.mode & FILLABLE != FILLABLE {
                     self.job.make_fillable(&target, attributes.mode).await;
                 }
-                self.directories.push((Arc::new(Directory { parent, target, attributes, name }), false));
+                self.directories.push((Arc::new(Directory { parent, target, attributes, name, source }), false));
             }
             Found::DirectoryEnd { target, .. } => {
                 self.leave_until(&target);
@@ -573,6 +586,11 @@ struct Small {
     root: Root,
     version: SourceVersion,
     attributes: Attributes,
+    xattrs: Option<Xattrs>,
+}
+
+fn xattrs_len(small: &Small) -> usize {
+    small.xattrs.as_ref().map_or(0, Xattrs::len)
 }
 
 /// How reading a small file went.
@@ -585,7 +603,7 @@ enum ReadSmall {
 
 /// Reads small files next to one another into buffers of the pool, as far as it has some to spare: fresh memory for
 /// each file costs as much as reading it.
-fn read_batch(sources: &[Source], pool: &Pool, stalls: &Stalls) -> Vec<ReadSmall> {
+fn read_batch(sources: &[Source], pool: &Pool, stalls: &Stalls, xattrs: bool) -> Vec<ReadSmall> {
     let mut read = Vec::with_capacity(sources.len());
     let mut shared: Option<(Buffer, usize)> = None;
     let mut in_shared: Vec<(usize, Range<usize>)> = Vec::new();
@@ -611,13 +629,13 @@ fn read_batch(sources: &[Source], pool: &Pool, stalls: &Stalls) -> Vec<ReadSmall
         let (content, range) = match &mut shared {
             Some((buffer, used)) => {
                 let range = *used..*used + size;
-                let small = read_small(&open, &mut buffer[range.clone()], stalls);
+                let small = read_small(&open, &mut buffer[range.clone()], stalls, xattrs);
                 *used += size;
                 (small, Some(range))
             }
             None => {
                 let mut own = vec![0; size];
-                let small = read_small(&open, &mut own, stalls);
+                let small = read_small(&open, &mut own, stalls, xattrs);
                 (small.map(|small| Small { content: own.into(), ..small }), None)
             }
         };
@@ -645,12 +663,13 @@ fn share(read: &mut [ReadSmall], shared: Option<(Buffer, usize)>, in_shared: &mu
 }
 
 /// Reads a small file into a buffer of its size. The content is for the caller to fill in.
-fn read_small(open: &OpenSource, content: &mut [u8], stalls: &Stalls) -> Result<Small> {
+fn read_small(open: &OpenSource, content: &mut [u8], stalls: &Stalls, xattrs: bool) -> Result<Small> {
+    let xattrs = if xattrs { Some(open.xattrs()?) } else { None };
     stalls.working(Cause::Reading, || read_exact_at(open, content, 0))?;
     open.check_unchanged()?;
     let root = stalls.working(Cause::Hashing, || Root::of(content));
     let (version, attributes) = (open.version, open.attributes);
-    Ok(Small { content: Bytes::new(), root, version, attributes })
+    Ok(Small { content: Bytes::new(), root, version, attributes, xattrs })
 }
 
 /// Reads so many bytes; a file that ends before is another one than it was.
@@ -681,6 +700,8 @@ impl Job {
             expect_size: options.expect_size,
             expect_root: options.expect_root,
             special_modes: options.special_modes,
+            xattrs: options.xattrs,
+            xattrs_lost: Lost::default(),
             parted: AtomicU64::new(0),
         }
     }
@@ -698,7 +719,7 @@ impl Job {
         if !is_directory || item.target.is_root() {
             return Ok(true);
         }
-        let existing = match self.client.request(&Stat { path: item.target.clone() }).await {
+        let existing = match self.client.request(&Stat { path: item.target.clone(), xattrs: None }).await {
             Ok((Reply::Entry(entry), _)) => match entry.kind {
                 EntryKind::Directory => Some(Kind::Directory),
                 _ => Some(Kind::File),
@@ -718,6 +739,15 @@ impl Job {
         }
     }
 
+    /// A session with a server that knows what this upload needs: a connection that is made anew may lead to another.
+    async fn session(&self) -> Result<Session> {
+        let session = self.client.session().await?;
+        if self.xattrs {
+            check_server(session.hello())?;
+        }
+        Ok(session)
+    }
+
     fn put_message(&self, target: &RemotePath, upload_id: Bytes16) -> Put {
         Put {
             path: target.clone(),
@@ -731,6 +761,7 @@ impl Job {
             resume: self.client.resume_key(),
             same_as: None,
             same_root: None,
+            xattrs: None,
         }
     }
 
@@ -754,14 +785,15 @@ impl Job {
 
     /// One attempt at a batch. Returns what is to be tried again, and why.
     async fn put_batch_once(self: &Arc<Job>, files: Vec<FileJob>) -> (Vec<FileJob>, Option<Error>) {
-        let session = match self.client.session().await {
+        let session = match self.session().await {
             Ok(session) => session,
             Err(error) => return (files, Some(error)),
         };
         let sources: Vec<Source> = files.iter().map(|file| file.source.clone()).collect();
         let stalls = Arc::clone(self.client.stalls());
         let pool = self.client.pool().clone();
-        let read = spawn_blocking(move || read_batch(&sources, &pool, &stalls));
+        let xattrs = self.xattrs;
+        let read = spawn_blocking(move || read_batch(&sources, &pool, &stalls, xattrs));
         let read = self.client.stalls().during(Cause::Source, read).await;
         let read = match read {
             Ok(read) => read,
@@ -774,7 +806,7 @@ impl Job {
         let (replies, mut answers) = mpsc::channel(files.len().max(1));
         for (mut file, read) in files.into_iter().zip(read) {
             let mut small = match read {
-                ReadSmall::Read(small) if session.takes_unasked(small.version.size) => small,
+                ReadSmall::Read(small) if session.takes_unasked(small.version.size, xattrs_len(&small)) => small,
                 ReadSmall::Read(_) | ReadSmall::Grown => {
                     self.put_file(file).await;
                     continue;
@@ -803,6 +835,7 @@ impl Job {
                 mtime: Some(small.attributes.mtime),
                 mode: Some(sent_mode(small.attributes.mode, self.special_modes)),
                 unasked: true,
+                xattrs: small.xattrs.take(),
                 ..self.put_message(&file.target, upload_id)
             };
             let finish = Finish { size: small.version.size, root: small.root };
@@ -864,13 +897,19 @@ impl Job {
         let mut hashed = (None, Tree::new());
         loop {
             let source = file.source.clone();
-            let opened = match spawn_blocking(move || source.open()).await {
+            let with_xattrs = self.xattrs;
+            let open = move || {
+                let open = source.open()?;
+                let xattrs = if with_xattrs { Some(open.xattrs()?) } else { None };
+                Ok((open, xattrs))
+            };
+            let opened = match spawn_blocking(open).await {
                 Ok(opened) => opened,
                 Err(error) => Err(panicked(error)),
             };
             let error = match opened {
                 Err(error) => error,
-                Ok(open) => {
+                Ok((open, xattrs)) => {
                     if !is_started {
                         file.item.started(Some(open.version.size)).await;
                         is_started = true;
@@ -888,6 +927,7 @@ impl Job {
                         mtime: Some(attributes.mtime),
                         mode: Some(sent_mode(attributes.mode, self.special_modes)),
                         no_base,
+                        xattrs,
                         ..self.put_message(&file.target, upload_id)
                     };
                     if let Role::Further(Landed { path, root }) = &file.role
@@ -953,7 +993,7 @@ impl Job {
                 "it has {size} bytes, not the {expected} expected"
             ))));
         }
-        let session = self.client.session().await?;
+        let session = self.session().await?;
         let mut exchange = session.open_put(put).await?;
         match exchange.next().await? {
             Reply::Stored(stored) => {
@@ -984,7 +1024,13 @@ impl Job {
                 exchange.abort(&error);
                 return match self.if_exists {
                     IfExists::Skip => {
-                        let stored = Stored { outcome: protocol::Outcome::Skipped, root: None, size, path: None };
+                        let stored = Stored {
+                            outcome: protocol::Outcome::Skipped,
+                            root: None,
+                            size,
+                            path: None,
+                            xattrs_lost: None,
+                        };
                         Ok(Known::Stored(stored, UNKNOWN))
                     }
                     _ => Err(error),
@@ -1278,39 +1324,58 @@ impl Job {
             return Ok(());
         }
         let make = MakeDirectory { path: directory.target.clone() };
+        let xattrs = match self.xattrs {
+            true => {
+                let source = directory.source.clone();
+                Some(spawn_blocking(move || source.directory_xattrs()).await.map_err(panicked)??)
+            }
+            false => None,
+        };
+        let has_xattrs = xattrs.as_ref().is_some_and(|xattrs| !xattrs.is_empty());
         let set = SetDirectory {
             path: directory.target.clone(),
             mode: Some(sent_mode(directory.attributes.mode, self.special_modes)),
             mtime: Some(directory.attributes.mtime),
+            xattrs,
         };
         if is_empty {
             self.done(&make).await?;
         }
-        match self.done(&set).await {
+        let done = match self.done(&set).await {
             // None of its files could be stored, so nothing has made it.
             Err(error) if error.kind() == ErrorKind::NotFound && !is_empty => {
                 self.done(&make).await?;
                 self.done(&set).await
             }
             result => result,
+        }?;
+        match done.count {
+            // Who may not replace leaves a directory as it is that was there.
+            0 if has_xattrs => self.xattrs_lost.add(ErrorKind::Rights),
+            _ => self.xattrs_lost.add_code(done.xattrs_lost),
         }
+        Ok(())
     }
 
     /// Makes sure that a directory which its owner may not write to can be filled until it gets its final mode: an
     /// earlier run may have given it that already.
     async fn make_fillable(&self, target: &RemotePath, mode: u32) {
         let make = MakeDirectory { path: target.clone() };
-        let set =
-            SetDirectory { path: target.clone(), mode: Some(sent_mode(mode, self.special_modes) | 0o700), mtime: None };
+        let set = SetDirectory {
+            path: target.clone(),
+            mode: Some(sent_mode(mode, self.special_modes) | 0o700),
+            mtime: None,
+            xattrs: None,
+        };
         if !target.is_root() && self.done(&make).await.is_ok() {
             // If it cannot be filled, its files say so, each by its name.
             let _ = self.done(&set).await;
         }
     }
 
-    async fn done<M: protocol::Message>(&self, request: &M) -> Result<()> {
+    async fn done<M: protocol::Message>(&self, request: &M) -> Result<Done> {
         match self.client.request(request).await? {
-            (Reply::Done(_), _) => Ok(()),
+            (Reply::Done(done), _) => Ok(done),
             (other, session) => Err(session.unexpected(&other)),
         }
     }
@@ -1326,6 +1391,7 @@ impl Job {
     async fn stored(&self, file: FileJob, stored: &Stored, size: u64, root: Root, version: &SourceVersion) {
         let FileJob { item, source, directory, target, same, role, .. } = file;
         let name = item.name.clone();
+        self.xattrs_lost.add_code(stored.xattrs_lost);
         if let Role::First(lead) = &role
             && stored.outcome != protocol::Outcome::Skipped
         {

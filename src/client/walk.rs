@@ -27,6 +27,8 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits;
 use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{Bytes16, EntryKind, Mtime};
+use crate::storage::read_xattrs;
+use crate::xattrs::Xattrs;
 
 /// Opening a directory to read it.
 pub(super) const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -43,6 +45,8 @@ pub enum Found {
         target: RemotePath,
         /// Its mode and time.
         attributes: Attributes,
+        /// Where it is here.
+        source: Source,
     },
     /// The same directory, after everything in it: now its mode and time can be set for good.
     DirectoryEnd {
@@ -313,6 +317,20 @@ impl Source {
         Ok(OpenSource { file: File::from(handle), version, attributes, path })
     }
 
+    /// The extended attributes of the directory that this is.
+    ///
+    /// # Errors
+    /// `Unsupported` when they are more, or longer, than are moved; what the file system says.
+    pub fn directory_xattrs(&self) -> Result<Xattrs> {
+        let path = self.path();
+        let directory = match &self.tree {
+            None => rustix::fs::openat(CWD, &self.path, OPEN_DIRECTORY, Mode::empty()),
+            Some(tree) => tree.open_below(&self.path, OPEN_DIRECTORY),
+        };
+        let directory = directory.while_doing(|| doing("open", &path))?;
+        read_xattrs(&directory).map_err(|error| error.context(doing("look at", &path)))
+    }
+
     /// Removes the file, if it is still the one that `version` tells of. Of one with several names, the removal of
     /// another name is no change.
     ///
@@ -359,6 +377,14 @@ impl OpenSource {
         let stat = rustix::fs::fstat(&file).while_doing(|| doing("look at", &path))?;
         let (version, attributes) = look(&stat);
         Ok(OpenSource { file, version, attributes, path })
+    }
+
+    /// Its extended attributes. That they are those of this version is for [`OpenSource::check_unchanged`] to say.
+    ///
+    /// # Errors
+    /// `Unsupported` when they are more, or longer, than are moved; what the file system says.
+    pub fn xattrs(&self) -> Result<Xattrs> {
+        read_xattrs(&self.file).map_err(|error| error.context(doing("look at", &self.path)))
     }
 
     /// Whether the file is still what it was when it was opened: to be asked after the last byte was read, and
@@ -494,10 +520,11 @@ impl Walk {
                 let tree = Tree::open(path, self.links == Links::Follow)?;
                 let entries = Dir::read_from(&tree.handle).while_doing(|| doing("read", path))?;
                 let ignores = self.ignores_of(&tree, Path::new(""), None)?;
+                let source = tree.source(PathBuf::new());
                 self.tree = Some(tree);
                 let (path, shown_target) = (PathBuf::new(), target.clone());
                 self.levels.push(Level { entries, path, target: shown_target, attributes, ignores });
-                Ok(Found::Directory { target, attributes })
+                Ok(Found::Directory { target, attributes, source })
             }
             kind => Err(Error::new(
                 ErrorKind::Special,
@@ -581,8 +608,9 @@ impl Walk {
                     .while_doing(|| doing("open", &shown_path))?;
                 let entries = Dir::new(child).while_doing(|| doing("read", &shown_path))?;
                 let ignores = self.ignores_of(tree, &path, level.ignores.clone())?;
+                let source = tree.source(path.clone());
                 self.levels.push(Level { entries, path, target: target.clone(), attributes, ignores });
-                Ok(Found::Directory { target, attributes })
+                Ok(Found::Directory { target, attributes, source })
             }
         }
     }

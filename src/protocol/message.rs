@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::hash::{GroupValue, Root};
 use crate::limits;
 use crate::path::{RemotePath, escape_text};
+use crate::xattrs::Xattrs;
 
 /// A message that travels in frames of one kind.
 pub trait Message: Encode<()> + for<'b> Decode<'b, ()> {
@@ -258,6 +259,9 @@ pub struct ServerHello {
     /// Whether directories can be built here and take the place of others as a whole. None: they cannot.
     #[n(24)]
     pub trees: Option<bool>,
+    /// Whether extended attributes are given and taken. None: they are not.
+    #[n(32)]
+    pub xattrs: Option<bool>,
 }
 
 /// Bits of what a principal may do.
@@ -438,6 +442,9 @@ pub struct Put {
     /// The hash that the file of that name has, as far as the sender knows it.
     #[n(10)]
     pub same_root: Option<Root>,
+    /// The extended attributes of users that it shall have, and no others. None: they are left alone.
+    #[n(16)]
+    pub xattrs: Option<Xattrs>,
 }
 
 /// What the server holds of a described file.
@@ -504,6 +511,9 @@ pub struct Stored {
     /// The name that it was stored under, when that is another than the one asked for.
     #[n(3)]
     pub path: Option<RemotePath>,
+    /// Why it has not all the extended attributes that were asked for, by a wire code ([`ErrorKind`]).
+    #[n(16)]
+    pub xattrs_lost: Option<u16>,
 }
 
 /// The most groups in one [`Written`].
@@ -622,6 +632,9 @@ pub struct Get {
     /// Send all of it at once if it has at most this many bytes (bounded by `UNASKED_FILE_MAX`).
     #[n(1)]
     pub unasked_max: u64,
+    /// Tell its extended attributes.
+    #[n(16)]
+    pub xattrs: Option<bool>,
 }
 
 /// The version that the server opened. With `unasked`, content and [`Finish`] follow.
@@ -650,6 +663,9 @@ pub struct GetAnswer {
     /// asked for.
     #[n(6)]
     pub zeros: Option<List<(u64, u64), { limits::ZERO_RUNS_IN_MESSAGE }>>,
+    /// Its extended attributes, when they were asked for.
+    #[n(16)]
+    pub xattrs: Option<Xattrs>,
 }
 
 /// Asks for ranges of an open download.
@@ -686,6 +702,9 @@ pub struct Stat {
     /// Of what.
     #[n(0)]
     pub path: RemotePath,
+    /// Tell its extended attributes, if it is a file or directory.
+    #[n(16)]
+    pub xattrs: Option<bool>,
 }
 
 /// Asks for the root of a file's content.
@@ -722,6 +741,9 @@ pub struct ListDirectory {
     /// At most so many entries; none: all.
     #[n(2)]
     pub count_max: Option<u64>,
+    /// Tell of each file and directory what its extended attributes are known by.
+    #[n(16)]
+    pub xattrs: Option<bool>,
 }
 
 /// Asks for a directory; its parents are made too. One that is there is success.
@@ -764,6 +786,9 @@ pub struct SetDirectory {
     /// Modification time.
     #[n(2)]
     pub mtime: Option<Mtime>,
+    /// The extended attributes of users that it shall have, and no others. None: they are left alone.
+    #[n(16)]
+    pub xattrs: Option<Xattrs>,
 }
 
 /// Begins to build a directory: what this session then stores, makes, removes and looks at below its name is in what
@@ -858,6 +883,12 @@ pub struct Entry {
     /// For a file with several names: which file it is. Names of one file have the same.
     #[n(6)]
     pub same: Option<Bytes16>,
+    /// In a listing: what its extended attributes are known by, equal for equal ones ([`Xattrs::digest`]).
+    #[n(16)]
+    pub xattrs_digest: Option<Bytes16>,
+    /// In an answer to [`Stat`]: its extended attributes.
+    #[n(17)]
+    pub xattrs: Option<Box<Xattrs>>,
 }
 
 /// Some entries of a directory; [`Done`] follows the last.
@@ -888,6 +919,9 @@ pub struct Done {
     /// For [`ListDirectory`]: the place from behind which to go on, when `count_max` entries were sent.
     #[n(4)]
     pub next: Option<u64>,
+    /// For [`SetDirectory`]: as in [`Stored`].
+    #[n(16)]
+    pub xattrs_lost: Option<u16>,
 }
 
 /// The space of a volume, as far as its file system tells.

@@ -52,5 +52,5 @@ fn lists_and_paths_are_bounded_before_they_are_read() {
 fn unknown_fields_are_skipped() {
     // {0: [], 99: {"x": [1, 2]}}
     let bytes = [0xa2, 0x00, 0x80, 0x18, 99, 0xa1, 0x61, b'x', 0x82, 1, 2];
-    assert_eq!(Stat::from_payload(&bytes), Ok(Stat { path: crate::path::RemotePath::root() }));
+    assert_eq!(Stat::from_payload(&bytes), Ok(Stat { path: crate::path::RemotePath::root(), xattrs: None }));
 }

@@ -9,6 +9,7 @@ use minicbor::encode::{self, Encode, Encoder, Write};
 use crate::hash::{GroupValue, Root};
 use crate::limits;
 use crate::path::RemotePath;
+use crate::xattrs::Xattrs;
 
 impl<C> Encode<C> for RemotePath {
     fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
@@ -28,6 +29,30 @@ impl<'b, C> Decode<'b, C> for RemotePath {
             parts.push(d.bytes()?);
         }
         RemotePath::from_components(parts).map_err(|error| Error::message(error.to_string()))
+    }
+}
+
+impl<C> Encode<C> for Xattrs {
+    fn encode<W: Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.array(self.all().len() as u64)?;
+        for xattr in self.all() {
+            e.array(2)?.bytes(xattr.name())?.bytes(xattr.value())?;
+        }
+        Ok(())
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Xattrs {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Xattrs, Error> {
+        let count = bounded(d, limits::XATTR_COUNT_MAX, "extended attributes")?;
+        let mut pairs = Vec::with_capacity(count);
+        for _ in 0..count {
+            if d.array()? != Some(2) {
+                return Err(Error::message("an extended attribute is a name and a value"));
+            }
+            pairs.push((d.bytes()?.to_vec(), d.bytes()?.to_vec()));
+        }
+        Xattrs::in_order(pairs).map_err(|error| Error::message(error.to_string()))
     }
 }
 

@@ -139,7 +139,7 @@ fn commit_small_with(audit: &Audit, shared: &Shared, who: &Who, batch: Vec<Small
     if let Err(error) = audit.ask(entries.iter().map(|(_, entry)| asked(entry)).collect()) {
         let refuse = |upload: SmallUpload| SmallAnswer {
             transfer: upload.transfer,
-            size: upload.finish.size,
+            size: commit::unasked_len(&upload.put, upload.finish.size),
             stored: Err(error.duplicate()),
             receipt: None,
             asked: None,

@@ -154,7 +154,7 @@ fn is_taken(pass: &Pass, put: &Put) -> Result<bool> {
 
 fn taken(pass: &Pass, put: &Put, if_exists: IfExists) -> Result<Stored> {
     if if_exists == IfExists::Skip {
-        return Ok(Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None });
+        return Ok(Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None, xattrs_lost: None });
     }
     if put.if_exists == IfExists::Overwrite {
         pass.decide(Action::Overwrite(&put.path))?;
@@ -185,7 +185,13 @@ fn not_newest(pass: &Pass, put: &Put, finish: &Finish, error: Error) -> Result<S
     {
         // Mode and time are those that the newer one gave it.
         pass.store.sync_existing(&file, &put.path)?;
-        return Ok(Stored { outcome: Outcome::Unchanged, root: Some(finish.root), size: file.size(), path: None });
+        return Ok(Stored {
+            outcome: Outcome::Unchanged,
+            root: Some(finish.root),
+            size: file.size(),
+            path: None,
+            xattrs_lost: None,
+        });
     }
     Err(error)
 }
@@ -228,7 +234,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
             IfExists::Overwrite
                 if put.size.is_some()
                     && !put.no_base
-                    && (file.size() > UNASKED_FILE_MAX || file.size() > 0 && pass.store.is_in_tree(&put.path)) =>
+                    && (file.size() > UNASKED_FILE_MAX || file.size() > 0 && is_wanted(&pass, put, &file)) =>
             {
                 base = Some(Arc::new(file));
             }
@@ -332,6 +338,13 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
     Ok(Opened::Upload(Box::new(incoming)))
 }
 
+/// Whether a small version that is there is worth comparing, though its content would come in no time: the client builds
+/// a tree of what is there, or says itself that only attributes may differ.
+fn is_wanted(pass: &Pass, put: &Put, file: &StoredFile) -> bool {
+    let looks_same = put.size == Some(file.size()) && put.mtime == Some(convert::mtime(file.mtime()));
+    pass.store.is_in_tree(&put.path) || put.xattrs.is_some() && looks_same
+}
+
 /// Directories that are made for an upload stay when it is given up: they use an invite like any other change.
 fn spend_on_directories(pass: &Pass, who: &Who, put: &Put) -> Result<()> {
     let parent = put.path.split().map(|(parent, _)| parent).filter(|parent| !parent.is_root());
@@ -350,7 +363,7 @@ fn known_renamed(pass: &Pass, put: &Put) -> Result<Option<Stored>> {
     pass.store.sync_existing(&file, &path)?;
     let (root, size) = (file.recorded_root(), file.size());
     let path = (path != put.path).then_some(path);
-    Ok(Some(Stored { outcome: Outcome::Stored, root, size, path }))
+    Ok(Some(Stored { outcome: Outcome::Stored, root, size, path, xattrs_lost: None }))
 }
 
 /// Whether the version that is there was stored by this very upload, before the server forgot it.
@@ -359,7 +372,13 @@ fn known_by_record(pass: &Pass, put: &Put, file: &StoredFile) -> Result<Option<S
         return Ok(None);
     };
     pass.store.sync_existing(file, &put.path)?;
-    Ok(Some(Stored { outcome: Outcome::Stored, root: Some(recorded.root), size: file.size(), path: None }))
+    Ok(Some(Stored {
+        outcome: Outcome::Stored,
+        root: Some(recorded.root),
+        size: file.size(),
+        path: None,
+        xattrs_lost: None,
+    }))
 }
 
 /// Makes the file for an upload that began with a base and differs from it.
@@ -432,13 +451,14 @@ pub(super) fn commit(
     let verdict = if super::sim::planted(super::sim::Planted::NoRootCheck) { Ok(finish.root) } else { verdict };
     let root = verdict?;
     let staged = file.finish(finish.size, metadata(put, root))?;
+    let xattrs_lost = staged.xattrs_lost();
     let mut spending = who.spend(finish.size, vec![claim])?;
     let published = pass
         .store
         .publish(vec![staged])
         .pop()
         .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "a publication without an answer")));
-    let stored = settle(&pass, put, root, finish.size, published)?;
+    let stored = settle(&pass, put, root, finish.size, published, xattrs_lost)?;
     spent(&mut spending, &stored);
     ended(attempt, &stored);
     stored_otherwise(&pass.store, &who.principal, put);
@@ -494,16 +514,19 @@ fn confirm_unchanged(pass: &Pass, put: &Put, base: &StoredFile, finish: &Finish)
 
 /// Whether an equal version that is there can get what was asked for. Otherwise it is stored anew, from what is there.
 fn stays(put: &Put, base: &StoredFile) -> bool {
-    put.if_exists != IfExists::Overwrite || base.takes_metadata(put.mode, put.mtime.and_then(convert::mtime_to_storage))
+    let mtime = put.mtime.and_then(convert::mtime_to_storage);
+    put.if_exists != IfExists::Overwrite || base.takes_metadata(put.mode, mtime, put.xattrs.as_ref())
 }
 
 /// Makes an equal version durable and gives it the metadata that were asked for.
 fn keep_unchanged(pass: &Pass, put: &Put, file: &mut StoredFile, root: Root) -> Result<Stored> {
+    let mut xattrs_lost = None;
     if pass.if_exists(&put.path, put.if_exists) == IfExists::Overwrite {
-        file.set_metadata(put.mode, put.mtime.and_then(convert::mtime_to_storage))?;
+        let mtime = put.mtime.and_then(convert::mtime_to_storage);
+        xattrs_lost = file.set_metadata(put.mode, mtime, put.xattrs.as_ref())?.map(ErrorKind::code);
     }
     pass.store.sync_existing(file, &put.path)?;
-    Ok(Stored { outcome: Outcome::Unchanged, root: Some(root), size: file.size(), path: None })
+    Ok(Stored { outcome: Outcome::Unchanged, root: Some(root), size: file.size(), path: None, xattrs_lost })
 }
 
 fn metadata(put: &Put, root: Root) -> storage::FileMetadata {
@@ -512,18 +535,27 @@ fn metadata(put: &Put, root: Root) -> storage::FileMetadata {
         mtime: put.mtime.and_then(convert::mtime_to_storage),
         root,
         upload_id: put.upload_id.0,
+        xattrs: put.xattrs.clone(),
     }
 }
 
 /// Turns what publishing said into the answer. A name that was taken meanwhile, or already, is compared once more:
 /// the same content is `unchanged` under every policy.
-fn settle(pass: &Pass, put: &Put, root: Root, size: u64, published: Result<storage::Published>) -> Result<Stored> {
+fn settle(
+    pass: &Pass,
+    put: &Put,
+    root: Root,
+    size: u64,
+    published: Result<storage::Published>,
+    xattrs_lost: Option<ErrorKind>,
+) -> Result<Stored> {
     let left_alone = match published {
         Ok(published) if published.outcome == storage::Outcome::Skipped => None,
         Ok(published) => {
             pass.stored(&published, size);
             let path = (published.path != put.path).then_some(published.path);
-            return Ok(Stored { outcome: Outcome::Stored, root: Some(root), size, path });
+            let xattrs_lost = xattrs_lost.map(ErrorKind::code);
+            return Ok(Stored { outcome: Outcome::Stored, root: Some(root), size, path, xattrs_lost });
         }
         Err(error) if error.kind() == ErrorKind::Exists => Some(error),
         Err(error) => return Err(error),
@@ -554,10 +586,15 @@ pub(super) fn root_of(file: &StoredFile) -> Result<Root> {
     tree.root(file.size()).ok_or_else(|| Error::new(ErrorKind::Internal, "a group was left out"))
 }
 
+/// What an unasked upload of this size counts: its content and its extended attributes.
+pub(super) fn unasked_len(put: &Put, size: u64) -> u64 {
+    size.saturating_add(put.xattrs.as_ref().map_or(0, |xattrs| xattrs.len() as u64))
+}
+
 /// How a small upload ended.
 pub(super) struct SmallAnswer {
     pub(super) transfer: u32,
-    /// The size that it was described with.
+    /// What it counts among what is unasked.
     pub(super) size: u64,
     pub(super) stored: Result<Stored>,
     pub(super) receipt: Option<Receipt>,
@@ -569,7 +606,7 @@ pub(super) struct SmallAnswer {
 pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<SmallAnswer> {
     let answer = |transfer, put: &Put, size, stored: Result<Stored>| {
         let receipt = stored.as_ref().ok().and_then(|stored| receipt(shared, who, &put.path, stored));
-        SmallAnswer { transfer, size, stored, receipt, asked: None }
+        SmallAnswer { transfer, size: unasked_len(put, size), stored, receipt, asked: None }
     };
     let mut answers = Vec::with_capacity(batch.len());
     let mut staged = Vec::with_capacity(batch.len());
@@ -588,8 +625,9 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
             Ok((Small::Ended(stored), _)) => answers.push(answer(transfer, &put, finish.size, Ok(stored))),
             Ok((Small::Staged(file, attempt, entered, reservation, claim), pass)) => {
                 claims.push(claim);
+                let kept = (reservation, file.xattrs_lost());
                 staged.push(file);
-                waiting.push((transfer, put, finish, attempt, entered, reservation, pass));
+                waiting.push((transfer, put, finish, attempt, entered, kept, pass));
             }
             Err(error) if asked.is_some() => {
                 let asked = asked.map(|moment| (put.upload_id, moment));
@@ -611,9 +649,9 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
         }
     };
     let published = pass.store.publish(staged);
-    for ((transfer, put, finish, attempt, entered, _reservation, pass), published) in waiting.into_iter().zip(published)
-    {
-        let stored = settle(&pass, &put, finish.root, finish.size, published);
+    for ((transfer, put, finish, attempt, entered, kept, pass), published) in waiting.into_iter().zip(published) {
+        let (_reservation, xattrs_lost) = kept;
+        let stored = settle(&pass, &put, finish.root, finish.size, published, xattrs_lost);
         if let Ok(stored) = &stored {
             spent(&mut spending, stored);
             attempt.ended(stored);

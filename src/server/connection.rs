@@ -235,6 +235,7 @@ async fn hello(
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
             invites: shared.invites.as_ref().map(|_| true),
             trees: Some(true),
+            xattrs: Some(true),
         },
     );
     shared.bind(who, connection)?;

@@ -1,7 +1,7 @@
 //! Between the words of the wire and those of the disk.
 
 use super::names;
-use crate::protocol::{Entry, EntryKind, IfExists, Mtime};
+use crate::protocol::{Bytes16, Entry, EntryKind, IfExists, Mtime};
 use crate::storage;
 
 pub(super) fn if_exists(policy: IfExists) -> storage::IfExists {
@@ -36,5 +36,7 @@ pub(super) fn entry(entry: storage::Entry) -> Entry {
         mode: entry.mode,
         target: entry.link_target,
         same: names::same(kind, entry.names, entry.version.identity),
+        xattrs_digest: entry.xattrs_digest.map(Bytes16),
+        xattrs: None,
     }
 }

@@ -35,6 +35,7 @@ use crate::path::RemotePath;
 use crate::protocol::{Breach, Bytes16, Finish, Get, IfExists, Kind, Put, Receipt, Stored};
 use crate::storage::{self, StoredFile};
 use crate::transfer::Runs;
+use crate::xattrs::Xattrs;
 
 /// What a job of this connection found.
 pub(super) enum Job {
@@ -82,6 +83,11 @@ pub(super) struct Upload {
     pub(super) zeros: Runs,
     /// Where a group goes on that is being thrown away, because it is there or another connection's by now.
     drained: Option<u64>,
+}
+
+/// Bytes of the attributes that come with a description.
+fn xattrs_len(put: &Put) -> usize {
+    put.xattrs.as_ref().map_or(0, Xattrs::len)
 }
 
 #[expect(clippy::large_enum_variant, reason = "most uploads that take long are receiving")]
@@ -367,12 +373,13 @@ impl Flow {
         if put.unasked {
             let size = put.size.filter(|&size| size <= limits::UNASKED_FILE_MAX);
             let size = size.ok_or(Breach::Excess("unasked content for one file"))?;
-            self.unasked += size;
+            self.unasked += commit::unasked_len(&put, size);
             if self.unasked > limits::UNASKED_CONNECTION_MAX {
                 return Err(Breach::Excess("unasked content").into());
             }
             phase = Phase::Unasked;
         } else {
+            self.check_xattrs(&put)?;
             let put = put.clone();
             self.spawn(move |shared, who| {
                 let (opened, receipt) = audited::open(shared, who, &put, turn);
@@ -394,6 +401,16 @@ impl Flow {
             drained: None,
         };
         self.uploads.insert(transfer, upload);
+        Ok(())
+    }
+
+    /// Refuses attributes that would be too many over all uploads that are open here.
+    fn check_xattrs(&self, put: &Put) -> Result<()> {
+        let len = xattrs_len(put);
+        let open = |upload: &Upload| if upload.put.unasked { 0 } else { xattrs_len(&upload.put) };
+        if len > 0 && self.uploads.values().map(open).sum::<usize>() + len > limits::XATTRS_CONNECTION_MAX {
+            return Err(Breach::Excess("extended attributes").into());
+        }
         Ok(())
     }
 
@@ -728,6 +745,7 @@ impl Flow {
             resume: None,
             same_as: None,
             same_root: None,
+            xattrs: None,
         };
         let phase = Phase::Lent;
         // Its seat is taken, and its rights are looked at, on the first connection.
@@ -1056,7 +1074,8 @@ impl Flow {
         if let Some(upload) = self.uploads.remove(&transfer) {
             self.begun -= usize::from(upload.open.is_some());
             if matches!(upload.phase, Phase::Unasked) {
-                self.unasked = self.unasked.saturating_sub(upload.put.size.unwrap_or(0));
+                let len = commit::unasked_len(&upload.put, upload.put.size.unwrap_or(0));
+                self.unasked = self.unasked.saturating_sub(len);
             }
             if upload.groups.lock().receiver.finish().is_none() && !matches!(upload.phase, Phase::Committing) {
                 self.ended.insert(transfer);

@@ -55,7 +55,7 @@ pub(super) fn give(
     let (root, size) = (file.recorded_root(), file.size());
     let may_be_name = if_exists != IfExists::Rename && pass.may(Action::Read(&put.path));
     if may_be_name && pass.store.confirm_name(&file, &put.path)? {
-        return Ok(Some(Stored { outcome: Outcome::Unchanged, root, size, path: None }));
+        return Ok(Some(Stored { outcome: Outcome::Unchanged, root, size, path: None, xattrs_lost: None }));
     }
     // What is there is only left alone when it is the same, and that is looked at by content.
     if matches!(if_exists, IfExists::Skip | IfExists::Fail) && pass.store.stat(&put.path).is_ok() {
@@ -78,12 +78,12 @@ pub(super) fn give(
     };
     pass.made(&mut reservation, &put.path, directories);
     Ok(Some(match named {
-        Named::Already => Stored { outcome: Outcome::Unchanged, root, size, path: None },
+        Named::Already => Stored { outcome: Outcome::Unchanged, root, size, path: None, xattrs_lost: None },
         Named::New(published) => {
             spending.done(size);
             pass.stored(&published, size);
             let path = (published.path != put.path).then_some(published.path);
-            Stored { outcome: Outcome::Stored, root, size, path }
+            Stored { outcome: Outcome::Stored, root, size, path, xattrs_lost: None }
         }
     }))
 }
@@ -95,8 +95,11 @@ fn is_as_told(put: &Put, file: &StoredFile) -> bool {
     };
     let mode = |mode: u32| mode & 0o777;
     let is_same_mode = put.mode.is_none_or(|asked| mode(file.mode_for(asked)) == mode(file.mode()));
+    // As far as the file system keeps any: what it does not keep is told with the first name.
+    let has_xattrs = put.xattrs.as_ref().is_none_or(|wanted| file.has_xattrs(wanted));
     is_same_root
         && is_same_mode
+        && has_xattrs
         && put.size == Some(file.size())
         && put.mtime.is_some_and(|told| is_kept_time(told, file.mtime()))
 }

@@ -189,7 +189,7 @@ mod tests {
         second.enter_commit(&path).unwrap();
         let begin = || outcomes.begin(&Principal::Anonymous, &Bytes16([7; 16]), &path, 1);
         assert_eq!(begin().map(|_| ()).unwrap_err().kind(), ErrorKind::Busy);
-        second.ended(&Stored { outcome: Outcome::Stored, root: None, size: 3, path: None });
+        second.ended(&Stored { outcome: Outcome::Stored, root: None, size: 3, path: None, xattrs_lost: None });
         assert!(matches!(begin(), Ok(Begin::Known(Stored { size: 3, .. }))));
     }
 

@@ -17,6 +17,7 @@ use crate::protocol::{
     MakeDirectory, MakeLink, Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Space, Stat, Stored, Volume,
 };
 use crate::storage::{self, Cursor, Listing, StoredFile};
+use crate::xattrs::Xattrs;
 
 /// A download that was opened: the frames of its answer, and the file if content is still to be asked for.
 pub(super) struct Got {
@@ -41,11 +42,12 @@ pub(super) struct Ongoing {
     held: Option<storage::Entry>,
     count: u64,
     count_max: u64,
+    tells_xattrs: bool,
 }
 
 /// Answers that tell of nothing but success.
 pub(super) fn done(count: u64) -> Done {
-    Done { count, root: None, size: None, path: None, next: None }
+    Done { count, root: None, size: None, path: None, next: None, xattrs_lost: None }
 }
 
 fn frame(transfer: u32, message: &impl Message) -> Bytes {
@@ -62,6 +64,7 @@ pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Resul
         attendance.check_download(size, &get.path.to_string())?;
     }
     let unasked = size <= get.unasked_max.min(UNASKED_FILE_MAX);
+    let xattrs = if get.xattrs == Some(true) { Some(file.xattrs()?) } else { None };
     let answer = GetAnswer {
         size,
         mtime: convert::mtime(file.mtime()),
@@ -70,7 +73,8 @@ pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Resul
         root: file.recorded_root(),
         version: version_name(&file),
         // Of what is given by an invite every byte is asked for, because that is what counts.
-        zeros: if unasked || who.attendance().is_some() { None } else { file.zero_groups().map(List) },
+        zeros: if unasked || who.attendance().is_some() { None } else { zero_groups(&file, xattrs.as_ref()) },
+        xattrs,
     };
     let mut frames = vec![frame(transfer, &answer)];
     if !unasked {
@@ -93,6 +97,18 @@ pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Resul
     Ok(Got { frames, file: None })
 }
 
+/// Runs of groups of zeros, as many as fit beside the rest of an answer.
+fn zero_groups(
+    file: &StoredFile,
+    xattrs: Option<&Xattrs>,
+) -> Option<List<(u64, u64), { limits::ZERO_RUNS_IN_MESSAGE }>> {
+    let mut runs = file.zero_groups()?;
+    if xattrs.is_some_and(|xattrs| !xattrs.is_empty()) {
+        runs.truncate(limits::ZERO_RUNS_WITH_XATTRS);
+    }
+    Some(List(runs))
+}
+
 fn version_name(file: &StoredFile) -> Vec<u8> {
     let version = file.version();
     let mut name = Vec::with_capacity(48);
@@ -110,7 +126,11 @@ fn version_name(file: &StoredFile) -> Vec<u8> {
 pub(super) fn stat(shared: &Shared, who: &Who, transfer: u32, request: &Stat) -> Result<Vec<Bytes>> {
     let pass = shared.pass(who)?;
     pass.decide(Action::List(&request.path))?;
-    let entry = convert::entry(pass.store.stat(&request.path)?);
+    let mut entry = convert::entry(pass.store.stat(&request.path)?);
+    if request.xattrs == Some(true) {
+        pass.decide(Action::Read(&request.path))?;
+        entry.xattrs = Some(Box::new(pass.store.xattrs(&request.path)?));
+    }
     Ok(vec![frame(transfer, &entry)])
 }
 
@@ -126,9 +146,13 @@ pub(super) fn space(shared: &Shared, who: &Who, transfer: u32, request: &Space) 
 pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, request: &ListDirectory) -> Result<ListStep> {
     let pass = shared.pass(who)?;
     pass.decide(Action::List(&request.path))?;
-    let listing = pass.store.list(&request.path, request.after.map(Cursor))?;
+    let mut listing = pass.store.list(&request.path, request.after.map(Cursor))?;
+    let tells_xattrs = request.xattrs == Some(true);
+    if tells_xattrs {
+        listing.tell_xattrs();
+    }
     let (path, count_max) = (request.path.clone(), request.count_max.unwrap_or(u64::MAX));
-    list_step(shared, who, transfer, Box::new(Ongoing { path, listing, held: None, count: 0, count_max }))
+    list_step(shared, who, transfer, Box::new(Ongoing { path, listing, held: None, count: 0, count_max, tells_xattrs }))
 }
 
 /// The next page of a listing: what the principal may see of it.
@@ -162,7 +186,11 @@ pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Res
             rest.held = Some(entry);
             return Ok(ListStep { frames: vec![frame(transfer, &Entries { entries: List(page) })], rest: Some(rest) });
         }
-        page.push(convert::entry(entry));
+        let mut entry = convert::entry(entry);
+        if rest.tells_xattrs && !may_read(&pass, &rest.path, &entry.name) {
+            entry.xattrs_digest = None;
+        }
+        page.push(entry);
         rest.count += 1;
     }
     let page = frame(transfer, &Entries { entries: List(page) });
@@ -173,6 +201,11 @@ pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Res
 fn is_seen(pass: &Pass, directory: &RemotePath, name: &[u8]) -> bool {
     let path = Component::new(name).and_then(|name| directory.join(name));
     path.is_ok_and(|path| pass.may(Action::List(&path)))
+}
+
+fn may_read(pass: &Pass, directory: &RemotePath, name: &[u8]) -> bool {
+    let path = Component::new(name).and_then(|name| directory.join(name));
+    path.is_ok_and(|path| pass.may(Action::Read(&path)))
 }
 
 /// A directory and its parents; tells whether it was made.
@@ -203,8 +236,8 @@ pub(super) fn set_directory(
     match pass.decide(if made_here { Action::Create(path) } else { Action::Overwrite(path) }) {
         Ok(()) => {
             let mtime = request.mtime.and_then(convert::mtime_to_storage);
-            pass.store.set_directory_metadata(path, request.mode, mtime)?;
-            Ok(vec![frame(transfer, &done(1))])
+            let lost = pass.store.set_directory(path, request.mode, mtime, request.xattrs.as_ref())?;
+            Ok(vec![frame(transfer, &Done { xattrs_lost: lost.map(ErrorKind::code), ..done(1) })])
         }
         Err(_) => {
             pass.decide(Action::Create(path))?;
@@ -222,7 +255,10 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
     // What is there already stays: replacing it would change nothing.
     if if_exists != IfExists::Rename && is_same_link(&pass, request, if_exists == IfExists::Overwrite) {
         pass.store.sync_link(&request.path)?;
-        return Ok(vec![frame(transfer, &Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None })]);
+        return Ok(vec![frame(
+            transfer,
+            &Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None, xattrs_lost: None },
+        )]);
     }
     let (mut reservation, directories) = pass.reserve(quota::Upload::default(), &request.path, 0, if_exists)?;
     let mut spending = who.spend(0, Vec::new())?;
@@ -232,19 +268,19 @@ pub(super) fn make_link(shared: &Shared, who: &Who, transfer: u32, request: &Mak
     }
     let stored = match made {
         Ok(published) if published.outcome == storage::Outcome::Skipped => {
-            Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None }
+            Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None, xattrs_lost: None }
         }
         Ok(published) => {
             spending.done(0);
             pass.stored(&published, 0);
             let path = (published.path != request.path).then_some(published.path);
-            Stored { outcome: Outcome::Stored, root: None, size: 0, path }
+            Stored { outcome: Outcome::Stored, root: None, size: 0, path, xattrs_lost: None }
         }
         Err(error) if error.kind() == ErrorKind::Exists => {
             if is_same_link(&pass, request, false) {
                 // Who made it may not have synced it.
                 pass.store.sync_link(&request.path)?;
-                Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None }
+                Stored { outcome: Outcome::Unchanged, root: None, size: 0, path: None, xattrs_lost: None }
             } else {
                 if request.if_exists == IfExists::Overwrite {
                     pass.decide(Action::Overwrite(&request.path))?;
@@ -302,7 +338,7 @@ pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename
     let is_skipped = published.outcome == storage::Outcome::Skipped;
     let outcome = if is_skipped { Outcome::Skipped } else { Outcome::Stored };
     let path = (!is_skipped && published.path != request.to).then_some(published.path);
-    let stored = Stored { outcome, root: None, size: 0, path };
+    let stored = Stored { outcome, root: None, size: 0, path, xattrs_lost: None };
     attempt.ended(&stored);
     Ok(vec![frame(transfer, &renamed(stored))])
 }

@@ -12,10 +12,11 @@ use super::read::{modified_at, read_link};
 use super::sys;
 use super::upload::{Place, Staged, Staging};
 use super::walk::{Directory, hidden_name, is_hidden, not_found, reserved};
-use super::{Identity, IfExists, Inner, Kind, Mtime, Store};
+use super::{Identity, IfExists, Inner, Kind, Mtime, Store, xattrs};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::limits::{KEEP_PARTIAL, LINK_TARGET_LEN_MAX};
 use crate::path::{Component, Escaped, RemotePath};
+use crate::xattrs::Xattrs;
 
 /// How deep a tree may be that is removed. Deeper ones, which no peer can make, are left to a person.
 const REMOVE_DEPTH_MAX: usize = 4096;
@@ -61,11 +62,30 @@ impl Store {
     /// # Errors
     /// `NotFound`, `NotDirectory`, `Link`; `Io` when the system refuses.
     pub fn set_directory_metadata(&self, path: &RemotePath, mode: Option<u32>, mtime: Option<Mtime>) -> Result<()> {
+        self.set_directory(path, mode, mtime, None).map(drop)
+    }
+
+    /// The same with the extended attributes of users that it shall have, and no others. Returns why some of these could
+    /// not be kept: `Unsupported`, `NoSpace` or `Rights`.
+    ///
+    /// # Errors
+    /// As [`Store::set_directory_metadata`].
+    pub fn set_directory(
+        &self,
+        path: &RemotePath,
+        mode: Option<u32>,
+        mtime: Option<Mtime>,
+        wanted: Option<&Xattrs>,
+    ) -> Result<Option<ErrorKind>> {
         let inner = &self.inner;
         inner.writable()?;
         let exchanges = inner.exchanges.hold();
         let directory = inner.directory(path)?;
         inner.check_looked(&directory, path.components(), &exchanges).map_err(|error| error.context(path))?;
+        // Before the mode, which may forbid it.
+        let xattrs_lost = wanted
+            .map_or(Ok(None), |wanted| xattrs::replace(&*directory, wanted))
+            .while_doing(|| format!("set the extended attributes of the directory {path}"))?;
         if mode.is_some() {
             inner.set_mode(&directory, mode, 0, path.components())?;
         }
@@ -74,7 +94,8 @@ impl Store {
                 .while_doing(|| format!("set the time of the directory {path}"))?;
         }
         drop(exchanges);
-        inner.settle(&directory, path.components().len()).map_err(|error| error.context(path))
+        inner.settle(&directory, path.components().len()).map_err(|error| error.context(path))?;
+        Ok(xattrs_lost)
     }
 
     /// Stores a symbolic link as data: it is never followed here, and may only point to a place in this tree.
@@ -112,7 +133,7 @@ impl Store {
             let set = || rustix::fs::utimensat(&*directory, staged.as_str(), &times, AtFlags::SYMLINK_NOFOLLOW);
             retry_on_intr(set).while_doing(what)?;
         }
-        let staged = Staged { staging, path: path.clone(), name: name.clone(), if_exists };
+        let staged = Staged { staging, path: path.clone(), name: name.clone(), if_exists, xattrs_lost: None };
         self.publish(vec![staged]).pop().expect("one answer for one link")
     }
 

@@ -43,6 +43,7 @@ mod sys;
 mod tree;
 mod upload;
 mod walk;
+mod xattrs;
 
 #[cfg(test)]
 #[path = "../../tests/sim/disk.rs"]
@@ -61,6 +62,7 @@ pub use records::Records;
 pub use scrub::Condition;
 pub use tree::{Tree, TreeBuilder, TreeChange, UnfinishedTree, list_trees, remove_tree};
 pub use upload::{FileMetadata, NewFile, Parents, Staged, Upload};
+pub use xattrs::read_xattrs;
 
 /// The name under which a served root keeps its state: lock and staging.
 pub const STATE_NAME: &str = ".sealift";

@@ -67,7 +67,7 @@ impl Store {
         })?;
         let place = Place::Beside(hidden.clone());
         let staging = Staging::new(Arc::clone(inner), Arc::clone(&directory), place, None);
-        let staged = Staged { staging, path: path.clone(), name, if_exists };
+        let staged = Staged { staging, path: path.clone(), name, if_exists, xattrs_lost: None };
         let published = self.publish(vec![staged]).pop().expect("one answer for one name");
         // A rename onto another name of the same file leaves both, and somebody else may have been as quick.
         match rustix::fs::unlinkat(&*directory, hidden.as_str(), AtFlags::empty()) {

@@ -16,11 +16,13 @@ use super::recorded::Recorded;
 use super::sys::{self, Name, Status};
 use super::upload::{DIRECT_LEN_MIN, DIRECT_SIZE_MIN};
 use super::walk::{Directory, is_hidden, not_found};
+use super::xattrs::{self, read_xattrs};
 use super::{Inner, Kind, Mtime, Store, Version};
 use crate::buffer::BUFFER_ALIGN;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::hash::Root;
 use crate::path::{Component, Escaped, RemotePath};
+use crate::xattrs::Xattrs;
 
 /// Numbered names that are looked at for an upload whose answer was lost with its server.
 const FIND_MAX: u32 = 100;
@@ -46,6 +48,9 @@ pub struct Entry {
     pub names: u64,
     /// Which version of it this is.
     pub version: Version,
+    /// What its extended attributes are known by, in a listing that was asked for that ([`Listing::tell_xattrs`]). None
+    /// when they could not be read, too.
+    pub xattrs_digest: Option<[u8; 16]>,
 }
 
 impl Store {
@@ -152,6 +157,7 @@ impl Store {
             waiting: VecDeque::new(),
             cursor: resume_after.unwrap_or(Cursor(0)),
             ended: false,
+            tells_xattrs: false,
             shown: path.to_string(),
         })
     }
@@ -207,7 +213,7 @@ pub(super) fn read_link(directory: impl AsFd, name: &[u8]) -> rustix::io::Result
 
 fn entry(name: Vec<u8>, status: &Status, link_target: Option<Vec<u8>>) -> Entry {
     let &Status { kind, size, mtime, mode, names, .. } = status;
-    Entry { name, kind, size, mtime, mode, link_target, names, version: status.version() }
+    Entry { name, kind, size, mtime, mode, link_target, names, version: status.version(), xattrs_digest: None }
 }
 
 fn not_a_file(path: &RemotePath, kind: Kind) -> Error {
@@ -236,10 +242,25 @@ pub struct Listing {
     waiting: VecDeque<Name>,
     cursor: Cursor,
     ended: bool,
+    tells_xattrs: bool,
     shown: String,
 }
 
 impl Listing {
+    /// Says of every file and directory what its extended attributes are known by, which opens each.
+    pub fn tell_xattrs(&mut self) {
+        self.tells_xattrs = true;
+    }
+
+    fn xattrs_digest(&self, entry: &Entry) -> Option<[u8; 16]> {
+        let file = match entry.kind {
+            Kind::File => sys::open_at(&*self.directory, &entry.name, OFlags::RDONLY, 0),
+            Kind::Directory => sys::open_directory_at(&*self.directory, &entry.name),
+            Kind::Link | Kind::Special => return None,
+        };
+        read_xattrs(file.ok()?).ok().map(|xattrs| xattrs.digest())
+    }
+
     /// The place behind the entry that was returned last.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
@@ -286,7 +307,12 @@ impl Iterator for Listing {
                 result => result,
             };
             match result {
-                Ok(Some(entry)) => return Some(Ok(entry)),
+                Ok(Some(mut entry)) => {
+                    if self.tells_xattrs {
+                        entry.xattrs_digest = self.xattrs_digest(&entry);
+                    }
+                    return Some(Ok(entry));
+                }
                 // Reserved, or gone since its name was read.
                 Ok(None) | Err(Errno::NOENT) => {}
                 Err(errno) => {
@@ -407,10 +433,21 @@ impl StoredFile {
 
     /// Whether it can be given these where it is: it has them already, or no other name that would get them too.
     #[must_use]
-    pub fn takes_metadata(&self, mode: Option<u32>, mtime: Option<Mtime>) -> bool {
+    pub fn takes_metadata(&self, mode: Option<u32>, mtime: Option<Mtime>, wanted: Option<&Xattrs>) -> bool {
+        let has_xattrs = wanted.is_none_or(|wanted| xattrs::are(self, wanted));
         let is_kept = mode.is_none_or(|mode| self.mode_for(mode) == self.status.mode)
-            && mtime.is_none_or(|mtime| mtime == self.status.mtime);
-        is_kept || self.status.names == 1
+            && mtime.is_none_or(|mtime| mtime == self.status.mtime)
+            && has_xattrs;
+        is_kept || self.status.names == 1 && (has_xattrs || self.lets_write())
+    }
+
+    /// Whether its mode lets this process set its extended attributes.
+    fn lets_write(&self) -> bool {
+        self.status.mode & 0o200 != 0 || rustix::process::geteuid().is_root()
+    }
+
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
     }
 
     /// Fills `buffer` from `offset` on.
@@ -463,29 +500,47 @@ impl StoredFile {
         })
     }
 
-    /// Gives the file the mode (within the store's range) and mtime that were asked for, where they differ, and
-    /// keeps what is recorded with it. Tells whether anything was changed, which the caller then makes durable;
-    /// the version is another one afterwards.
+    /// Gives the file the mode (within the store's range) and mtime that were asked for, where they differ, and the
+    /// extended attributes of users that it shall have, and no others. Keeps what is recorded with it. The caller then
+    /// makes it durable; the version may be another one afterwards. Returns why some extended attributes could not be
+    /// kept: `Unsupported`, `NoSpace` or `Rights`.
     ///
     /// # Errors
     /// `Changed` when the file is not the opened version; `Unsupported` when it has further names (hard links),
-    /// perhaps outside of the tree: then it is to be stored anew; `Io` when the system refuses.
-    pub fn set_metadata(&mut self, mode: Option<u32>, mtime: Option<Mtime>) -> Result<bool> {
+    /// perhaps outside of the tree, or its mode does not let its extended attributes be set: then it is to be stored
+    /// anew; `Io` when the system refuses.
+    pub fn set_metadata(
+        &mut self,
+        mode: Option<u32>,
+        mtime: Option<Mtime>,
+        wanted: Option<&Xattrs>,
+    ) -> Result<Option<ErrorKind>> {
         self.store.writable()?;
         // Whoever looks for changes of a tree sees them before it is replaced, or the file is gone from there.
         let _still = self.store.exchanges.hold();
         self.check_unchanged()?;
         let mode = mode.map(|mode| self.store.options.file_mode.apply(mode)).filter(|&mode| mode != self.status.mode);
         let mtime = mtime.filter(|&mtime| mtime != self.status.mtime);
-        if mode.is_none() && mtime.is_none() {
-            return Ok(false);
+        let other_xattrs = wanted.filter(|wanted| !xattrs::are(&*self, wanted));
+        let is_lost = wanted.is_some_and(|wanted| !wanted.is_empty()) && !xattrs::are_kept(&*self);
+        if mode.is_none() && mtime.is_none() && other_xattrs.is_none() {
+            return Ok(is_lost.then_some(ErrorKind::Unsupported));
         }
         if self.status.names > 1 {
             let message = format!("{} has other names, which would get its mode and time too", self.shown);
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
+        if other_xattrs.is_some() && !self.lets_write() {
+            let message = format!("the mode of {} does not let its extended attributes be set", self.shown);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
         let what = || format!("set mode and time of {}", self.shown);
         let recorded = self.recorded();
+        let mut xattrs_lost = is_lost.then_some(ErrorKind::Unsupported);
+        if let Some(wanted) = other_xattrs {
+            xattrs_lost = xattrs::replace(&*self, wanted)
+                .while_doing(|| format!("set the extended attributes of {}", self.shown))?;
+        }
         if let Some(mode) = mode {
             sys::set_mode(&self.file, mode).while_doing(what)?;
         }
@@ -497,7 +552,7 @@ impl StoredFile {
             recorded.set(&self.file, &status).while_doing(what)?;
         }
         self.status = sys::status(&self.file).while_doing(what)?;
-        Ok(true)
+        Ok(xattrs_lost)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::hash::Root;
 use crate::limits::FILE_SIZE_MAX;
 
 /// The name of the attribute.
-pub(super) const RECORD_NAME: &str = "user.sealift";
+pub(super) const RECORD_NAME: &str = crate::xattrs::OWN_NAME;
 /// Bytes of the attribute.
 pub(super) const RECORD_LEN: usize = 64;
 /// The version of the layout.
@@ -58,7 +58,7 @@ impl Recorded {
     /// Sets the attribute of an open file that is as `status` says.
     pub(super) fn set(&self, file: impl AsFd, status: &Status) -> Result<()> {
         let Some(bytes) = self.encode(status.size, status.mtime) else { return Ok(()) };
-        match sys::set_attribute(&file, RECORD_NAME, &bytes) {
+        match sys::set_attribute(&file, RECORD_NAME.as_bytes(), &bytes) {
             // Not offered, not allowed, or no room: the file is stored all the same, only unrecorded.
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::DQUOT | Errno::TOOBIG)
             | Err(Errno::NOSYS | Errno::RANGE) => Ok(()),

@@ -263,8 +263,13 @@ pub(super) fn set_times(file: impl AsFd, times: &Timestamps) -> Result<()> {
 }
 
 /// Sets an extended attribute of an open file.
-pub(super) fn set_attribute(file: impl AsFd, name: &str, value: &[u8]) -> Result<()> {
+pub(super) fn set_attribute(file: impl AsFd, name: &[u8], value: &[u8]) -> Result<()> {
     change(&file, || rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty()))
+}
+
+/// Removes an extended attribute of an open file.
+pub(super) fn remove_attribute(file: impl AsFd, name: &[u8]) -> Result<()> {
+    change(&file, || rustix::fs::fremovexattr(&file, name))
 }
 
 /// Writes some of these bytes, and tells how many.

@@ -17,7 +17,7 @@ fn bytes(len: usize, seed: u8) -> Vec<u8> {
 }
 
 fn metadata(content: &[u8]) -> FileMetadata {
-    FileMetadata { mode: None, mtime: None, root: Root::of(content), upload_id: [7; 16] }
+    FileMetadata { mode: None, mtime: None, root: Root::of(content), upload_id: [7; 16], xattrs: None }
 }
 
 fn stage(store: &Store, name: &str, content: &[u8], if_exists: IfExists) -> Result<Staged> {
@@ -455,7 +455,7 @@ fn hard_links_are_never_written_through() {
     for size in [10, 5 << 20] {
         std::fs::hard_link(&outside, root.join("f")).unwrap();
         let mut file = store.open_file(&path("f")).unwrap();
-        check_kind(file.set_metadata(Some(0o640), Mtime::new(1, 1)), ErrorKind::Unsupported, "second name");
+        check_kind(file.set_metadata(Some(0o640), Mtime::new(1, 1), None), ErrorKind::Unsupported, "second name");
         put(&store, "f", &bytes(size, 1), IfExists::Overwrite).unwrap();
         assert_eq!(portrait(&outside), before);
         assert_eq!(content(&store, "f").unwrap(), bytes(size, 1));
@@ -627,8 +627,12 @@ fn what_is_recorded_holds_for_one_version() {
     assert_eq!((file.mtime(), file.mode()), (mtime, 0o775), "permissions are masked");
     assert_eq!(file.recorded(), recorded);
     // A new mode and time keep what is known of the content.
-    assert!(file.set_metadata(Some(0o640), Mtime::new(5, 6)).unwrap());
-    assert!(!file.set_metadata(Some(0o640), Mtime::new(5, 6)).unwrap());
+    let before = file.version();
+    assert_eq!(file.set_metadata(Some(0o640), Mtime::new(5, 6), None).unwrap(), None);
+    let changed = file.version();
+    assert_ne!(changed, before);
+    assert_eq!(file.set_metadata(Some(0o640), Mtime::new(5, 6), None).unwrap(), None);
+    assert_eq!(file.version(), changed, "nothing was left to change");
     store.sync_existing(&file, &path("f")).unwrap();
     assert_eq!(store.open_file(&path("f")).unwrap().recorded(), recorded);
     // Another size or another time makes it outdated.

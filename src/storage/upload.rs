@@ -21,12 +21,13 @@ use super::read::{modified_at, read_full};
 use super::recorded::Recorded;
 use super::sys;
 use super::walk::{Directory, hidden_name, is_hidden, reserved};
-use super::{Identity, IfExists, Inner, Kind, Mtime, Store, StoredFile, Version, lock};
+use super::{Identity, IfExists, Inner, Kind, Mtime, Store, StoredFile, Version, lock, xattrs};
 use crate::buffer::{BUFFER_ALIGN, is_of_zeros};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{FILE_SIZE_MAX, GROUP_LEN, KIB, MIB};
 use crate::path::{Component, RemotePath};
+use crate::xattrs::Xattrs;
 
 /// Bytes of a file that is staged without a name. A larger one is worth finding again.
 const NAMELESS_SIZE_MAX: u64 = GROUP_LEN as u64;
@@ -61,7 +62,7 @@ pub struct NewFile {
 }
 
 /// What a file gets besides its content.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct FileMetadata {
     /// Permission bits, applied within the store's range; without, those of an ordinary file.
     pub mode: Option<u32>,
@@ -71,6 +72,8 @@ pub struct FileMetadata {
     pub root: Root,
     /// What its sender calls this upload, to recognise a commit whose answer was lost.
     pub upload_id: [u8; 16],
+    /// The extended attributes of users that it shall have, and no others; none: they are not looked at.
+    pub xattrs: Option<Xattrs>,
 }
 
 impl Store {
@@ -675,22 +678,26 @@ impl Upload {
             let message = format!("store {}: {written} bytes were written, and it is said to have {size}", self.path);
             return Err(Error::new(ErrorKind::Internal, message));
         }
-        self.set_metadata(size, &metadata)
+        let xattrs_lost = self
+            .set_metadata(size, &metadata)
             .map_err(|errno| Error::io(format!("set size, mode and time of {}", self.path), errno))?;
         // From here on it has its name soon, or is removed.
         self.staging.set_kept(false);
         // Its handle for direct writes is not needed any more.
         self.direct = None;
-        Ok(Staged { staging: self.staging, path: self.path, name: self.name, if_exists: self.if_exists })
+        Ok(Staged { staging: self.staging, path: self.path, name: self.name, if_exists: self.if_exists, xattrs_lost })
     }
 
-    fn set_metadata(&self, size: u64, metadata: &FileMetadata) -> IoResult<()> {
+    /// Returns why some extended attributes could not be kept.
+    fn set_metadata(&self, size: u64, metadata: &FileMetadata) -> IoResult<Option<ErrorKind>> {
         let file = self.staging.file();
         // Only what was written at once and whole is known to be as long as it should be.
         let is_known = size <= NAMELESS_SIZE_MAX && self.end.load(Ordering::Relaxed) == size;
         if !is_known && sys::status(file)?.size != size {
             sys::set_len(file, size)?;
         }
+        // Before the mode, which may forbid it, and of a file that an earlier attempt may have begun.
+        let xattrs_lost = metadata.xattrs.as_ref().map_or(Ok(None), |wanted| xattrs::replace(file, wanted))?;
         let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));
         sys::set_mode(file, mode)?;
         if let Some(mtime) = metadata.mtime {
@@ -698,7 +705,8 @@ impl Upload {
         }
         // The record holds for the time as the file system keeps it, which may be coarser than what was asked.
         let status = sys::status(file)?;
-        Recorded { root: metadata.root, upload_id: metadata.upload_id }.set(file, &status)
+        Recorded { root: metadata.root, upload_id: metadata.upload_id }.set(file, &status)?;
+        Ok(xattrs_lost)
     }
 
     /// Makes a range one that reads as zeros and takes no space, whatever was there. False where that cannot be.
@@ -838,9 +846,16 @@ pub struct Staged {
     pub(super) path: RemotePath,
     pub(super) name: Component,
     pub(super) if_exists: IfExists,
+    pub(super) xattrs_lost: Option<ErrorKind>,
 }
 
 impl Staged {
+    /// Why it has not all the extended attributes that it should have: `Unsupported`, `NoSpace` or `Rights`.
+    #[must_use]
+    pub fn xattrs_lost(&self) -> Option<ErrorKind> {
+        self.xattrs_lost
+    }
+
     /// What it will be called.
     #[must_use]
     pub fn path(&self) -> &RemotePath {

@@ -577,7 +577,7 @@ fn begin_upload(store: &Store, name: &str, content: &[u8]) -> sealift::storage::
 fn finish_upload(store: &Store, upload: sealift::storage::Upload, content: &[u8]) -> Result<(), ErrorKind> {
     upload.write_at(0, content).unwrap();
     let root = sealift::hash::Root::of(content);
-    let metadata = sealift::storage::FileMetadata { mode: None, mtime: None, root, upload_id: [2; 16] };
+    let metadata = sealift::storage::FileMetadata { mode: None, mtime: None, root, upload_id: [2; 16], xattrs: None };
     let staged = upload.finish(content.len() as u64, metadata).unwrap();
     store.publish(vec![staged]).pop().unwrap().map(drop).map_err(|error| error.kind())
 }

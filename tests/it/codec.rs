@@ -11,6 +11,7 @@ use sealift::hash::{GroupValue, Root};
 use sealift::limits::{self, CONTROL_LEN_MAX};
 use sealift::path::RemotePath;
 use sealift::protocol::*;
+use sealift::xattrs::Xattrs;
 
 use super::targets::{TARGETS, recode};
 use super::vectors::vectors;
@@ -72,20 +73,47 @@ fn ranges<const MAX: usize>() -> impl Strategy<Value = List<(u64, u64), MAX>> {
 
 fn stored() -> impl Strategy<Value = Stored> {
     let outcome = prop_oneof![Just(Outcome::Stored), Just(Outcome::Unchanged), Just(Outcome::Skipped)];
-    (outcome, maybe(root()), number(), maybe(path())).prop_map(|(outcome, root, size, path)| Stored {
-        outcome,
-        root,
-        size,
-        path,
-    })
+    (outcome, maybe(root()), number(), maybe(path()), any::<Option<u16>>())
+        .prop_map(|(outcome, root, size, path, xattrs_lost)| Stored { outcome, root, size, path, xattrs_lost })
 }
 
 fn entry() -> impl Strategy<Value = Entry> {
     let kind =
         prop_oneof![Just(EntryKind::File), Just(EntryKind::Directory), Just(EntryKind::Link), Just(EntryKind::Special)];
     let name = vec(any::<u8>(), 0..20);
-    (name, kind, number(), mtime(), small(), maybe(vec(any::<u8>(), 0..40)), maybe(id()))
-        .prop_map(|(name, kind, size, mtime, mode, target, same)| Entry { name, kind, size, mtime, mode, target, same })
+    (
+        name,
+        kind,
+        number(),
+        mtime(),
+        small(),
+        maybe(vec(any::<u8>(), 0..40)),
+        (maybe(id()), maybe(id()), maybe(xattrs())),
+    )
+        .prop_map(|(name, kind, size, mtime, mode, target, (same, xattrs_digest, xattrs))| Entry {
+            name,
+            kind,
+            size,
+            mtime,
+            mode,
+            target,
+            same,
+            xattrs_digest,
+            xattrs: xattrs.map(Box::new),
+        })
+}
+
+fn xattrs() -> impl Strategy<Value = Xattrs> {
+    let name = vec(1_u8.., 1..12).prop_map(|name| [b"user.", &name[..]].concat());
+    let few = vec((name, vec(any::<u8>(), 0..40)), 0..4).prop_map(|mut pairs| {
+        pairs.sort();
+        pairs.dedup_by(|left, right| left.0 == right.0);
+        Xattrs::new(pairs)
+    });
+    let one = |index: usize, len: usize| (format!("user.{index:03}").into_bytes(), vec![7; len]);
+    let many = Just(Xattrs::new((0..limits::XATTR_COUNT_MAX).map(|index| one(index, 0)).collect()));
+    let long = Just(Xattrs::new(vec![one(0, limits::XATTR_VALUE_LEN_MAX), one(1, 16_000)]));
+    prop_oneof![8 => few, 1 => many, 1 => long].prop_map(|xattrs| xattrs.unwrap())
 }
 
 fn invite_id() -> impl Strategy<Value = InviteId> {
@@ -141,12 +169,12 @@ round_trips! {
         });
     server_hello_goes_round:
         (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(),
-            (maybe(key()), maybe((small(), small())), any::<[Option<bool>; 3]>())).prop_map(
+            (maybe(key()), maybe((small(), small())), any::<[Option<bool>; 4]>())).prop_map(
             |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now,
-                (receipt_key, modes, [trees, invites, zeros]))| {
+                (receipt_key, modes, [trees, invites, zeros, xattrs]))| {
                 ServerHello {
                     version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key,
-                    file_mode: modes, directory_mode: modes, trees, invites, zeros,
+                    file_mode: modes, directory_mode: modes, trees, invites, zeros, xattrs,
                 }
             });
     receipt_goes_round: (vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..70))
@@ -157,9 +185,10 @@ round_trips! {
     working_goes_round: (prop_oneof![Just(Phase::Waiting), Just(Phase::Hashing), Just(Phase::Syncing)], number(), number())
         .prop_map(|(phase, done, total)| Working { phase, done, total });
     put_goes_round: (path(), maybe(number()), maybe(mtime()), maybe(small()), id(), if_exists(), any::<(bool, bool)>(),
-            maybe(id()), (maybe(path()), maybe(root())))
+            maybe(id()), (maybe(path()), maybe(root()), maybe(xattrs())))
         .prop_map(|(path, size, mtime, mode, upload_id, if_exists, (unasked, no_base), resume, same)| Put {
             path, size, mtime, mode, upload_id, if_exists, unasked, no_base, resume, same_as: same.0, same_root: same.1,
+            xattrs: same.2,
         });
     put_answer_goes_round: (prop_oneof![Just(Holding::Fresh), Just(Holding::Held), Just(Holding::Base)], number(),
             number(), any::<bool>(), ranges())
@@ -174,24 +203,29 @@ round_trips! {
         items: List(items.into_iter().map(|(transfer, stored)| StoredItem { transfer, stored }).collect()),
     });
     written_goes_round: vec(number(), 0..20).prop_map(|groups| Written { groups: List(groups) });
-    get_goes_round: (path(), number()).prop_map(|(path, unasked_max)| Get { path, unasked_max });
+    get_goes_round: (path(), number(), any::<Option<bool>>())
+        .prop_map(|(path, unasked_max, xattrs)| Get { path, unasked_max, xattrs });
     zeros_goes_round: ranges().prop_map(|runs| Zeros { runs });
-    get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60), maybe(ranges()))
-        .prop_map(|(size, mtime, mode, unasked, root, version, zeros)| {
-            GetAnswer { size, mtime, mode, unasked, root, version, zeros }
+    get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60),
+            (maybe(ranges()), maybe(xattrs())))
+        .prop_map(|(size, mtime, mode, unasked, root, version, (zeros, xattrs))| {
+            // As a server does, which has both to tell.
+            let runs = |mut zeros: List<_, 2048>| { zeros.0.truncate(limits::ZERO_RUNS_WITH_XATTRS); zeros };
+            let zeros = if xattrs.is_some() { zeros.map(runs) } else { zeros };
+            GetAnswer { size, mtime, mode, unasked, root, version, zeros, xattrs }
         });
     want_goes_round: ranges().prop_map(|ranges| Want { ranges });
     want_values_goes_round: (number(), number()).prop_map(|(first, count)| WantValues { first, count });
     close_goes_round: Just(Close {});
-    stat_goes_round: path().prop_map(|path| Stat { path });
-    list_goes_round: (path(), maybe(number()), maybe(number()))
-        .prop_map(|(path, after, count_max)| ListDirectory { path, after, count_max });
+    stat_goes_round: (path(), any::<Option<bool>>()).prop_map(|(path, xattrs)| Stat { path, xattrs });
+    list_goes_round: (path(), maybe(number()), maybe(number()), any::<Option<bool>>())
+        .prop_map(|(path, after, count_max, xattrs)| ListDirectory { path, after, count_max, xattrs });
     hash_goes_round: (path(), maybe(any::<bool>())).prop_map(|(path, read)| Hash { path, read });
     make_directory_goes_round: path().prop_map(|path| MakeDirectory { path });
     make_link_goes_round: (path(), vec(any::<u8>(), 0..100), maybe(mtime()), if_exists())
         .prop_map(|(path, target, mtime, if_exists)| MakeLink { path, target, mtime, if_exists });
-    set_directory_goes_round: (path(), maybe(small()), maybe(mtime()))
-        .prop_map(|(path, mode, mtime)| SetDirectory { path, mode, mtime });
+    set_directory_goes_round: (path(), maybe(small()), maybe(mtime()), maybe(xattrs()))
+        .prop_map(|(path, mode, mtime, xattrs)| SetDirectory { path, mode, mtime, xattrs });
     space_goes_round: path().prop_map(|path| Space { path });
     begin_tree_goes_round: (path(), id(), maybe(id())).prop_map(|(path, run, resume)| BeginTree { path, run, resume });
     tree_begun_goes_round: any::<(bool, bool)>().prop_map(|(resumed, done)| TreeBegun { resumed, done });
@@ -201,7 +235,7 @@ round_trips! {
     rename_goes_round: (path(), path(), if_exists(), id())
         .prop_map(|(from, to, if_exists, id)| Rename { from, to, if_exists, id });
     entry_goes_round: entry();
-    entries_go_round: vec(entry(), 0..20).prop_map(|entries| Entries { entries: List(entries) });
+    entries_go_round: vec(entry().prop_map(|entry| Entry { xattrs: None, ..entry }), 0..20).prop_map(|entries| Entries { entries: List(entries) });
     invite_goes_round: (path(), invite_kind(), key(), number(), small(), maybe(number()))
         .prop_map(|(path, kind, verifier, seconds, uses, max_size)| {
             Invite { path, kind, verifier, seconds, uses, max_size }
@@ -212,8 +246,8 @@ round_trips! {
     invites_go_round: (vec(invite_facts(), 0..8), any::<bool>())
         .prop_map(|(invites, more)| Invites { invites: List(invites), more });
     revoke_invite_goes_round: invite_id().prop_map(|id| RevokeInvite { id });
-    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()))
-        .prop_map(|(count, root, size, path, next)| Done { count, root, size, path, next });
+    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()), any::<Option<u16>>())
+        .prop_map(|(count, root, size, path, next, xattrs_lost)| Done { count, root, size, path, next, xattrs_lost });
 }
 
 // ---- what is not a message ---------------------------------------------------------------------------------
@@ -269,7 +303,9 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::GetAnswer, 4 | 6)
                     | (Kind::MakeLink, 2)
                     | (Kind::SetDirectory, 1 | 2)
-                    | (Kind::Entry, 5 | 6)
+                    | (Kind::Entry, 5 | 6 | 17)
+                    | (Kind::Put | Kind::Stored | Kind::Get | Kind::GetAnswer | Kind::Stat | Kind::List, 16)
+                    | (Kind::SetDirectory | Kind::Entry | Kind::Done, 16)
             );
             let decoded = recode(vector.kind, 0, &shorter);
             assert_eq!(decoded.is_ok(), optional, "{} without field {}", vector.name, fields[left_out][0]);

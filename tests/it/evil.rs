@@ -8,3 +8,4 @@ mod lies;
 mod names;
 mod server;
 mod time;
+mod xattrs;

@@ -19,3 +19,4 @@ mod rights;
 mod states;
 mod unseen;
 mod waiting;
+mod xattrs;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Modules from the bottom up; those of one line do not use one another, but for the pairs in `ALLOWED`.
 const LAYERS: &[&[&str]] = &[
     &["error", "limits"],
-    &["buffer", "hash", "path"],
+    &["buffer", "hash", "path", "xattrs"],
     &["protocol"],
     &["transfer"],
     &["net", "tls", "storage", "confine"],
@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// `error` says which exit code a limit has, and every layer reads both; `path` bounds names by `limits`.
-const ALLOWED: &[(&str, &str)] = &[("error", "limits"), ("limits", "error"), ("path", "hash")];
+const ALLOWED: &[(&str, &str)] = &[("error", "limits"), ("limits", "error"), ("path", "hash"), ("xattrs", "path")];
 
 fn layer(module: &str) -> usize {
     LAYERS

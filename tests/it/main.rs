@@ -48,3 +48,4 @@ mod transfer;
 mod vectors;
 mod verify;
 mod why;
+mod xattrs;

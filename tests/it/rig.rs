@@ -662,6 +662,18 @@ impl Mount {
         None
     }
 
+    /// Mounts a file system in memory that keeps no extended attributes; none, with a word about it, where that is not
+    /// allowed.
+    pub(crate) fn ramfs(path: &Path) -> Option<Mount> {
+        fs::create_dir_all(path).unwrap();
+        let mounted = Command::new("mount").args(["-t", "ramfs", "ramfs"]).arg(path).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Mount(path.to_path_buf()));
+        }
+        println!("skipped, no file system can be mounted here");
+        None
+    }
+
     /// A file system of this kind in an image of so many bytes.
     pub(crate) fn image(image: &Path, path: &Path, kind: &str, len: u64) -> Option<Mount> {
         fs::create_dir_all(path).unwrap();

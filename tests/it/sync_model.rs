@@ -275,6 +275,7 @@ impl Options {
             dry_run,
             atomic: self.atomic,
             special_modes: false,
+            xattrs: false,
         }
     }
 

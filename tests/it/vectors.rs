@@ -12,6 +12,7 @@ use sealift::hash::{GroupHash, GroupValue, Root, Tree};
 use sealift::limits;
 use sealift::path::RemotePath;
 use sealift::protocol::*;
+use sealift::xattrs::Xattrs;
 
 use super::targets::recode;
 
@@ -62,8 +63,9 @@ pub(super) fn vectors() -> Vec<Vector> {
         resume: None,
         same_as: None,
         same_root: None,
+        xattrs: None,
     };
-    let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None };
+    let stored = Stored { outcome: Outcome::Stored, root: Some(root), size: 3, path: None, xattrs_lost: None };
     let statement = Statement {
         root,
         size: 3,
@@ -74,8 +76,17 @@ pub(super) fn vectors() -> Vec<Vector> {
         outcome: Outcome::Stored,
         key: Bytes32(numbered(0x40)),
     };
-    let entry =
-        Entry { name: b"a".to_vec(), kind: EntryKind::File, size: 3, mtime, mode: 0o644, target: None, same: None };
+    let entry = Entry {
+        name: b"a".to_vec(),
+        kind: EntryKind::File,
+        size: 3,
+        mtime,
+        mode: 0o644,
+        target: None,
+        same: None,
+        xattrs_digest: None,
+        xattrs: None,
+    };
     let link = Entry {
         name: vec![0xff],
         kind: EntryKind::Link,
@@ -84,7 +95,10 @@ pub(super) fn vectors() -> Vec<Vector> {
         mode: 0o777,
         target: Some(b"../a".to_vec()),
         same: None,
+        xattrs_digest: None,
+        xattrs: None,
     };
+    let xattrs = Xattrs::new(vec![(b"user.mime".to_vec(), b"text".to_vec()), (b"user.x".to_vec(), vec![])]).unwrap();
     let content = [&5_u64.to_be_bytes()[..], b"abc"].concat();
     let data = Vector {
         name: "Data",
@@ -136,6 +150,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 receipt_key: Some(Bytes32(numbered(0x40))),
                 trees: None,
                 invites: Some(true),
+                xattrs: None,
             },
         ),
         vector(
@@ -157,6 +172,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 receipt_key: None,
                 trees: None,
                 invites: None,
+                xattrs: None,
             },
         ),
         vector(
@@ -178,6 +194,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 receipt_key: None,
                 trees: Some(true),
                 invites: None,
+                xattrs: Some(true),
             },
         ),
         vector("Goodbye", 0, Goodbye { code: ErrorKind::Stopping.code(), text: "the server is stopping".into() }),
@@ -203,8 +220,15 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector(
             "Put name",
             9,
-            Put { path: path("in/b"), unasked: false, same_as: Some(path("in/a b")), same_root: Some(root), ..put },
+            Put {
+                path: path("in/b"),
+                unasked: false,
+                same_as: Some(path("in/a b")),
+                same_root: Some(root),
+                ..put.clone()
+            },
         ),
+        vector("Put attributes", 9, Put { xattrs: Some(xattrs.clone()), ..put }),
         vector(
             "PutAnswer",
             8,
@@ -245,8 +269,9 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector(
             "Stored elsewhere",
             7,
-            Stored { outcome: Outcome::Stored, root: None, size: 0, path: Some(path("a (1)")) },
+            Stored { outcome: Outcome::Stored, root: None, size: 0, path: Some(path("a (1)")), xattrs_lost: None },
         ),
+        vector("Stored without attributes", 7, Stored { xattrs_lost: Some(25), ..stored.clone() }),
         vector(
             "StoredBatch",
             0,
@@ -255,7 +280,13 @@ pub(super) fn vectors() -> Vec<Vector> {
                     StoredItem { transfer: 7, stored },
                     StoredItem {
                         transfer: 9,
-                        stored: Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None },
+                        stored: Stored {
+                            outcome: Outcome::Skipped,
+                            root: None,
+                            size: 0,
+                            path: None,
+                            xattrs_lost: None,
+                        },
                     },
                 ]),
             },
@@ -263,7 +294,8 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("Written", 8, Written { groups: List(vec![0, 1, 70_000]) }),
         vector("Zeros", 8, Zeros { runs: List(vec![(1, 2), (7, 1 << 20)]) }),
         vector("Receipt", 7, Receipt { statement: statement.to_bytes(), signature: numbered::<64>(0x80).to_vec() }),
-        vector("Get", 10, Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX }),
+        vector("Get", 10, Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX, xattrs: None }),
+        vector("Get attributes", 10, Get { path: path("in/a b"), unasked_max: 0, xattrs: Some(true) }),
         vector(
             "GetAnswer",
             10,
@@ -275,6 +307,7 @@ pub(super) fn vectors() -> Vec<Vector> {
                 root: Some(root),
                 version: vec![1, 2, 3],
                 zeros: None,
+                xattrs: None,
             },
         ),
         vector(
@@ -288,14 +321,39 @@ pub(super) fn vectors() -> Vec<Vector> {
                 root: None,
                 version: vec![],
                 zeros: Some(List(vec![(0, 3), (7, 1 << 20)])),
+                xattrs: None,
+            },
+        ),
+        vector(
+            "GetAnswer attributes",
+            10,
+            GetAnswer {
+                size: 0,
+                mtime,
+                mode: 0o644,
+                unasked: true,
+                root: None,
+                version: vec![1],
+                zeros: None,
+                xattrs: Some(xattrs.clone()),
             },
         ),
         vector("Want", 10, Want { ranges: List(vec![(0, 1 << 20), (1 << 20, 1)]) }),
         vector("WantValues", 10, WantValues { first: 0, count: 2 }),
         vector("Close", 10, Close {}),
-        vector("Stat", 11, Stat { path: RemotePath::root() }),
+        vector("Stat", 11, Stat { path: RemotePath::root(), xattrs: None }),
+        vector("Stat attributes", 11, Stat { path: RemotePath::root(), xattrs: Some(true) }),
         vector("List", 12, ListDirectory { path: path("in"), ..ListDirectory::default() }),
-        vector("List page", 12, ListDirectory { path: path("in"), after: Some(1 << 40), count_max: Some(512) }),
+        vector(
+            "List page",
+            12,
+            ListDirectory { path: path("in"), after: Some(1 << 40), count_max: Some(512), xattrs: None },
+        ),
+        vector(
+            "List attributes",
+            12,
+            ListDirectory { path: path("in"), xattrs: Some(true), ..ListDirectory::default() },
+        ),
         vector("Hash", 13, Hash { path: path("in/a b"), read: None }),
         vector("Hash read", 13, Hash { path: path("in/a b"), read: Some(true) }),
         vector("MakeDirectory", 14, MakeDirectory { path: path("in/new") }),
@@ -304,8 +362,17 @@ pub(super) fn vectors() -> Vec<Vector> {
             15,
             MakeLink { path: path("in/link"), target: b"../x".to_vec(), mtime: Some(mtime), if_exists: IfExists::Fail },
         ),
-        vector("SetDirectory", 16, SetDirectory { path: path("in"), mode: Some(0o755), mtime: Some(before) }),
-        vector("SetDirectory nothing", 16, SetDirectory { path: path("in"), mode: None, mtime: None }),
+        vector(
+            "SetDirectory",
+            16,
+            SetDirectory { path: path("in"), mode: Some(0o755), mtime: Some(before), xattrs: None },
+        ),
+        vector("SetDirectory nothing", 16, SetDirectory { path: path("in"), mode: None, mtime: None, xattrs: None }),
+        vector(
+            "SetDirectory attributes",
+            16,
+            SetDirectory { path: path("in"), mode: None, mtime: None, xattrs: Some(xattrs.clone()) },
+        ),
         vector("Remove", 17, Remove { path: path("in"), recursive: true }),
         vector("Rename", 18, Rename { from: path("a"), to: path("b/c"), if_exists: IfExists::Skip, id }),
         vector("Space", 19, Space { path: path("in") }),
@@ -361,20 +428,38 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("Entry", 11, entry.clone()),
         vector("Entry link", 11, link.clone()),
         vector("Entry same", 11, Entry { same: Some(id), ..entry.clone() }),
+        vector("Entry digest", 11, Entry { xattrs_digest: Some(Bytes16(xattrs.digest())), ..entry.clone() }),
+        vector("Entry attributes", 11, Entry { xattrs: Some(Box::new(xattrs.clone())), ..entry.clone() }),
         vector("Entries", 12, Entries { entries: List(vec![entry, link]) }),
-        vector("Done", 12, Done { count: 2, root: None, size: None, path: None, next: None }),
+        vector("Done", 12, Done { count: 2, root: None, size: None, path: None, next: None, xattrs_lost: None }),
         vector(
             "Done hash",
             13,
-            Done { count: 1, root: Some(root), size: Some(3), path: Some(path("b/c (1)")), next: None },
+            Done {
+                count: 1,
+                root: Some(root),
+                size: Some(3),
+                path: Some(path("b/c (1)")),
+                next: None,
+                xattrs_lost: None,
+            },
         ),
-        vector("Done page", 12, Done { count: 512, root: None, size: None, path: None, next: Some(1 << 40) }),
+        vector(
+            "Done page",
+            12,
+            Done { count: 512, root: None, size: None, path: None, next: Some(1 << 40), xattrs_lost: None },
+        ),
+        vector(
+            "Done attributes",
+            16,
+            Done { count: 1, root: None, size: None, path: None, next: None, xattrs_lost: Some(18) },
+        ),
     ]
 }
 
 /// Frames that end a connection, and why.
 fn refused() -> Vec<(&'static str, Vec<u8>, &'static str)> {
-    let stat = Stat { path: path("a") }.to_frame(7);
+    let stat = Stat { path: path("a"), xattrs: None }.to_frame(7);
     let header = |kind: u8, len: u32| [&[kind, 0, 0, 0, 0, 0, 0, 7][..], &len.to_be_bytes()].concat();
     let framed = |kind: u8, payload: &[u8]| [&header(kind, payload.len() as u32)[..], payload].concat();
     let changed = |index: usize, byte: u8| {
@@ -403,7 +488,28 @@ fn refused() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             framed(Kind::Stat as u8, &[0xa1, 0, 0x9b, 255, 255, 255, 255, 255, 255, 255, 255]),
             "a malformed Stat message",
         ),
+        ("system attribute", attributes(&[("security.capability", b"\x01")]), "a malformed SetDirectory message"),
+        ("trusted attribute", attributes(&[("trusted.overlay.opaque", b"y")]), "a malformed SetDirectory message"),
+        ("own attribute", attributes(&[("user.sealift", b"x")]), "a malformed SetDirectory message"),
+        ("attribute twice", attributes(&[("user.a", b"1"), ("user.a", b"2")]), "a malformed SetDirectory message"),
+        (
+            "attributes out of order",
+            attributes(&[("user.b", b""), ("user.a", b"")]),
+            "a malformed SetDirectory message",
+        ),
     ]
+}
+
+/// A frame that asks for these attributes, whatever they are.
+fn attributes(pairs: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut payload = Vec::new();
+    let mut encoder = minicbor::Encoder::new(&mut payload);
+    encoder.map(2).unwrap().u8(0).unwrap().array(1).unwrap().bytes(b"in").unwrap();
+    encoder.u8(16).unwrap().array(pairs.len() as u64).unwrap();
+    for (name, value) in pairs {
+        encoder.array(2).unwrap().bytes(name.as_bytes()).unwrap().bytes(value).unwrap();
+    }
+    [&Header::new(Kind::SetDirectory, 7, payload.len()).encode()[..], &payload].concat()
 }
 
 /// What a receiver steps over: an unknown kind, and an unknown field in a known one.
@@ -653,6 +759,11 @@ fn limits_and_deadlines_are_those_of_the_document() {
         ("WANTED_MAX", limits::WANTED_MAX),
         ("WANTED_RANGES_MAX", limits::WANTED_RANGES_MAX as u64),
         ("ZERO_RUNS_MAX", limits::ZERO_RUNS_MAX as u64),
+        ("XATTR_COUNT_MAX", limits::XATTR_COUNT_MAX as u64),
+        ("XATTR_NAME_LEN_MAX", limits::XATTR_NAME_LEN_MAX as u64),
+        ("XATTR_VALUE_LEN_MAX", limits::XATTR_VALUE_LEN_MAX as u64),
+        ("XATTRS_LEN_MAX", limits::XATTRS_LEN_MAX as u64),
+        ("XATTRS_CONNECTION_MAX", limits::XATTRS_CONNECTION_MAX as u64),
         ("FILE_SIZE_MAX", limits::FILE_SIZE_MAX),
         ("CONNECTIONS_PER_ADDRESS_MAX", limits::CONNECTIONS_PER_ADDRESS_MAX as u64),
         ("HALF_OPEN_PER_ADDRESS_MAX", limits::HALF_OPEN_PER_ADDRESS_MAX as u64),

@@ -656,6 +656,7 @@ impl World {
             resume: Some(Bytes16([1 + self.clients[client].owner as u8; 16])),
             same_as: None,
             same_root: None,
+            xattrs: None,
         };
         let transfer = self.links[link].next_transfer;
         self.links[link].next_transfer += 1;

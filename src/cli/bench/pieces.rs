@@ -236,7 +236,7 @@ pub(super) fn small_files(directory: &Path, place: &str) -> Result<Count> {
             let options = NewFile { size: Some(size as u64), make_parents: true, ..NewFile::default() };
             let upload = store.begin(&path, options)?;
             upload.write_at(0, &content)?;
-            let metadata = FileMetadata { mode: None, mtime: None, root, upload_id: [0; 16] };
+            let metadata = FileMetadata { mode: None, mtime: None, root, upload_id: [0; 16], xattrs: None };
             staged.push(upload.finish(size as u64, metadata)?);
         }
         for published in store.publish(staged) {

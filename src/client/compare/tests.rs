@@ -3,7 +3,17 @@ use super::*;
 fn entry(name: &str, kind: EntryKind) -> Entry {
     let target = (kind == EntryKind::Link).then(|| b"x".to_vec());
     let mtime = Mtime { seconds: 7, nanos: 123_456_789 };
-    Entry { name: name.as_bytes().to_vec(), kind, size: 10, mtime, mode: 0o644, target, same: None }
+    Entry {
+        name: name.as_bytes().to_vec(),
+        kind,
+        size: 10,
+        mtime,
+        mode: 0o644,
+        target,
+        same: None,
+        xattrs_digest: None,
+        xattrs: None,
+    }
 }
 
 fn file(name: &str) -> Entry {
@@ -19,6 +29,7 @@ fn settings() -> Settings {
         links: Links::Copy,
         file_mode: ModeRange { min: 0, max: 0o775 },
         directory_mode: ModeRange { min: 0, max: 0o775 },
+        xattrs: false,
     }
 }
 
@@ -33,8 +44,9 @@ fn shown(compared: &Compared) -> Vec<String> {
         .actions
         .iter()
         .map(|action| match action {
-            Action::Send { source, is_there } => {
-                format!("send {}{}", name(&source.name), if *is_there { "*" } else { "" })
+            Action::Send { source, is_there, looks_same } => {
+                let (star, equals) = (if *is_there { "*" } else { "" }, if *looks_same { "=" } else { "" });
+                format!("send {}{star}{equals}", name(&source.name))
             }
             Action::Same { source, .. } => format!("same {}", name(&source.name)),
             Action::Check { source, .. } => format!("check {}", name(&source.name)),
@@ -169,5 +181,32 @@ fn how_much_may_be_removed() {
         ("0", 1, 5, false),
     ] {
         assert_eq!(max.parse::<DeleteMax>().unwrap().allows(count, all), allowed, "{max} {count} of {all}");
+    }
+}
+
+#[test]
+fn extended_attributes_alone_are_a_difference_where_they_are_compared() {
+    let with =
+        |digest: Option<u8>, entry: Entry| Entry { xattrs_digest: digest.map(|digest| Bytes16([digest; 16])), ..entry };
+    let compares = Settings { xattrs: true, ..settings() };
+    for (source, there, expected) in [
+        (Some(1), Some(1), &[][..]),
+        (Some(1), Some(2), &["send a*="]),
+        // What could not be read on one side is no reason to believe that it is the same.
+        (Some(1), None, &["send a*="]),
+        (None, None, &["send a*="]),
+    ] {
+        check(vec![with(source, file("a"))], vec![with(there, file("a"))], &compares, expected);
+        check(vec![with(source, file("a"))], vec![with(there, file("a"))], &settings(), &[]);
+    }
+    let newer = Entry { mtime: Mtime { seconds: 8, nanos: 0 }, ..file("a") };
+    check(vec![with(Some(1), newer)], vec![with(Some(2), file("a"))], &compares, &["send a*"]);
+    let checksum = Settings { checksum: true, ..compares };
+    let compared = check(vec![with(Some(1), file("a"))], vec![with(Some(2), file("a"))], &checksum, &["check a"]);
+    assert!(matches!(compared.actions[0], Action::Check { is_same_otherwise: false, .. }));
+    let directory = |digest| vec![with(Some(digest), entry("d", EntryKind::Directory))];
+    for (digest, expected) in [(1, false), (2, true)] {
+        let compared = check(directory(1), directory(digest), &compares, &["enter d*"]);
+        assert!(matches!(compared.actions[0], Action::Enter { differs, .. } if differs == expected), "{digest}");
     }
 }

@@ -22,12 +22,14 @@ use crate::client::plan;
 use crate::client::side::Side;
 use crate::client::traverse::Step;
 use crate::client::walk::Skip;
+use crate::client::xattrs::has_none;
 use crate::client::{Client, GetOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::WAITING_LEN_MAX;
 use crate::path::{Component, RemotePath};
 use crate::protocol::{Entry, EntryKind, Mtime};
 use crate::storage::Store;
+use crate::xattrs::Xattrs;
 
 /// Listings at once: the tree is walked ahead of its files.
 const LISTINGS_MAX: usize = 4;
@@ -57,6 +59,7 @@ struct End {
     place: Place,
     mode: u32,
     mtime: Mtime,
+    xattrs: Option<Xattrs>,
     /// Held until then.
     parent: Option<Arc<Filled>>,
 }
@@ -79,14 +82,14 @@ pub(super) struct Settling {
 }
 
 impl Settling {
-    pub(super) fn start(client: Client) -> Settling {
+    pub(super) fn start(job: Arc<Job>) -> Settling {
         #[expect(
             clippy::disallowed_methods,
             reason = "a drop cannot wait for room: who makes directories does, in `room`"
         )]
         let (sender, ends) = mpsc::unbounded_channel();
         let (mut work, backlog) = (JoinSet::new(), Arc::new(Backlog::default()));
-        work.spawn(settle_all(client, ends, Arc::clone(&backlog)));
+        work.spawn(settle_all(job, ends, Arc::clone(&backlog)));
         Settling { sender, backlog, work }
     }
 
@@ -97,8 +100,8 @@ impl Settling {
         }
     }
 
-    fn fill(&self, place: Place, entry: &Entry, parent: Option<Arc<Filled>>) -> Arc<Filled> {
-        let end = Some(End { place, mode: entry.mode, mtime: entry.mtime, parent });
+    fn fill(&self, place: Place, entry: &Entry, xattrs: Option<Xattrs>, parent: Option<Arc<Filled>>) -> Arc<Filled> {
+        let end = Some(End { place, mode: entry.mode, mtime: entry.mtime, xattrs, parent });
         Arc::new(Filled { end, settle: self.sender.clone(), backlog: Arc::clone(&self.backlog) })
     }
 
@@ -113,25 +116,29 @@ impl Settling {
     }
 }
 
-async fn settle_all(client: Client, mut ends: mpsc::UnboundedReceiver<End>, backlog: Arc<Backlog>) {
+async fn settle_all(job: Arc<Job>, mut ends: mpsc::UnboundedReceiver<End>, backlog: Arc<Backlog>) {
     let mut running: JoinSet<()> = JoinSet::new();
-    while let Some(End { place, mode, mtime, parent }) = ends.recv().await {
+    while let Some(End { place, mode, mtime, xattrs, parent }) = ends.recv().await {
         while running.len() >= SETTLE_MAX {
             running.join_next().await;
         }
         backlog.count.fetch_sub(1, Ordering::Relaxed);
         backlog.shrunk.notify_one();
-        let client = client.clone();
+        let job = Arc::clone(&job);
         running.spawn(async move {
             let name = shown_bytes(&place.shown);
             let set = blocking(move || {
-                place.store.set_directory_metadata(&place.path, Some(mode & 0o7777), mtime_to_storage(mtime))
+                let (mode, mtime) = (Some(mode & 0o7777), mtime_to_storage(mtime));
+                place.store.set_directory(&place.path, mode, mtime, xattrs.as_ref())
             });
             let event = match set.await {
-                Ok(()) => done_event(0, name, ItemKind::Directory, 0, None, Outcome::Stored, None),
+                Ok(lost) => {
+                    lost.into_iter().for_each(|why| job.xattrs_lost.add(why));
+                    done_event(0, name, ItemKind::Directory, 0, None, Outcome::Stored, None)
+                }
                 Err(error) => Event::Failed { item: None, name, error },
             };
-            client.events().tell(event).await;
+            job.client.events().tell(event).await;
             // What is done in one directory changes the time of the one that it is in.
             drop(parent);
         });
@@ -172,7 +179,8 @@ impl Run {
         let job = Arc::clone(&self.job);
         let store = open_store(target, job.special_modes).await?;
         let place = Place { store: store.clone(), path: RemotePath::root(), shown: target.to_path_buf() };
-        let filled = Some(self.settling.fill(place, top, None));
+        let xattrs = job.directory_xattrs(&source, top).await?;
+        let filled = Some(self.settling.fill(place, top, xattrs, None));
         let side = Side::Remote(job.client.clone(), source.clone());
         let below = RemotePath::root();
         let mut waiting = vec![Waiting { remote: source, below, after: None, ignores: None, filled }];
@@ -290,8 +298,12 @@ impl Run {
             let is_fillable = mode & 0o300 == 0o300;
             if is_fillable { Ok(()) } else { store.set_directory_metadata(&path, Some(mode & 0o777 | 0o700), None) }
         });
-        match made.await {
-            Ok(()) => Some(self.settling.fill(place, entry, parent)),
+        let made = match made.await {
+            Ok(()) => self.job.directory_xattrs(remote, entry).await,
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(xattrs) => Some(self.settling.fill(place, entry, xattrs, parent)),
             Err(error) => {
                 self.job.tell_failed(remote.to_bytes(), error).await;
                 None
@@ -339,7 +351,8 @@ impl Run {
         match (step, place) {
             (Step::Directory { entry, .. }, Some(place)) => {
                 let filled = if below.is_root() {
-                    Some(self.settling.fill(place, &entry, None))
+                    let xattrs = job.directory_xattrs(&remote, &entry).await?;
+                    Some(self.settling.fill(place, &entry, xattrs, None))
                 } else {
                     self.make_directory(place, &entry, parent, &remote).await
                 };
@@ -367,6 +380,15 @@ impl Run {
 }
 
 impl Job {
+    /// The extended attributes that a directory shall have; none when they are not moved.
+    async fn directory_xattrs(&self, remote: &RemotePath, entry: &Entry) -> Result<Option<Xattrs>> {
+        match self.xattrs {
+            false => Ok(None),
+            true if has_none(entry) => Ok(Some(Xattrs::default())),
+            true => Ok(Some(self.client.stat_with_xattrs(remote).await?.1)),
+        }
+    }
+
     async fn list_piece(&self, side: &Side, directory: &Waiting) -> Result<Piece> {
         let mut ignores = directory.ignores.clone();
         if self.filter.ignore_files
@@ -375,7 +397,7 @@ impl Job {
         {
             ignores = Some(Ignores::new(&directory.below.to_bytes(), &content, ignores)?);
         }
-        let (entries, next) = self.client.list_piece(&directory.remote, directory.after).await?;
+        let (entries, next) = self.client.list_piece(&directory.remote, directory.after, self.xattrs).await?;
         Ok((entries, next, ignores))
     }
 }

@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn only_the_right_hash_and_size_are_believed() {
-        let right = Stored { outcome: Outcome::Stored, root: Some(Root([1; 32])), size: 7, path: None };
+        let right =
+            Stored { outcome: Outcome::Stored, root: Some(Root([1; 32])), size: 7, path: None, xattrs_lost: None };
         let policies = [IfExists::Overwrite, IfExists::Skip, IfExists::Fail, IfExists::Rename];
         for policy in policies {
             check(&right, policy, None);

@@ -74,7 +74,7 @@ fn a_directory_comes_before_its_contents_and_again_after() {
     let mut open = Vec::new();
     for found in Walk::new(vec![item(&root.path().join("t"), "t")]) {
         match found {
-            Found::Directory { target, attributes } => {
+            Found::Directory { target, attributes, .. } => {
                 if target.to_string() == "t/a" {
                     // Whoever sends it leaves out what was not asked for.
                     assert_eq!(attributes.mode, 0o4750);

@@ -45,13 +45,18 @@ const WRONG: &[(&str, Wrong)] = &[
     ("no root, and a wrong one for who asks", |request, right| {
         let root = Some(Root([7; 32]));
         matches!(request.kind, Kind::Close | Kind::Hash).then(|| {
-            let done = Done { count: 0, root, size: Some(right.len() as u64), path: None, next: None };
+            let done =
+                Done { count: 0, root, size: Some(right.len() as u64), path: None, next: None, xattrs_lost: None };
             vec![say(request.transfer, &done)]
         })
     }),
     ("no root whoever asks", |request, _| {
-        matches!(request.kind, Kind::Close | Kind::Hash)
-            .then(|| vec![say(request.transfer, &Done { count: 0, root: None, size: None, path: None, next: None })])
+        matches!(request.kind, Kind::Close | Kind::Hash).then(|| {
+            vec![say(
+                request.transfer,
+                &Done { count: 0, root: None, size: None, path: None, next: None, xattrs_lost: None },
+            )]
+        })
     }),
     ("short content", |request, right| {
         let (get, transfer) = (request.is::<Get>()?, request.transfer);
@@ -306,6 +311,7 @@ fn hellos_that_promise_anything_are_taken_for_no_more_than_they_can_be() {
         receipt_key: Some(Bytes32([0; 32])),
         trees: Some(true),
         invites: Some(true),
+        xattrs: None,
     };
     let min = ServerHello {
         rights: 0,
@@ -366,7 +372,13 @@ fn receipts_that_are_not_right_are_no_receipts() {
         let evil = Evil::start_with(ServerHello { receipt_key: key, ..hello() }, Tree::default(), move |request| {
             request.is::<Finish>().map(|end| {
                 let mut said = receipt(request.transfer);
-                let stored = Stored { outcome: Outcome::Stored, root: Some(end.root), size: end.size, path: None };
+                let stored = Stored {
+                    outcome: Outcome::Stored,
+                    root: Some(end.root),
+                    size: end.size,
+                    path: None,
+                    xattrs_lost: None,
+                };
                 said.push(say(request.transfer, &stored));
                 said
             })

@@ -188,7 +188,7 @@ fn a_tree_without_a_bottom_ends_at_the_depth_of_paths() {
         }
         request.is::<ListDirectory>().map(|_| {
             let entries = Entries { entries: List(vec![directory("d"), file("f")]) };
-            let done = Done { count: 2, root: None, size: None, path: None, next: None };
+            let done = Done { count: 2, root: None, size: None, path: None, next: None, xattrs_lost: None };
             vec![say(request.transfer, &entries), say(request.transfer, &done)]
         })
     });
@@ -250,7 +250,7 @@ fn links_that_lead_out_are_not_made_and_nothing_goes_through_those_that_are() {
                 (*turn % 2 == 0).then(|| {
                     let entries =
                         Entries { entries: List(vec![directory("inside"), through.clone(), directory("m"), n("n")]) };
-                    let done = Done { count: 4, root: None, size: None, path: None, next: None };
+                    let done = Done { count: 4, root: None, size: None, path: None, next: None, xattrs_lost: None };
                     vec![say(request.transfer, &entries), say(request.transfer, &done)]
                 })
             });
@@ -318,7 +318,7 @@ fn a_directory_that_becomes_a_link_between_two_answers_is_not_walked_through() {
             _ => directory("d"),
         };
         let next = (after < 4).then_some(after + 1);
-        let done = Done { count: 1, root: None, size: None, path: None, next };
+        let done = Done { count: 1, root: None, size: None, path: None, next, xattrs_lost: None };
         Some(vec![say(request.transfer, &Entries { entries: List(vec![entry]) }), say(request.transfer, &done)])
     });
     for command in COMMANDS.iter().filter(|command| ["get", "sync"].contains(&command[0])) {

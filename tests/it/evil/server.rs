@@ -115,7 +115,17 @@ impl Tree {
 pub(super) fn file(name: impl AsRef<[u8]>) -> Entry {
     let mtime = Mtime { seconds: 1_700_000_000, nanos: 0 };
     let name = name.as_ref().to_vec();
-    Entry { name, kind: EntryKind::File, size: EVIL.len() as u64, mtime, mode: 0o644, target: None, same: None }
+    Entry {
+        name,
+        kind: EntryKind::File,
+        size: EVIL.len() as u64,
+        mtime,
+        mode: 0o644,
+        target: None,
+        same: None,
+        xattrs_digest: None,
+        xattrs: None,
+    }
 }
 
 pub(super) fn directory(name: impl AsRef<[u8]>) -> Entry {
@@ -143,6 +153,7 @@ pub(super) fn hello() -> ServerHello {
         receipt_key: None,
         trees: None,
         invites: None,
+        xattrs: None,
     }
 }
 
@@ -298,7 +309,7 @@ struct Good<'a> {
 impl Good<'_> {
     fn answer(&mut self, request: &Request) -> Vec<Say> {
         let transfer = request.transfer;
-        let done = Done { count: 0, root: None, size: None, path: None, next: None };
+        let done = Done { count: 0, root: None, size: None, path: None, next: None, xattrs_lost: None };
         match request.kind {
             Kind::ClientHello => vec![say(0, self.hello)],
             Kind::Stat => vec![say(transfer, &self.tree.entry(&request.is::<Stat>().unwrap().path.to_bytes()))],
@@ -370,7 +381,10 @@ impl Good<'_> {
                 vec![say(transfer, &stored(&bytes))]
             }
             Kind::MakeLink => {
-                vec![say(transfer, &Stored { outcome: Outcome::Stored, root: None, size: 0, path: None })]
+                vec![say(
+                    transfer,
+                    &Stored { outcome: Outcome::Stored, root: None, size: 0, path: None, xattrs_lost: None },
+                )]
             }
             Kind::MakeDirectory | Kind::SetDirectory | Kind::Remove | Kind::Rename => {
                 vec![say(transfer, &Done { count: 1, ..done })]
@@ -384,7 +398,16 @@ impl Good<'_> {
 const DATA: usize = 256 << 10;
 
 pub(super) fn get_answer(entry: &Entry, size: u64, unasked: bool) -> GetAnswer {
-    GetAnswer { size, mtime: entry.mtime, mode: entry.mode, unasked, root: None, version: vec![1], zeros: None }
+    GetAnswer {
+        size,
+        mtime: entry.mtime,
+        mode: entry.mode,
+        unasked,
+        root: None,
+        version: vec![1],
+        zeros: None,
+        xattrs: None,
+    }
 }
 
 pub(super) fn finish(content: &[u8]) -> Finish {
@@ -392,7 +415,13 @@ pub(super) fn finish(content: &[u8]) -> Finish {
 }
 
 pub(super) fn stored(content: &[u8]) -> Stored {
-    Stored { outcome: Outcome::Stored, root: Some(Root::of(content)), size: content.len() as u64, path: None }
+    Stored {
+        outcome: Outcome::Stored,
+        root: Some(Root::of(content)),
+        size: content.len() as u64,
+        path: None,
+        xattrs_lost: None,
+    }
 }
 
 /// The failure of one request.

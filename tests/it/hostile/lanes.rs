@@ -206,8 +206,8 @@ async fn a_lane_carries_content_and_nothing_else() {
         ("a description", put("z", 3).to_frame(10)),
         ("a small file", put_small("z", b"abc").to_frame(10)),
         ("a finish", finish(b"abc").to_frame(receiving)),
-        ("a download", Get { path: path("there"), unasked_max: 0 }.to_frame(10)),
-        ("a request", Stat { path: path("there") }.to_frame(10)),
+        ("a download", Get { path: path("there"), unasked_max: 0, xattrs: None }.to_frame(10)),
+        ("a request", Stat { path: path("there"), xattrs: None }.to_frame(10)),
         ("a removal", Remove { path: path("there"), recursive: false }.to_frame(10)),
         ("a failure", Failed { code: 26, text: String::new(), retry: None }.to_frame(receiving)),
         ("an end", Close {}.to_frame(receiving)),
@@ -253,7 +253,7 @@ async fn what_a_lane_finds_wrong_is_told_on_the_first_connection() {
     lane.bytes(&group(transfer, 0, &[7; G])).await;
     assert_eq!(first.outcome(transfer).await, Err(ErrorKind::NoSpace));
     // A file that ends before its size.
-    let get = Get { path: path("there"), unasked_max: 0 };
+    let get = Get { path: path("there"), unasked_max: 0, xattrs: None };
     assert_eq!(first.ask(&get).await.unwrap().0, Kind::GetAnswer);
     let transfer = transfer + 1;
     std::fs::File::options().write(true).open(world.root().join("there")).unwrap().set_len(10).unwrap();
@@ -274,7 +274,7 @@ async fn a_download_over_several_connections_ends_with_its_hash() {
     let whole = content(3 * G + 5);
     std::fs::write(world.root().join("there"), &whole).unwrap();
     let mut first = world.greeted().await;
-    assert_eq!(first.ask(&Get { path: path("there"), unasked_max: 0 }).await.unwrap().0, Kind::GetAnswer);
+    assert_eq!(first.ask(&Get { path: path("there"), unasked_max: 0, xattrs: None }).await.unwrap().0, Kind::GetAnswer);
     let mut got = vec![0; whole.len()];
     let lanes = [world.lane_of(&first).await, world.lane_of(&first).await];
     let [a, b] = lanes;

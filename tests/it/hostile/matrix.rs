@@ -543,10 +543,10 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
     // Each is a request of its own: the same id would be given the first one's answer.
     let id = put("any", 0).upload_id;
     let answer = match verb {
-        Verb::Stat => peer.ask(&Stat { path: place }).await,
+        Verb::Stat => peer.ask(&Stat { path: place, xattrs: None }).await,
         Verb::List => {
             let (mut kind, mut payload) =
-                peer.ask(&ListDirectory { path: place, after: None, count_max: None }).await?;
+                peer.ask(&ListDirectory { path: place, after: None, count_max: None, xattrs: None }).await?;
             let mut names = BTreeSet::new();
             while kind == Kind::Entries {
                 let entries = Entries::from_payload(&payload).unwrap().entries.0;
@@ -557,7 +557,7 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
             assert_eq!(Done::from_payload(&payload).unwrap().count, names.len() as u64);
             return Ok(names);
         }
-        Verb::Get => peer.ask(&Get { path: place, unasked_max: 100 }).await,
+        Verb::Get => peer.ask(&Get { path: place, unasked_max: 100, xattrs: None }).await,
         Verb::Hash => peer.ask(&Hash { path: place, read: None }).await,
         Verb::Space => peer.ask(&Space { path: place }).await,
         Verb::Put(if_exists) => {
@@ -596,7 +596,9 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
         Verb::MakeLink(if_exists) => {
             peer.ask(&MakeLink { path: place, target: b"target".to_vec(), mtime: None, if_exists }).await
         }
-        Verb::SetDirectory => peer.ask(&SetDirectory { path: place, mode: Some(0o711), mtime: None }).await,
+        Verb::SetDirectory => {
+            peer.ask(&SetDirectory { path: place, mode: Some(0o711), mtime: None, xattrs: None }).await
+        }
         Verb::Remove => peer.ask(&Remove { path: place, recursive: false }).await,
         Verb::RemoveTree => peer.ask(&Remove { path: place, recursive: true }).await,
         Verb::RenameFrom => peer.ask(&Rename { from: place, to: path("moved"), if_exists: IfExists::Fail, id }).await,

@@ -260,7 +260,8 @@ async fn the_servers_own_state_does_not_exist_for_anyone() {
     }
     // Nor does a listing show it.
     let transfer = peer.number();
-    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after: None, count_max: None }).await;
+    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after: None, count_max: None, xattrs: None })
+        .await;
     let (_, payload) = peer.answer(transfer).await.unwrap();
     let names: Vec<_> =
         Entries::from_payload(&payload).unwrap().entries.0.into_iter().map(|entry| entry.name).collect();
@@ -313,7 +314,7 @@ async fn page(
     count_max: Option<u64>,
 ) -> Result<(Vec<Vec<u8>>, Option<u64>), ErrorKind> {
     let transfer = peer.number();
-    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after, count_max }).await;
+    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after, count_max, xattrs: None }).await;
     let mut names = Vec::new();
     loop {
         let (kind, payload) = peer.answer(transfer).await?;

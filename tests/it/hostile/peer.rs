@@ -609,7 +609,7 @@ impl Peer {
     }
 
     pub(super) async fn stat(&mut self, name: &str) -> Answer {
-        self.ask(&Stat { path: path(name) }).await
+        self.ask(&Stat { path: path(name), xattrs: None }).await
     }
 
     /// Stores a small file in one go.
@@ -682,6 +682,7 @@ pub(super) fn put(name: &str, size: u64) -> Put {
         resume: None,
         same_as: None,
         same_root: None,
+        xattrs: None,
     }
 }
 

@@ -160,15 +160,15 @@ fn look(world: &World) -> (Vec<Option<Facts>>, usize) {
 }
 
 async fn attempt(peer: &mut Peer, attempt: Try) -> Result<(), ErrorKind> {
-    let set = SetDirectory { path: path("dir"), mode: Some(0o711), mtime: None };
+    let set = SetDirectory { path: path("dir"), mode: Some(0o711), mtime: None, xattrs: None };
     let link = |name, if_exists| MakeLink { path: path(name), target: b"file".to_vec(), mtime: None, if_exists };
     // Each is a request of its own: the same id would be given the first one's answer.
     let id = put("any", 0).upload_id;
     let rename = |to, if_exists| Rename { from: path("other"), to: path(to), if_exists, id };
     let answer = match attempt {
-        Try::Stat => peer.ask(&Stat { path: path("file") }).await,
-        Try::List => peer.ask(&ListDirectory { path: path("dir"), after: None, count_max: None }).await,
-        Try::Get => peer.ask(&Get { path: path("file"), unasked_max: 100 }).await,
+        Try::Stat => peer.ask(&Stat { path: path("file"), xattrs: None }).await,
+        Try::List => peer.ask(&ListDirectory { path: path("dir"), after: None, count_max: None, xattrs: None }).await,
+        Try::Get => peer.ask(&Get { path: path("file"), unasked_max: 100, xattrs: None }).await,
         Try::Hash => peer.ask(&Hash { path: path("file"), read: None }).await,
         Try::PutNew => return peer.store(put_small("new", b"new"), b"new").await.map(|_| ()),
         Try::PutOver(if_exists) => {
@@ -258,7 +258,7 @@ async fn rights_that_shrink_hold_at_once_for_what_is_open() {
     std::fs::create_dir(world.root().join("dir")).unwrap();
     let mut peer = world.greeted().await;
     let download = peer.number();
-    peer.send(download, &Get { path: path("big"), unasked_max: 0 }).await;
+    peer.send(download, &Get { path: path("big"), unasked_max: 0, xattrs: None }).await;
     assert_eq!(peer.answer(download).await.unwrap().0, Kind::GetAnswer);
     let (upload, _) = peer.begin(&Put { if_exists: IfExists::Fail, ..put("new", 5) }).await;
     let (replacement, _) = peer.begin(&Put { no_base: true, ..put("big", 5) }).await;

@@ -101,7 +101,10 @@ async fn reach(world: &World, state: State) -> (Peer, u32) {
             1
         }
         Download | Closed => {
-            assert_eq!(peer.ask(&Get { path: path("there"), unasked_max: 0 }).await.unwrap().0, Kind::GetAnswer);
+            assert_eq!(
+                peer.ask(&Get { path: path("there"), unasked_max: 0, xattrs: None }).await.unwrap().0,
+                Kind::GetAnswer
+            );
             if state == Closed {
                 peer.send(1, &Close {}).await;
                 assert_eq!(peer.answer(1).await.unwrap().0, Kind::Done);
@@ -127,7 +130,7 @@ fn message(state: State, kind: Kind, transfer: u32) -> Vec<u8> {
         Kind::WantValues => WantValues { first: 0, count: 1 }.to_frame(transfer),
         Kind::Zeros => Zeros { runs: List(vec![(0, 1)]) }.to_frame(transfer),
         Kind::Goodbye | Kind::Working => vector(kind),
-        Kind::Get => Get { path: path("there"), unasked_max: 0 }.to_frame(transfer),
+        Kind::Get => Get { path: path("there"), unasked_max: 0, xattrs: None }.to_frame(transfer),
         Kind::Remove => Remove { path: path("nothing"), recursive: false }.to_frame(transfer),
         Kind::Put => put("other", 3).to_frame(transfer),
         Kind::MakeDirectory => MakeDirectory { path: path("d") }.to_frame(transfer),
@@ -181,9 +184,9 @@ async fn only_the_documented_transitions_exist() {
 async fn numbers_of_transfers_are_used_once_and_ascend() {
     let world = World::new().await;
     let requests: [fn(u32) -> Vec<u8>; 3] = [
-        |transfer| Stat { path: path("") }.to_frame(transfer),
+        |transfer| Stat { path: path(""), xattrs: None }.to_frame(transfer),
         |transfer| put("x", 3).to_frame(transfer),
-        |transfer| Get { path: path("x"), unasked_max: 0 }.to_frame(transfer),
+        |transfer| Get { path: path("x"), unasked_max: 0, xattrs: None }.to_frame(transfer),
     ];
     for (index, request) in requests.into_iter().enumerate() {
         // None, the one that is open, one that is over, one that was left out.
@@ -195,7 +198,7 @@ async fn numbers_of_transfers_are_used_once_and_ascend() {
             peer.refused(format_args!("request {index}: {second} after {first}")).await;
         }
         let mut peer = world.greeted().await;
-        peer.send(1, &Stat { path: path("") }).await;
+        peer.send(1, &Stat { path: path(""), xattrs: None }).await;
         peer.answer(1).await.unwrap();
         peer.bytes(&request(1)).await;
         peer.refused(format_args!("request {index}: a number that is over")).await;
@@ -218,10 +221,10 @@ async fn a_transfer_that_was_given_up_is_over() {
         for request in 0..6 {
             number += 1;
             frames.extend(match request {
-                0 => Stat { path: path("there") }.to_frame(number),
+                0 => Stat { path: path("there"), xattrs: None }.to_frame(number),
                 1 => put("new", 3).to_frame(number),
-                2 => Get { path: path("there"), unasked_max: 0 }.to_frame(number),
-                3 => ListDirectory { path: path(""), after: None, count_max: None }.to_frame(number),
+                2 => Get { path: path("there"), unasked_max: 0, xattrs: None }.to_frame(number),
+                3 => ListDirectory { path: path(""), after: None, count_max: None, xattrs: None }.to_frame(number),
                 4 => Hash { path: path("there"), read: None }.to_frame(number),
                 _ => put("there", SIZE as u64).to_frame(number),
             });
@@ -262,7 +265,7 @@ async fn a_download_that_was_given_up_unanswered_is_closed() {
     let mut frames = Vec::new();
     for _ in 0..500 {
         let number = peer.number();
-        frames.extend(Get { path: path("there"), unasked_max: 0 }.to_frame(number));
+        frames.extend(Get { path: path("there"), unasked_max: 0, xattrs: None }.to_frame(number));
         frames.extend(Failed { code: 26, text: String::new(), retry: None }.to_frame(number));
     }
     peer.bytes(&frames).await;

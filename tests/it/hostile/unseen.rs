@@ -41,15 +41,17 @@ async fn what_is_there_shows_in_no_answer_to_who_may_not_see_it() {
             let place = || path(name);
             let id = || put("x", 0).upload_id;
             let answers = [
-                told(&mut peer, name, Stat { path: place() }).await,
-                told(&mut peer, name, ListDirectory { path: place(), after: None, count_max: None }).await,
-                told(&mut peer, name, Get { path: place(), unasked_max: 100 }).await,
+                told(&mut peer, name, Stat { path: place(), xattrs: None }).await,
+                told(&mut peer, name, ListDirectory { path: place(), after: None, count_max: None, xattrs: None })
+                    .await,
+                told(&mut peer, name, Get { path: place(), unasked_max: 100, xattrs: None }).await,
                 told(&mut peer, name, Hash { path: place(), read: None }).await,
                 told(&mut peer, name, Space { path: place() }).await,
                 told(&mut peer, name, Remove { path: place(), recursive: true }).await,
                 told(&mut peer, name, BeginTree { path: place(), run: id(), resume: None }).await,
                 told(&mut peer, name, PublishTree { path: place() }).await,
-                told(&mut peer, name, SetDirectory { path: place(), mode: Some(0o700), mtime: None }).await,
+                told(&mut peer, name, SetDirectory { path: place(), mode: Some(0o700), mtime: None, xattrs: None })
+                    .await,
                 told(&mut peer, name, Rename { from: path("other"), to: place(), if_exists: IfExists::Fail, id: id() })
                     .await,
                 told(&mut peer, name, Put { same_as: Some(place()), ..put("other/x", 9) }).await,
