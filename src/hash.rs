@@ -193,6 +193,12 @@ impl Tree {
         usize::try_from(index).ok().and_then(|index| self.values.get(index).copied().flatten())
     }
 
+    /// The first group whose value is known.
+    #[must_use]
+    pub fn first_known(&self) -> Option<u64> {
+        self.values.iter().position(Option::is_some).map(|index| index as u64)
+    }
+
     /// The first group from `from` on, below `count`, whose value is not known.
     #[must_use]
     pub fn first_missing(&self, from: u64, count: u64) -> Option<u64> {

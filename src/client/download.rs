@@ -8,6 +8,7 @@
 //! Invariants: a name here changes only when the whole content is on disk and has the server's hash; content that
 //! was not asked for ends the connection (`session`); modes and times of directories are set last.
 
+mod confirm;
 mod names;
 mod tree;
 mod zeros;
@@ -933,7 +934,8 @@ impl Job {
         };
         (file.size, file.metadata) = (answer.size, (answer.mode, answer.mtime));
         let xattrs = self.told_xattrs(&answer)?;
-        let is_known = partial.as_ref().is_some_and(|partial| partial.version == answer.version);
+        let known = partial.as_mut().filter(|partial| partial.version == answer.version);
+        let is_known = known.map(|partial| partial.is_resumed = true).is_some();
         if !is_known {
             *partial = None;
             file.item.restart();
@@ -1022,7 +1024,9 @@ impl Job {
             let there = (0..group_count(size)).filter_map(|group| Some((group, tree.value(group)?)));
             there.for_each(|(group, value)| keeper.holds(group, value, group_len(size, group)));
         }
-        Ok(Partial { version: answer.version.clone(), size, tree, next: 0, sink: Sink::File(upload), keeper })
+        let (version, sink) = (answer.version.clone(), Sink::File(upload));
+        let is_resumed = tree.first_known().is_some();
+        Ok(Partial { version, size, tree, is_resumed, confirmed: 0, next: 0, sink, keeper })
     }
 
     /// Waits for work that writes and syncs.
@@ -1049,6 +1053,9 @@ impl Job {
             exchange.next().await?
         } else {
             self.fetch_groups(session, &mut exchange, partial, item).await?;
+            if partial.is_resumed && answer.root.is_none() {
+                confirm::confirm(&self.client, &mut exchange, partial).await?;
+            }
             exchange.end_download();
             exchange.next().await?
         };
@@ -1061,6 +1068,7 @@ impl Job {
             // Of what an earlier attempt got, this connection has sent nothing.
             Reply::Done(_) => match answer.root {
                 Some(root) => root,
+                None if partial.confirmed == group_count(partial.size) => root,
                 None => self.client.hash(remote).await?.0,
             },
             other => return Err(exchange.unexpected(&other)),
@@ -1226,7 +1234,16 @@ impl Job {
                 }
                 let sink = Sink::Output(Arc::clone(output));
                 let (version, size) = (answer.version.clone(), answer.size);
-                *partial = Some(Partial { version, size, tree: Tree::new(), next: 0, sink, keeper: None });
+                *partial = Some(Partial {
+                    version,
+                    size,
+                    tree: Tree::new(),
+                    is_resumed: false,
+                    confirmed: 0,
+                    next: 0,
+                    sink,
+                    keeper: None,
+                });
             }
             Some(known) if known.version == answer.version => {}
             Some(_) => {
@@ -1287,6 +1304,10 @@ struct Partial {
     version: Vec<u8>,
     size: u64,
     tree: Tree,
+    /// Whether some of it was here before this connection.
+    is_resumed: bool,
+    /// How many groups were compared with the server's since: see `confirm`.
+    confirmed: u64,
     /// The next group to be asked for.
     next: u64,
     sink: Sink,
