@@ -576,7 +576,7 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
         Verb::MakeDirectory => peer.ask(&MakeDirectory { path: place }).await,
         Verb::Values => {
             let transfer = peer.number();
-            peer.send(transfer, &Get { path: place, unasked_max: 0 }).await;
+            peer.send(transfer, &Get { path: place, unasked_max: 0, xattrs: None }).await;
             peer.answer(transfer).await?;
             peer.send(transfer, &WantValues { first: 0, count: 1 }).await;
             let answer = peer.answer(transfer).await;

@@ -62,7 +62,7 @@ async fn nothing_is_taken_before_the_ticket() {
     let mut inn = Inn::new().await;
     inn.give(1, InviteKind::Upload, "in", 5).await;
     let early: Vec<Vec<u8>> = vec![
-        Stat { path: path("") }.to_frame(1),
+        Stat { path: path(""), xattrs: None }.to_frame(1),
         put_small("f", b"x").to_frame(1),
         super::peer::data(1, 0, b"x"),
         MakeDirectory { path: path("d") }.to_frame(1),

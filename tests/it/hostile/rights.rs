@@ -299,7 +299,7 @@ async fn rights_that_end_stop_a_listing_and_a_hash_under_way() {
     std::fs::File::create(world.root().join("huge")).unwrap().set_len(256 << 30).unwrap();
     let mut peer = world.greeted().await;
     let list = peer.number();
-    peer.send(list, &ListDirectory { path: path("many"), after: None, count_max: None }).await;
+    peer.send(list, &ListDirectory { path: path("many"), after: None, count_max: None, xattrs: None }).await;
     let hash = peer.number();
     peer.send(hash, &Hash { path: path("huge"), read: Some(true) }).await;
     // The first page has come, so both have begun.
