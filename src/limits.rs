@@ -160,6 +160,9 @@ pub const TLS_WRITE_BUFFER_LEN: usize = 512 * KIB;
 /// Outcomes of commits that are remembered for a client that lost the answer. The oldest is forgotten first;
 /// a slot is about 300 bytes.
 pub const OUTCOMES_MAX: usize = 65_536;
+/// Names of which is remembered who stored them, for who may not read them and stores the same again. The oldest is
+/// forgotten first, and then the name counts as taken; a slot is about 120 bytes.
+pub const OWN_MAX: usize = 65_536;
 /// Names of which is remembered when something was last stored under them, so that what comes late is known as such.
 /// The one that was stored under first is forgotten first, and an unasked upload to a forgotten name costs its client
 /// a question; a slot is about 200 bytes.

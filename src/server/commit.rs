@@ -56,6 +56,8 @@ pub(super) struct Incoming {
     pub(super) generation: u64,
     /// The version that is there, whose groups need not come.
     pub(super) base: Option<Arc<StoredFile>>,
+    /// That version is what this very client has stored: it may be told of it without the right to read.
+    pub(super) is_own: bool,
     /// The root of that version, once it has been hashed to its end. None when groups of an earlier attempt stand in
     /// for its own: the root of those says nothing of what has the name.
     pub(super) base_root: Option<Root>,
@@ -102,8 +104,8 @@ pub(super) fn check_still(pass: &Pass, put: &Put, begun: IfExists) -> Result<()>
 
 /// Checks that what is there may go on to be told of, and to stand in for what does not come: the principal may read
 /// it still.
-pub(super) fn check_base(pass: &Pass, put: &Put, has_base: bool) -> Result<()> {
-    if has_base { pass.decide(Action::Read(&put.path)) } else { Ok(()) }
+pub(super) fn check_base(pass: &Pass, put: &Put, needs_read: bool) -> Result<()> {
+    if needs_read { pass.decide(Action::Read(&put.path)) } else { Ok(()) }
 }
 
 fn may_read(pass: &Pass, put: &Put) -> bool {
@@ -143,6 +145,23 @@ fn existing_file(pass: &Pass, put: &Put) -> Result<Option<StoredFile>> {
     }
 }
 
+/// The regular file of this name, if its content may be told of: to who may read it, or has stored it itself and
+/// replaces nothing. The second is whether it is only the latter.
+fn comparable(
+    shared: &Shared,
+    who: &Who,
+    pass: &Pass,
+    put: &Put,
+    if_exists: IfExists,
+) -> Result<Option<(StoredFile, bool)>> {
+    let may_read = may_read(pass, put);
+    if !may_read && if_exists == IfExists::Overwrite {
+        return Ok(None);
+    }
+    let file = existing_file(pass, put)?;
+    Ok(file.filter(|file| may_read || shared.own.is_own(who, put, file)).map(|file| (file, !may_read)))
+}
+
 /// Whether something of this name is there, of whatever kind.
 fn is_taken(pass: &Pass, put: &Put) -> Result<bool> {
     match pass.store.stat(&put.path) {
@@ -157,7 +176,7 @@ fn taken(pass: &Pass, put: &Put, if_exists: IfExists) -> Result<Stored> {
         return Ok(Stored { outcome: Outcome::Skipped, root: None, size: 0, path: None, xattrs_lost: None });
     }
     if put.if_exists == IfExists::Overwrite {
-        pass.decide(Action::Overwrite(&put.path))?;
+        pass.decide(Action::Overwrite(&put.path)).map_err(|error| pass.with_hint(error))?;
     }
     Err(Error::new(ErrorKind::Exists, format!("{} is there already", put.path)))
 }
@@ -223,8 +242,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
         pass.store.bring_back(&put.path);
     }
     if if_exists != IfExists::Rename
-        && may_read(&pass, put)
-        && let Some(file) = existing_file(&pass, put)?
+        && let Some((file, is_own)) = comparable(shared, who, &pass, put, if_exists)?
     {
         if let Some(stored) = known_by_record(&pass, put, &file)? {
             return Ok(Opened::Ended(stored));
@@ -254,6 +272,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
                     offer: Some(Box::new(offer)),
                     is_held: false,
                     base: Some(base),
+                    is_own,
                     base_root: None,
                     compare_only: true,
                 })));
@@ -287,6 +306,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
         offer: None,
         is_held: false,
         base,
+        is_own: false,
         base_root: None,
         compare_only: false,
     };
@@ -402,11 +422,23 @@ pub(super) fn commit(
     incoming: Incoming,
     mut receiver: Receiver,
 ) -> Result<Stored> {
-    let Incoming { attempt, file, right, mut reservation, claim, base, base_root, if_exists, turn, _described, .. } =
-        incoming;
+    let Incoming {
+        attempt,
+        file,
+        right,
+        mut reservation,
+        claim,
+        base,
+        is_own,
+        base_root,
+        if_exists,
+        turn,
+        _described,
+        ..
+    } = incoming;
     let pass = shared.pass(who)?;
     admit_still(&pass, put, if_exists)?;
-    check_base(&pass, put, base.is_some())?;
+    check_base(&pass, put, base.is_some() && !is_own)?;
     attempt.enter_commit(&put.path)?;
     let finish = receiver.finish().cloned().ok_or_else(|| Error::new(ErrorKind::Internal, "a commit unasked"))?;
     let entered = match enter_newest(shared, who, put, turn, if_exists) {
@@ -419,6 +451,7 @@ pub(super) fn commit(
     };
     let ended = |attempt: Attempt, stored: &Stored| {
         attempt.ended(stored);
+        shared.own.stored(who, put, stored);
         entered.iter().for_each(Entered::stored);
     };
     if let (Some(base), Some(root)) = (&base, base_root)
@@ -655,6 +688,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
         if let Ok(stored) = &stored {
             spent(&mut spending, stored);
             attempt.ended(stored);
+            shared.own.stored(who, &put, stored);
             entered.iter().for_each(Entered::stored);
             stored_otherwise(&pass.store, &who.principal, &put);
         }
@@ -710,8 +744,7 @@ fn stage_small(
     }
     if if_exists != IfExists::Rename
         && !parents.lacks(&pass.store, &put.path)
-        && may_read(pass, put)
-        && let Some(mut file) = existing_file(pass, put)?
+        && let Some((mut file, _)) = comparable(shared, who, pass, put, if_exists)?
     {
         if let Some(stored) = known_by_record(pass, put, &file)? {
             return ended(attempt, stored);

@@ -354,9 +354,9 @@ impl Flow {
     pub(super) fn review(&self) -> Result<Vec<(u32, Error)>> {
         let pass = self.shared.pass(&self.who)?;
         let uploads = self.uploads.iter().filter_map(|(&transfer, upload)| match &upload.phase {
-            Phase::Receiving(Incoming { if_exists, base, .. }) => {
+            Phase::Receiving(Incoming { if_exists, base, is_own, .. }) => {
                 let still = commit::check_still(&pass, &upload.put, *if_exists);
-                Some((transfer, still.and_then(|()| commit::check_base(&pass, &upload.put, base.is_some()))))
+                Some((transfer, still.and_then(|()| commit::check_base(&pass, &upload.put, base.is_some() && !is_own))))
             }
             // These are looked at when they begin, and end by themselves.
             Phase::Unasked | Phase::Opening | Phase::Committing | Phase::Lent => None,

@@ -19,6 +19,7 @@ mod names;
 mod newest;
 mod offer;
 mod outcomes;
+mod own;
 mod proven;
 mod quota;
 mod rates;

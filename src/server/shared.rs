@@ -21,6 +21,7 @@ use super::held::Holds;
 use super::invites::{Attendance, Found, Giver, Invites};
 use super::newest::Newest;
 use super::outcomes::Outcomes;
+use super::own::Own;
 use super::quota::{self, Accounts, Amount, Reservation, Seat};
 use super::rates::{Bound, Rates};
 use super::session::Sessions;
@@ -48,6 +49,7 @@ pub(super) struct Shared {
     /// What is asked of the system for each connection.
     pub(super) congestion: Congestion,
     pub(super) outcomes: Outcomes,
+    pub(super) own: Own,
     pub(super) accounts: Arc<Accounts>,
     pub(super) crowd: Arc<Crowd>,
     pub(super) rates: Rates,
@@ -128,6 +130,7 @@ impl Shared {
             sessions: Sessions::default(),
             socket_buffers: SocketBuffers::new(),
             outcomes: Outcomes::default(),
+            own: Own::default(),
             accounts: Arc::default(),
             crowd,
             rates: Rates::default(),
@@ -322,6 +325,17 @@ impl Pass {
     /// As [`Access::decide_invite`].
     pub(super) fn decide_invite(&self, path: &RemotePath, kind: InviteKind) -> Result<()> {
         self.rules.access.decide_invite(&self.principal, path, kind)
+    }
+
+    /// A refusal to replace, with what can be done about it by who cannot be given the right.
+    pub(super) fn with_hint(&self, error: Error) -> Error {
+        match &self.principal {
+            Principal::Invite(_) => {
+                let message = format!("{error}: an invite replaces nothing; `--if-exists rename` stores it beside");
+                Error::new(error.kind(), message)
+            }
+            _ => error,
+        }
     }
 
     pub(super) fn may(&self, action: Action<'_>) -> bool {

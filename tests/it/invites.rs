@@ -179,6 +179,35 @@ fn an_upload_link_is_all_that_its_receiver_needs() {
     assert!(hall.stored("in/bob/six").is_none());
 }
 
+/// Who runs the same command again is told that it is done, though it may not read; nobody else is, so nobody finds
+/// out by guessing what another stored.
+#[test]
+fn the_same_command_again_is_unchanged_for_who_stored_it_and_for_nobody_else() {
+    let hall = Hall::new();
+    let link = hall.link("in", &["--uses", "9"]);
+    let large = content(5, 3 << 20);
+    for machine in ["bob", "eve"] {
+        hall.file(machine, "small", b"1234");
+        hall.file(machine, "large", &large);
+    }
+    hall.redeem("bob", &link, &["put", "small", "large"], 0);
+    for _ in 0..2 {
+        let said = hall.redeem("bob", &link, &["put", "small", "large"], 0);
+        assert!(said.contains("2 unchanged"), "{said}");
+    }
+    assert_eq!(hall.only(), ("open".to_owned(), 1, 0), "nothing was stored, so no use is spent");
+    let said = hall.redeem("eve", &link, &["put", "small", "large"], 4);
+    assert!(said.contains("an invite replaces nothing") && !said.contains("unchanged"), "{said}");
+    // Other content of the same size, and what somebody else has put in its place since.
+    hall.file("bob", "small", b"4321");
+    hall.redeem("bob", &link, &["put", "small"], 4);
+    let there = hall.house.world.root().join("alice/in/large");
+    fs::remove_file(&there).unwrap();
+    fs::write(&there, &large).unwrap();
+    hall.redeem("bob", &link, &["put", "large"], 4);
+    assert_eq!(hall.only().1, 1);
+}
+
 #[test]
 fn what_a_receiver_does_wrong_is_told() {
     let hall = Hall::new();

@@ -305,6 +305,9 @@ impl Found {
     }
 }
 
+/// Who runs the same command twice has reason to be calm.
+const AFTER_USE: &str = ": if by you, what you were told is stored is there; for more, ask whoever gave you the link";
+
 /// A run's number is a secret of its client's: what is kept of it is a hash.
 fn run_key(number: &[u8; 16]) -> [u8; 16] {
     let hash = blake3::derive_key("sealift 2026-11 invite run", number);
@@ -445,8 +448,8 @@ impl Kept {
         let uses = self.uses;
         let reserved = state.taken().saturating_sub(u64::from(state.spent()));
         let message = match reserved {
-            0 if uses == 1 => "this invite was good for one use, and has been used".to_owned(),
-            0 => format!("this invite was good for {uses} uses, and all of them have been used"),
+            0 if uses == 1 => format!("this invite was good for one use, and has been used{AFTER_USE}"),
+            0 => format!("this invite was good for {uses} uses, and all of them have been used{AFTER_USE}"),
             _ => format!(
                 "all uses of this invite are taken ({uses}): {reserved} by commands that are running, or were cut less \
                  than {} minutes ago, and may become free if these store nothing",
