@@ -162,18 +162,23 @@ class Bench:
         began = time.monotonic()
         process = self.client(prefix, *arguments)
         timer = threading.Timer(limit, lambda: end_group(process))
+        timer.daemon = True
         timer.start()
         beside = threading.Thread(target=meanwhile, daemon=True) if meanwhile else None
         if beside:
             beside.start()
         summary = {}
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):
-                found = json.loads(line)
-                if found.get("type") == "summary":
-                    summary = found
-        code = process.wait()
-        timer.cancel()
+        try:
+            for line in process.stdout:
+                with contextlib.suppress(ValueError):
+                    found = json.loads(line)
+                    if found.get("type") == "summary":
+                        summary = found
+            code = process.wait()
+        finally:
+            timer.cancel()
+            # Also when this is ended by a signal.
+            end_group(process)
         right = code == 0 and subprocess.run(["cmp", "-s", *compare]).returncode == 0
         self.wrong += not right
         again = summary.get("bytes_resent", 0)
