@@ -7,7 +7,7 @@ Starts a server of its own on this machine's loopback and stops it again. The ho
 moves content at --rate, which it limits itself: so what it loses is lost to the others, and not to a processor that
 they and their load generator share with it. The others come from 127.0.0.2 with another certificate, or with none.
 Modes: trickle, unread, flood, idle (default: all), and `slow`: as many peers as the others', half of --peers, that all
-upload 1 MiB as fast as they can to a disk on which every write takes a second longer (strace), with --memory 64M.
+upload 1 MiB as fast as they can to a disk on which every write takes 0.2 s longer (strace), with --memory 64M.
 Takes up to 2.2 GiB in the temporary folder, looks whether there is so much, and removes it, also at SIGTERM.
 """
 import argparse
@@ -350,7 +350,7 @@ def main():
     if args.modes == ["slow"]:
         args.peers //= 2
         slow = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64",
-                "-e", "inject=pwrite64:delay_enter=1000000")
+                "-e", "inject=pwrite64:delay_enter=200000")
         crowd = Crowd(args, slow, ("--memory", "64M"))
         try:
             count, sent, peak = crowd.storm(args.seconds)
