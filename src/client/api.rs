@@ -463,6 +463,16 @@ impl Client {
         *self.inner.progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
+    /// The same, for what may outlive the client.
+    pub(crate) fn progress(&self) -> impl Fn() + Send + Sync + 'static {
+        let inner = Arc::downgrade(&self.inner);
+        move || {
+            if let Some(inner) = inner.upgrade() {
+                *inner.progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            }
+        }
+    }
+
     fn last_progress(&self) -> Instant {
         *self.inner.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }

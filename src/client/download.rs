@@ -36,6 +36,7 @@ use crate::client::lanes::{Pace, Report};
 use crate::client::names::{Met, Names};
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
 use crate::client::session::{Exchange, Reply, Session};
+use crate::client::shelf::Shelf;
 use crate::client::stalls::Cause;
 use crate::client::walk::Skip;
 use crate::client::xattrs::{Lost, check_server, digest_of};
@@ -1026,7 +1027,8 @@ impl Job {
         }
         let (version, sink) = (answer.version.clone(), Sink::File(upload));
         let is_resumed = tree.first_known().is_some();
-        Ok(Partial { version, size, tree, is_resumed, confirmed: 0, next: 0, sink, keeper })
+        let shelf = Shelf::new(self.client.progress());
+        Ok(Partial { version, size, tree, is_resumed, shelf, confirmed: 0, next: 0, sink, keeper })
     }
 
     /// Waits for work that writes and syncs.
@@ -1088,12 +1090,15 @@ impl Job {
         let is_ordered = partial.sink.is_ordered();
         let writes_max = if is_ordered { 1 } else { WRITES_MAX };
         let count = group_count(partial.size);
-        let mut carrier = exchange.carry();
+        let mut carrier = exchange.carry(&partial.shelf);
         if !is_ordered {
             self.client.widen(session, partial.size);
         }
         // Groups that lanes owe, and those that one of them owed when it died.
-        let (mut elsewhere, mut again) = (0, VecDeque::new());
+        // What was begun over a connection that broke comes first: it holds buffers.
+        let begun: Vec<u64> = if is_ordered { Vec::new() } else { partial.shelf.groups() };
+        let mut again: VecDeque<u64> = begun.iter().copied().collect();
+        let mut elsewhere = 0;
         let mut pace = Pace::new();
         let write = |writes: &mut JoinSet<_>, sink: Sink, index: u64, buffer: Buffer| {
             let stalls = Arc::clone(self.client.stalls());
@@ -1104,12 +1109,17 @@ impl Job {
             });
         };
         let result = loop {
-            let Partial { size, tree, next, .. } = &mut *partial;
+            let Partial { size, tree, next, shelf, .. } = &mut *partial;
             let mut take = || {
                 again.pop_front().or_else(|| {
-                    let group = *next;
-                    (group < count).then(|| *next = tree.first_missing(group + 1, count).unwrap_or(count))?;
-                    Some(group)
+                    while *next < count {
+                        let group = *next;
+                        *next = tree.first_missing(group + 1, count).unwrap_or(count);
+                        if begun.binary_search(&group).is_err() {
+                            return Some(group);
+                        }
+                    }
+                    None
                 })
             };
             if !is_ordered {
@@ -1130,7 +1140,8 @@ impl Job {
                     None => break,
                 };
                 let Some(group) = take() else { break };
-                ranges.push((group_offset(group), group_len(*size, group) as u64));
+                let begun = shelf.begun(group) as u64;
+                ranges.push((group_offset(group) + begun, group_len(*size, group) as u64 - begun));
                 asked.push_back((group, permit, Instant::now()));
             }
             exchange.want(&ranges);
@@ -1239,6 +1250,7 @@ impl Job {
                     size,
                     tree: Tree::new(),
                     is_resumed: false,
+                    shelf: Shelf::default(),
                     confirmed: 0,
                     next: 0,
                     sink,
@@ -1306,6 +1318,8 @@ struct Partial {
     tree: Tree,
     /// Whether some of it was here before this connection.
     is_resumed: bool,
+    /// What broken connections have brought of groups.
+    shelf: Shelf,
     /// How many groups were compared with the server's since: see `confirm`.
     confirmed: u64,
     /// The next group to be asked for.
@@ -1318,6 +1332,7 @@ struct Partial {
 impl Partial {
     fn insert(&mut self, group: u64, hash: GroupHash, len: usize) {
         self.tree.insert(group, hash);
+        self.shelf.forget(group);
         if let Some(keeper) = &mut self.keeper {
             keeper.holds(group, hash.value, len);
         }

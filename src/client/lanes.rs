@@ -25,6 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::buffer::{Buffer, Pool};
 use crate::client::life::Life;
 use crate::client::session::{CLOSE_TIMEOUT, EVENTS_MAX, Leases, give_up};
+use crate::client::shelf::{Filling, Shelf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX};
@@ -68,8 +69,8 @@ struct State {
     next: u64,
     /// The server takes no more.
     is_full: bool,
-    /// Who is told what became of the groups of each.
-    transfers: HashMap<u32, mpsc::Sender<Report>>,
+    /// Who is told what became of the groups of each, and where beginnings of groups are laid.
+    transfers: HashMap<u32, (mpsc::Sender<Report>, Shelf)>,
     /// How many connections there should be by what is measured.
     width: Width,
     has_ended: bool,
@@ -149,6 +150,7 @@ pub(crate) struct Carrier {
     lanes: Lanes,
     transfer: u32,
     reports: mpsc::Receiver<Report>,
+    shelf: Shelf,
 }
 
 impl Lanes {
@@ -174,10 +176,10 @@ impl Lanes {
     }
 
     /// Enters a transfer. One number is entered once.
-    pub(crate) fn carry(&self, transfer: u32) -> Carrier {
+    pub(crate) fn carry(&self, transfer: u32, shelf: Shelf) -> Carrier {
         let (sender, reports) = mpsc::channel(REPORTS_MAX);
-        self.lock().transfers.insert(transfer, sender);
-        Carrier { lanes: self.clone(), transfer, reports }
+        self.lock().transfers.insert(transfer, (sender, shelf.clone()));
+        Carrier { lanes: self.clone(), transfer, reports, shelf }
     }
 
     /// Ends all lanes, and every wait for room.
@@ -232,7 +234,7 @@ impl Lanes {
             limited_by_buffers: info.limited_by_buffers,
         };
         if let Some(count) = state.width.look(seen) {
-            state.transfers.values().for_each(|reports| drop(reports.try_send(Report::Wider(count))));
+            state.transfers.values().for_each(|(reports, _)| drop(reports.try_send(Report::Wider(count))));
         }
     }
 
@@ -280,7 +282,7 @@ impl Lanes {
             pace: Pace::new(),
         };
         state.lanes.insert(number, lane);
-        state.transfers.values().for_each(|reports| drop(reports.try_send(Report::Joined)));
+        state.transfers.values().for_each(|(reports, _)| drop(reports.try_send(Report::Joined)));
         Some(number)
     }
 
@@ -340,7 +342,7 @@ impl State {
     }
 
     fn report(&self, transfer: u32, report: Report) {
-        if let Some(reports) = self.transfers.get(&transfer) {
+        if let Some((reports, _)) = self.transfers.get(&transfer) {
             // Nobody listening any more is all right: the transfer was given up. There always is room.
             let _ = reports.try_send(report);
         }
@@ -374,7 +376,8 @@ impl Carrier {
             while owed + ranges.len() < lane.pace.groups()
                 && let Some(group) = next()
             {
-                ranges.push((group_offset(group), group_len(size, group) as u64));
+                let begun = self.shelf.begun(group) as u64;
+                ranges.push((group_offset(group) + begun, group_len(size, group) as u64 - begun));
             }
             if ranges.is_empty() {
                 continue;
@@ -416,11 +419,6 @@ impl Drop for Carrier {
     }
 }
 
-struct Filling {
-    filled: usize,
-    buffer: Buffer,
-}
-
 /// A lane's side of the content that it moves.
 struct Front {
     lanes: Lanes,
@@ -433,7 +431,7 @@ struct Front {
 
 impl Handler for Front {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
-        let whole = {
+        let (group, whole, shelf) = {
             let state = self.lanes.lock();
             let Some(lane) = state.lanes.get(&self.number) else { return Poll::Ready(Ok(&mut [])) };
             let Some(wanted) = lane.wanted.get(&transfer) else {
@@ -444,21 +442,25 @@ impl Handler for Front {
                 self.filling.remove(&transfer);
                 return Poll::Ready(Ok(&mut []));
             };
-            match wanted.ranges.front() {
-                Some(&(start, rest, _)) if offset == start && len <= rest => {
-                    group_len(wanted.size, offset / GROUP_LEN as u64)
+            match (wanted.ranges.front(), state.transfers.get(&transfer)) {
+                (Some(&(start, rest, _)), Some((_, shelf))) if offset == start && len <= rest => {
+                    let group = offset / GROUP_LEN as u64;
+                    (group, group_len(wanted.size, group), shelf.clone())
                 }
                 _ => return Poll::Ready(Err(Breach::Data("content that was not asked for, or out of order").into())),
             }
         };
         if !self.filling.contains_key(&transfer) {
-            let buffer = std::task::ready!(self.leases.poll(cx, transfer, whole));
-            self.filling.insert(transfer, Filling { filled: 0, buffer });
+            let begun = usize::try_from(offset - group_offset(group)).unwrap_or(GROUP_LEN);
+            let filling = match shelf.go_on(group, begun) {
+                Some(filling) => filling,
+                None => shelf.begin(group, std::task::ready!(self.leases.poll(cx, transfer, whole))),
+            };
+            self.filling.insert(transfer, filling);
         }
-        let space = self.filling.get_mut(&transfer).and_then(|filling| {
-            let start = filling.filled;
-            filling.buffer.get_mut(start..start + len)
-        });
+        let filling = self.filling.get_mut(&transfer);
+        let filling = filling.filter(|filling| group_offset(filling.group()) + filling.filled() as u64 == offset);
+        let space = filling.and_then(|filling| filling.space(len));
         Poll::Ready(space.ok_or_else(|| Breach::Data("a piece out of order in its group").into()))
     }
 
@@ -468,7 +470,7 @@ impl Handler for Front {
         let (Some(wanted), Some(filling)) = (lane.wanted.get_mut(&transfer), self.filling.get_mut(&transfer)) else {
             return Ok(());
         };
-        filling.filled += len;
+        filling.advance(len);
         let Some((start, rest, asked)) = wanted.ranges.front_mut() else { return Ok(()) };
         *start += len as u64;
         *rest -= len;
@@ -477,7 +479,7 @@ impl Handler for Front {
         }
         lane.pace.came_after(asked.elapsed());
         wanted.ranges.pop_front();
-        if let Some(Filling { buffer, .. }) = self.filling.remove(&transfer) {
+        if let Some(buffer) = self.filling.remove(&transfer).and_then(Filling::into_buffer) {
             state.report(transfer, Report::Came(offset / GROUP_LEN as u64, buffer));
         }
         Ok(())

@@ -26,6 +26,7 @@ pub mod plan;
 pub mod receipts;
 pub mod remote;
 mod session;
+mod shelf;
 mod side;
 pub mod stalls;
 mod sync;

@@ -23,6 +23,7 @@ use crate::buffer::{Buffer, Pool};
 use crate::client::lanes::{self, Carrier, Lanes};
 use crate::client::life::Life;
 use crate::client::receipts::Receipts;
+use crate::client::shelf::{Filling, Shelf};
 use crate::client::stalls::{Cause, Stalls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
@@ -161,6 +162,8 @@ struct Slot {
     unasked_max: u64,
     /// The size that the server named.
     size: u64,
+    /// Where the beginning of a group is laid when the connection breaks.
+    shelf: Shelf,
     /// For an upload of which a receipt is asked: its name, and the receipt once that has come.
     receipt: Option<(RemotePath, Option<Receipt>)>,
     _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
@@ -428,8 +431,16 @@ impl Session {
         };
         desk.next_transfer = next;
         let receipt = put.filter(|_| self.0.book.is_some()).map(|path| (path.clone(), None));
-        let slot =
-            Slot { replies, is_due: true, wanted: VecDeque::new(), unasked_max, size: 0, receipt, _permits: permits };
+        let slot = Slot {
+            replies,
+            is_due: true,
+            wanted: VecDeque::new(),
+            unasked_max,
+            size: 0,
+            shelf: Shelf::default(),
+            receipt,
+            _permits: permits,
+        };
         desk.slots.insert(transfer, slot);
         desk.outgoing.push_back(Outgoing::Frames(transfer, frames(transfer)));
         desk.wake();
@@ -543,9 +554,13 @@ impl Exchange {
         self.session.reason()
     }
 
-    /// Enters this upload with the queue that all connections of the session take groups from.
-    pub(crate) fn carry(&self) -> Carrier {
-        self.session.lanes().carry(self.transfer)
+    /// Enters this transfer with the queue that all connections of the session take groups from; what they bring of a
+    /// group before they break is laid on this shelf.
+    pub(crate) fn carry(&self, shelf: &Shelf) -> Carrier {
+        if let Some(slot) = self.session.desk().slots.get_mut(&self.transfer) {
+            slot.shelf = shelf.clone();
+        }
+        self.session.lanes().carry(self.transfer, shelf.clone())
     }
 
     /// Says that all content is sent.
@@ -644,15 +659,9 @@ struct Front {
 /// A wait for a buffer.
 type Lease = std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>;
 
-struct Filling {
-    offset: u64,
-    filled: usize,
-    buffer: Buffer,
-}
-
 impl Handler for Front {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
-        let (group_start, group_size) = {
+        let (group, group_size, shelf) = {
             let desk = self.session.desk();
             if transfer >= desk.next_transfer || transfer == 0 {
                 return Poll::Ready(Err(unexpected(Kind::Data, "nothing was asked for under this number")));
@@ -673,21 +682,22 @@ impl Handler for Front {
                 return Poll::Ready(Err(Breach::Data("a piece across two groups").into()));
             }
             let index = offset / GROUP_LEN as u64;
-            (group_offset(index), group_len(slot.size, index))
+            (index, group_len(slot.size, index), slot.shelf.clone())
         };
         if !self.filling.contains_key(&transfer) {
-            let buffer = match self.leases.poll(cx, transfer, group_size) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(buffer) => buffer,
+            let begun = usize::try_from(offset - group_offset(group)).unwrap_or(GROUP_LEN);
+            let filling = match shelf.go_on(group, begun) {
+                Some(filling) => filling,
+                None => shelf.begin(group, std::task::ready!(self.leases.poll(cx, transfer, group_size))),
             };
-            self.filling.insert(transfer, Filling { offset: group_start, filled: 0, buffer });
+            self.filling.insert(transfer, filling);
         }
         let Some(filling) = self.filling.get_mut(&transfer) else {
             return Poll::Ready(Err(Error::new(ErrorKind::Internal, "a buffer that was just leased is missing")));
         };
-        let start = filling.filled;
-        match filling.buffer.get_mut(start..start + len) {
-            Some(space) if filling.offset + start as u64 == offset => Poll::Ready(Ok(space)),
+        let is_next = group_offset(filling.group()) + filling.filled() as u64 == offset;
+        match filling.space(len) {
+            Some(space) if is_next => Poll::Ready(Ok(space)),
             _ => Poll::Ready(Err(Breach::Data("a piece out of order in its group").into())),
         }
     }
@@ -697,7 +707,7 @@ impl Handler for Front {
         let (Some(slot), Some(filling)) = (desk.slots.get_mut(&transfer), self.filling.get_mut(&transfer)) else {
             return Ok(());
         };
-        filling.filled += len;
+        let is_whole = filling.advance(len);
         if let Some((offset, rest)) = slot.wanted.front_mut() {
             *offset += len as u64;
             *rest -= len;
@@ -705,7 +715,7 @@ impl Handler for Front {
                 slot.wanted.pop_front();
             }
         }
-        if filling.filled < filling.buffer.len() {
+        if !is_whole {
             return Ok(());
         }
         if slot.wanted.is_empty() {
@@ -714,8 +724,10 @@ impl Handler for Front {
         }
         let replies = slot.replies.clone();
         drop(desk);
-        let Some(Filling { offset, buffer, .. }) = self.filling.remove(&transfer) else { return Ok(()) };
-        give(&replies, transfer, Reply::Group(offset / GROUP_LEN as u64, buffer))
+        let Some(filling) = self.filling.remove(&transfer) else { return Ok(()) };
+        let group = filling.group();
+        let Some(buffer) = filling.into_buffer() else { return Ok(()) };
+        give(&replies, transfer, Reply::Group(group, buffer))
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {

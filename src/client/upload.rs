@@ -35,6 +35,7 @@ use crate::client::lanes::Report;
 use crate::client::names::{Lead, Met, Names, Turn};
 use crate::client::plan::{Kind, PutItem, PutSource, check_target};
 use crate::client::session::{Exchange, Reply, Session};
+use crate::client::shelf::Shelf;
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::upload::believe::{check_skipped, check_stored};
 use crate::client::walk::{Attributes, Found, OpenSource, Source, SourceVersion, Walk};
@@ -1067,7 +1068,7 @@ impl Job {
         item: &mut Item,
     ) -> Result<Sent> {
         let mut reads: JoinSet<Result<Read>> = JoinSet::new();
-        let mut carrier = exchange.carry();
+        let mut carrier = exchange.carry(&Shelf::default());
         self.client.widen(exchange.session(), content.size());
         // Of each group that is on its way, where what is sent of it begins.
         let mut under_way = HashMap::new();

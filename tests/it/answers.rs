@@ -240,6 +240,26 @@ fn a_download_gets_through_a_link_that_is_cut_all_the_time() {
     assert!(told.contains(r#""event":"get""#) && !told.contains(r#""event":"hash""#), "{told}");
 }
 
+/// The same where no connection lives long enough for a whole group, nor several that share the link.
+#[test]
+fn a_download_gets_through_a_link_that_is_cut_before_any_group_is_whole() {
+    let world = World::new();
+    let server = world.serve();
+    let len = (3 << 20) + 5;
+    let bytes = content(7, len);
+    fs::write(world.root().join("x"), &bytes).unwrap();
+    for streams in ["1", "4"] {
+        let proxy = Proxy::new(server.port, |_| Plan { cut: Some((400_000, Cut::End)), ..Plan::default() });
+        let target = world.path(streams);
+        let arguments = ["get", "--json", "--streams", streams, &remote(proxy.port, "x")];
+        let ran = Ran::of(server.client(&arguments).arg(&target).output().unwrap());
+        assert_eq!(ran.code, 0, "{streams} connections: {ran:?}");
+        assert!(fs::read(&target).unwrap() == bytes, "{streams} connections");
+        let (connections, came) = (proxy.connections() as u64, proxy.bytes().1);
+        assert!(came < len as u64 + connections * 400_000 / 2, "{came} bytes over {connections} connections");
+    }
+}
+
 /// The first connections are cut while handshake and hello are under way: the client comes again, says so, and the
 /// command is done once.
 #[test]
