@@ -19,6 +19,7 @@ use super::audited;
 use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
 use super::groups::{Groups, Place};
 use super::held::Sink;
+use super::movers::Mover;
 use super::newest::{Standing, Turn};
 use super::offer::Offer;
 use super::quota::Seat;
@@ -198,6 +199,11 @@ const HASHES_MAX: usize = 4;
 const LEASE_LEN_FIRST: usize = 64 * limits::KIB;
 /// Ranges of a connection that are read and not yet taken, once its peer has shown that it takes them.
 const READ_AHEAD_MAX: usize = BUFFERS_PER_CONNECTION / 2;
+/// The same where they are read by the connection itself: TLS and the socket hold enough to go on with meanwhile.
+const READ_AHEAD_HERE: usize = 1;
+/// Bytes that are read and hashed, or hashed and written, at once by the connection itself: while they, and what they
+/// are copied from or to, are in the cache that its processor has to itself.
+const PIECE_HERE: usize = 256 * limits::KIB;
 /// Bytes of a lease after one was not filled in time.
 const LEASE_LEN_LEAST: usize = 16 * limits::KIB;
 
@@ -229,6 +235,8 @@ pub(super) struct Flow {
     /// Groups that are begun and not whole, those of unasked uploads not counted.
     begun: usize,
     writing: usize,
+    /// It moves large files, or did since it was last without a transfer.
+    mover: Option<Mover>,
     unasked: u64,
     standing: Standing,
     small: Vec<SmallUpload>,
@@ -272,6 +280,7 @@ impl Flow {
             holds_buffers: false,
             begun: 0,
             writing: 0,
+            mover: None,
             unasked: 0,
             small: Vec::new(),
             committing_small: false,
@@ -593,6 +602,29 @@ impl Flow {
         }
     }
 
+    /// Hashes and writes what has come of a group, and goes on filling its buffer from the start.
+    fn write_piece(&mut self, transfer: u32) {
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return };
+        let Some(open) = upload.open.as_mut() else { return };
+        let (Some(buffer), Some(hasher)) = (&open.buffer, open.hasher.as_deref_mut()) else { return };
+        let Some(content) = buffer.get(..open.filled) else { return };
+        let Some(file) = upload.groups.begin_write(self.id, open.index) else { return self.let_go(transfer) };
+        let (index, end) = (open.index, open.start + open.filled);
+        let written = commit::write_group(&file, hasher, open.start, content);
+        if written.is_ok() {
+            file.holds_prefix(index, end, content.len());
+        }
+        drop(file);
+        upload.groups.written(index, written.as_ref().map(|()| None));
+        (open.start, open.filled) = (end, 0);
+        if let Err(error) = written {
+            // As if a disk thread had told it.
+            self.writing += 1;
+            upload.writing += 1;
+            self.jobs.spawn(async move { Job::Spilled(transfer, index, Err(error)) });
+        }
+    }
+
     /// Runs a job that writes into a group, if that group is still this connection's.
     fn write_job(
         &mut self,
@@ -605,15 +637,33 @@ impl Flow {
         let (groups, session) = (Arc::clone(&upload.groups), Arc::clone(&self.session));
         self.writing += 1;
         upload.writing += 1;
-        // To its end though the connection be gone: what came is there, and others may rely on that.
-        self.spawn_commit(move |_, _| {
+        let is_here = file.is_in_memory() && self.works_here();
+        let write = move || {
             let done = job(&groups, file);
             if groups.failure().is_some() || groups.lock().receiver.finish().is_some() {
                 session.news.notify_one();
             }
             done
-        });
+        };
+        if is_here {
+            let done = write();
+            self.jobs.spawn(async move { done });
+        } else {
+            // To its end though the connection be gone: what came is there, and others may rely on that.
+            self.spawn_commit(move |_, _| write());
+        }
         true
+    }
+
+    /// Whether what waits for no disk is done by this connection's thread, because disk threads have no processor to
+    /// themselves. Not on a lane, where it may be the last that lets go of an upload.
+    fn works_here(&mut self) -> bool {
+        #[cfg(test)]
+        if super::sim::is_on() {
+            return false;
+        }
+        let mover = self.mover.get_or_insert_with(|| self.shared.movers.enter());
+        mover.is_one_of_many() && !self.is_lane
     }
 
     /// Forgets what has come of a group that is another connection's by now, or of no use.
@@ -921,6 +971,13 @@ impl Flow {
         {
             let Some(download) = self.downloads.get(&transfer) else { continue };
             let file = Arc::clone(&download.source.file);
+            let is_here = len > limits::UNASKED_FILE_MAX as usize && file.is_in_memory() && self.works_here();
+            // What is handed out over an invite is recorded first, on a disk.
+            let is_here = is_here && self.who.attendance().is_none();
+            if is_here && self.slots.len() >= READ_AHEAD_HERE {
+                self.wants.push_front((transfer, offset, len));
+                break;
+            }
             let (share, id) = (Arc::clone(&self.who.share), self.next_slot);
             let attendance = self.who.attendance().cloned();
             self.next_slot += 1;
@@ -936,15 +993,25 @@ impl Flow {
                 }
                 let mut buffer = share.lease(len).await;
                 drop(leased);
-                let read = tasks.spawn_blocking(move || {
-                    file.read_at(offset, &mut buffer[..len])?;
-                    let hash = GroupHash::of(offset / GROUP_LEN as u64, &buffer[..len]);
+                let read = move || {
+                    let mut hasher = GroupHasher::new(offset / GROUP_LEN as u64);
+                    let mut at = offset;
+                    for piece in buffer[..len].chunks_mut(if is_here { PIECE_HERE } else { GROUP_LEN }) {
+                        file.read_at(at, piece)?;
+                        hasher.update(piece);
+                        at += piece.len() as u64;
+                    }
+                    let hash = hasher.finish();
                     if let Some(attendance) = attendance {
                         let is_end = offset + len as u64 == file.size();
                         attendance.hand_out(len as u64, is_end)?;
                     }
                     Ok((Bytes::from_owner(buffer), hash))
-                });
+                };
+                if is_here {
+                    return Job::Read(id, read());
+                }
+                let read = tasks.spawn_blocking(read);
                 Job::Read(id, read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
             });
         }
@@ -1091,6 +1158,9 @@ impl Flow {
         if self.downloads.contains_key(&transfer) {
             self.ended.insert(transfer);
             self.end_reads(transfer);
+        }
+        if self.uploads.is_empty() && self.downloads.is_empty() {
+            self.mover = None;
         }
     }
 
@@ -1295,6 +1365,11 @@ impl Handler for Flow {
             }
         } else if is_full {
             self.spill(transfer);
+        } else if open.filled >= PIECE_HERE
+            && upload.groups.lock().file.as_ref().is_some_and(|file| file.is_in_memory())
+            && self.works_here()
+        {
+            self.write_piece(transfer);
         }
         Ok(())
     }

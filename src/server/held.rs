@@ -414,6 +414,11 @@ impl Sink {
         self.file.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "a file that is being committed is written"))
     }
 
+    /// Whether writing to it and recording what it holds waits for no disk.
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.file.as_ref().is_some_and(storage::Upload::is_in_memory)
+    }
+
     /// Writes content to its place.
     ///
     /// # Errors

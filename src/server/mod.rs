@@ -15,6 +15,7 @@ mod groups;
 mod held;
 mod invites;
 mod lane;
+mod movers;
 mod names;
 mod newest;
 mod offer;
@@ -146,6 +147,7 @@ impl Server {
         let rules = shared::Rules { tls, access: access.clone() };
         let mut shared = shared::Shared::new(store, rules, shares, options.congestion, receipt_key, audit, crowd);
         shared.invites = invites;
+        shared.movers = movers::Movers::new(threads);
         let shared = Arc::new(shared);
         shared.keep_accounts(&access);
         Ok(Server { shared, listeners, workers })

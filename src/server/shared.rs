@@ -19,6 +19,7 @@ use super::audit::Audit;
 use super::crowd::Crowd;
 use super::held::Holds;
 use super::invites::{Attendance, Found, Giver, Invites};
+use super::movers::Movers;
 use super::newest::Newest;
 use super::outcomes::Outcomes;
 use super::own::Own;
@@ -67,6 +68,8 @@ pub(super) struct Shared {
     pub(super) draining: CancellationToken,
     /// End now.
     pub(super) stopping: CancellationToken,
+    /// Connections that move large files.
+    pub(super) movers: Arc<Movers>,
     pub(super) connection_count: AtomicUsize,
     pub(super) next_connection: AtomicU64,
 }
@@ -141,6 +144,7 @@ impl Shared {
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
+            movers: Movers::new(1),
             connection_count: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
         }

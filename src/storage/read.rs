@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
@@ -14,7 +14,7 @@ use super::change::sweep_one;
 use super::publish::numbered;
 use super::recorded::Recorded;
 use super::sys::{self, Name, Status};
-use super::upload::{DIRECT_LEN_MIN, DIRECT_SIZE_MIN};
+use super::upload::{DIRECT_LEN_MIN, DIRECT_SIZE_MIN, is_in_memory};
 use super::walk::{Directory, is_hidden, not_found};
 use super::xattrs::{self, read_xattrs};
 use super::{Inner, Kind, Mtime, Store, Version};
@@ -103,7 +103,14 @@ impl Store {
             // The kernel shall not read ahead what is read past its cache. Without the advice it merely would.
             let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
         }
-        Ok(StoredFile { store: Arc::clone(inner), file, direct, status, shown: path.to_string() })
+        Ok(StoredFile {
+            store: Arc::clone(inner),
+            file,
+            direct,
+            status,
+            shown: path.to_string(),
+            in_memory: OnceLock::new(),
+        })
     }
 
     /// The file that this upload was stored as under [`super::IfExists::Rename`]: of the asked name, or of the first
@@ -337,6 +344,8 @@ pub struct StoredFile {
     direct: Option<DirectReader>,
     status: Status,
     shown: String,
+    /// Whether it is on tmpfs, once somebody has asked.
+    in_memory: OnceLock<bool>,
 }
 
 /// The handle that reads a large file past the page cache, where it is not in there already: filling the cache with
@@ -448,6 +457,12 @@ impl StoredFile {
 
     pub(super) fn shown(&self) -> &str {
         &self.shown
+    }
+
+    /// Whether reading it waits for no disk.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        *self.in_memory.get_or_init(|| is_in_memory(&self.file))
     }
 
     /// Fills `buffer` from `offset` on.

@@ -356,7 +356,7 @@ impl Inner {
 }
 
 /// Whether a file is on tmpfs.
-fn is_in_memory(file: impl AsFd) -> bool {
+pub(super) fn is_in_memory(file: impl AsFd) -> bool {
     #[allow(clippy::unnecessary_cast)] // the type differs between processors
     rustix::fs::fstatfs(file).is_ok_and(|status| status.f_type as i64 == TMPFS_MAGIC)
 }
@@ -494,6 +494,8 @@ pub struct Upload {
     /// Whose turn it is to write through the page cache. The system lets in one at a time in any case, and who waits
     /// there burns a processor.
     turn: Mutex<()>,
+    /// Whether it and what is recorded of it are on tmpfs, once somebody has asked.
+    in_memory: OnceLock<bool>,
 }
 
 impl Upload {
@@ -510,6 +512,7 @@ impl Upload {
             end: AtomicU64::new(if written > 0 { u64::MAX } else { 0 }),
             poisoned: OnceLock::new(),
             turn: Mutex::new(()),
+            in_memory: OnceLock::new(),
         }
     }
 
@@ -523,6 +526,14 @@ impl Upload {
     /// it is removed nevertheless.
     pub fn keep(&self, keep: bool) {
         self.staging.set_kept(keep && self.check_sound().is_ok());
+    }
+
+    /// Whether writing to it, and recording what it holds, waits for no disk.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        let state = self.staging.store.state.as_ref();
+        let look = || is_in_memory(self.staging.file()) && state.is_none_or(|state| is_in_memory(&state.staging));
+        *self.in_memory.get_or_init(look)
     }
 
     /// Whether no write or sync of it has failed.

@@ -45,6 +45,30 @@ fn fifty_clients_at_once() {
     assert!(peak < 512, "{peak} MiB");
 }
 
+/// With one thread for connections each of them does what it can of its disk work itself, on a root in memory.
+#[test]
+fn connections_that_do_their_disk_work_themselves() {
+    let world = World::in_memory();
+    let mut server = world.serve_and(&["--disk-threads".as_ref(), "2".as_ref()]);
+    let len = |client: usize| (6 << 20) + client * 300_001;
+    std::thread::scope(|scope| {
+        for client in 0..4 {
+            let (world, server) = (&world, &server);
+            scope.spawn(move || {
+                let bytes = content(client as u64, len(client));
+                let source = world.file(&format!("source/{client}"), &bytes);
+                server.put(&source, &format!("{client}"));
+                assert!(fs::read(world.root().join(format!("{client}"))).unwrap() == bytes, "client {client}: up");
+                let target = world.path(&format!("target-{client}"));
+                server.get(&format!("{client}"), &target);
+                assert!(fs::read(target).unwrap() == bytes, "client {client}: down");
+            });
+        }
+    });
+    assert!(server.is_alive());
+    assert_eq!(staged(&world.root()), 0);
+}
+
 #[test]
 fn memory_does_not_grow_with_the_size_of_files() {
     let world = World::new();

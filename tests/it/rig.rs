@@ -31,7 +31,18 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> World {
-        let world = World { folder: tempfile::Builder::new().prefix("sealift-test-").tempdir().unwrap() };
+        World::under(&std::env::temp_dir())
+    }
+
+    /// One in memory, where the machine has a place for that.
+    pub(crate) fn in_memory() -> World {
+        let shm = Path::new("/dev/shm");
+        if shm.is_dir() { World::under(shm) } else { World::new() }
+    }
+
+    fn under(directory: &Path) -> World {
+        let folder = tempfile::Builder::new().prefix("sealift-test-").tempdir_in(directory).unwrap();
+        let world = World { folder };
         copy(&certificates().join("certs"), &world.path("certs"));
         copy(&certificates().join("client"), &world.path("client"));
         fs::create_dir(world.root()).unwrap();
