@@ -114,6 +114,9 @@ class Log:
                 last = max(i for i, entry in enumerate(entries) if entry[2] is not None and entry[2] < before)
                 names[name] = {entry[0] for entry in entries[last:] if entry[1] < after}
             moves = [move for move in self.moves if move[3][1] < after and not (move[3][2] or after) < before]
+            # Onto a file of the same content (empty ones, most of all), both names are right before the move.
+            moves = [move for move in moves if all(
+                entry is move[3] or entry[0] != move[2] for entry in self.names[move[1]])]
             return names, moves, dict(self.contents)
 
     def forget(self, before):
