@@ -17,6 +17,7 @@ mod records;
 mod redeem;
 mod rights;
 mod states;
+mod trees;
 mod unseen;
 mod waiting;
 mod xattrs;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod atomic;
+mod atomic_kinds;
 mod audited;
 mod certs;
 mod changing;

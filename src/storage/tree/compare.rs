@@ -21,7 +21,7 @@ pub(super) enum Look {
     /// Every entry.
     Whole,
     /// Every directory, which tells of every name that was added, removed or replaced. The tree was moved just now,
-    /// which its outermost directory shows.
+    /// which the times of its outermost directory show: of that one, every entry.
     Moved,
 }
 
@@ -43,10 +43,12 @@ pub(super) fn check_old(inner: &Inner, files: &OwnedFd, old: &OwnedFd, shown: &R
         let look_at = || format!("look at the directory {}", name(&block.path));
         let status = sys::status(&directory).while_doing(look_at)?;
         let is_moved = look == Look::Moved && block.path.is_root();
-        if !block.seen.is_still(&status, !is_moved) {
+        let is_still =
+            if is_moved { block.seen.is_still_where_it_was_moved(&status) } else { block.seen.is_still(&status, true) };
+        if !is_still {
             return changed(&block.path);
         }
-        if look == Look::Moved {
+        if look == Look::Moved && !is_moved {
             continue;
         }
         let mut carried: HashMap<&[u8], &Carried> =

@@ -31,8 +31,9 @@ use self::compare::{Look, check_old, sync_below, tell_differences};
 use self::copy::{Copier, all_names, is_mount_point};
 use self::record::{ManifestWriter, TreeRecord, pair_of};
 use super::change::{RemoveFailure, remove_below};
+use super::read::modified_at;
 use super::walk::{Directory, is_hidden, not_found, reserved};
-use super::{Identity, Inner, Kind, STATE_NAME, Store, lock, now, sys};
+use super::{Identity, Inner, Kind, Mtime, STATE_NAME, Store, lock, now, sys};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::{TREES_MAX, TREES_PER_OWNER_MAX};
 use crate::path::{Component, RemotePath};
@@ -630,7 +631,7 @@ impl Tree {
         if let Some(old) = old {
             check_old(inner, &self.files, old, path, Look::Whole)?;
         }
-        self.exchange(old)?;
+        self.exchange(&tree, old)?;
         *is_done = true;
         drop(is_done);
         inner.settle(&self.parent, above.len()).map_err(|error| {
@@ -652,7 +653,7 @@ impl Tree {
         })
     }
 
-    fn exchange(&self, old: Option<&OwnedFd>) -> Result<()> {
+    fn exchange(&self, tree: &OwnedFd, old: Option<&OwnedFd>) -> Result<()> {
         let (inner, path, name) = (&self.inner, &self.path, self.name.as_bytes());
         let failed = |errno: Errno| match errno {
             Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::XDEV | Errno::BUSY => Error::new(
@@ -675,7 +676,8 @@ impl Tree {
                 Err(errno) => Err(failed(errno)),
             };
         };
-        let identity = sys::status(old).map_err(failed)?.identity;
+        let (before, new) = (sys::status(old).map_err(failed)?, sys::status(tree).map_err(failed)?);
+        let identity = before.identity;
         if !sys::status_at(&*self.parent, name).is_ok_and(|now| now.identity == identity) {
             return Err(changed());
         }
@@ -687,10 +689,27 @@ impl Tree {
         // What was put there between the last look and the exchange has gone with the old tree: back with it.
         let is_old = sys::status_at(&self.container, TREE_NAME).is_ok_and(|now| now.identity == identity);
         let checked = if is_old { check_old(inner, &self.files, old, path, Look::Moved) } else { Err(changed()) };
-        checked.or_else(|error| {
-            sys::exchange(&self.container, TREE_NAME, &*self.parent, name).map_err(failed)?;
-            Err(error)
-        })
+        match checked {
+            Ok(()) => self.keep_time(tree, new.mtime),
+            Err(error) => {
+                sys::exchange(&self.container, TREE_NAME, &*self.parent, name).map_err(failed)?;
+                self.keep_time(old, before.mtime)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives a directory back the time that it had before it was exchanged: some file systems (XFS) take that for a
+    /// change of what it holds.
+    fn keep_time(&self, directory: &OwnedFd, mtime: Mtime) -> Result<()> {
+        let kept = sys::status(directory).and_then(|now| {
+            if now.mtime == mtime {
+                return Ok(());
+            }
+            sys::set_times(directory, &modified_at(mtime))?;
+            sys::sync(directory)
+        });
+        kept.while_doing(|| format!("keep the time of {}, which was exchanged", self.path))
     }
 
     /// Removes what the tree has replaced, and what earlier runs had brought. Blocks for as long as it takes.

@@ -109,6 +109,13 @@ impl Seen {
         *self == now
     }
 
+    /// The same of a directory that was moved just now, which some file systems (XFS) take for a change of its content:
+    /// what it holds has to be looked at.
+    pub(super) fn is_still_where_it_was_moved(&self, now: &Status) -> bool {
+        let now = Seen { mtime: self.mtime, ctime: self.ctime, ..Seen::of(now) };
+        *self == now
+    }
+
     pub(super) fn is_directory(&self) -> bool {
         self.kind == 1
     }
