@@ -563,6 +563,17 @@ fn waited_json(waited: &Waited) -> Value {
         "hashing": seconds(waited.hashing),
         "writing": seconds(waited.writing),
         "driving": seconds(waited.driving),
+        "own_limit": seconds(waited.own_limit),
+        "link_busy": seconds(waited.link_busy),
+        "link_held": seconds(waited.link_held),
+        "link_rate": waited.delivery_rate,
+        "server": waited.server.map(|server| json!({
+            "disk": seconds(server.disk),
+            "processor": seconds(server.processor),
+            "limit": seconds(server.limit),
+            "sending": seconds(server.sending),
+            "held": seconds(server.held),
+        })),
     })
 }
 

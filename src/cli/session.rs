@@ -98,7 +98,7 @@ impl Session<'_> {
                 }
                 let client = Client::connect(options, events).await.map_err(|error| explain(error, named))?;
                 let result = work(client.clone()).await;
-                client.events().tell(Event::Waited(client.waited())).await;
+                client.events().tell(Event::Waited(Box::new(client.waited()))).await;
                 if invited.is_none() || result.is_ok() {
                     client.close().await;
                 }

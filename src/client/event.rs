@@ -219,7 +219,7 @@ pub enum Event {
     /// Something that the person should know.
     Warning(String),
     /// What all that was done waited for; told at the end.
-    Waited(Waited),
+    Waited(Box<Waited>),
     /// Something that is shown with `--verbose`: negotiated parameters, numbers of connections.
     Note(String),
 }
@@ -403,7 +403,7 @@ impl Summary {
                 self.bytes_resent = self.bytes_resent.saturating_add(*resent);
                 self.bytes_held = self.bytes_held.saturating_add(*held);
             }
-            Event::Waited(waited) => self.waited = *waited,
+            Event::Waited(waited) => self.waited = **waited,
             Event::XattrsLost { count, .. } => {
                 self.xattrs_lost += count;
                 // As with others that copy them, asked for and not kept is a failure, though all the rest is there.

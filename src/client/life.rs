@@ -63,7 +63,7 @@ impl Life {
             && now.duration_since(self.told) >= WORKING_INTERVAL
             && (connection.is_flushed() || connection.is_held_back())
         {
-            let working = Working { phase: Phase::Waiting, done: 0, total: 0 };
+            let working = Working { phase: Phase::Waiting, done: 0, total: 0, spent: None };
             connection.send(0, &working);
             self.told = now;
             // Our own sign of life is none of the server's.

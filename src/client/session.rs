@@ -24,7 +24,7 @@ use crate::client::lanes::{self, Carrier, Lanes};
 use crate::client::life::Life;
 use crate::client::receipts::Receipts;
 use crate::client::shelf::{Filling, Shelf};
-use crate::client::stalls::{Cause, Stalls};
+use crate::client::stalls::{Cause, Seen, Stalls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{
@@ -654,6 +654,8 @@ struct Front {
     /// Groups that are being received, by transfer. One transfer fills one at a time.
     filling: HashMap<u32, Filling>,
     leases: Leases,
+    /// What the connection and the server have counted so far.
+    seen: Seen,
 }
 
 /// A wait for a buffer.
@@ -828,7 +830,8 @@ fn give(replies: &Replies, transfer: u32, reply: Reply) -> Result<()> {
 async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     let front_session = session.clone();
     let leases = Leases::new(pool);
-    let mut front = Front { session: front_session, ready: Vec::new(), taken: None, filling: HashMap::new(), leases };
+    let (ready, filling, seen) = (Vec::new(), HashMap::new(), Seen::default());
+    let mut front = Front { session: front_session, ready, taken: None, filling, leases, seen };
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut life = Life::new();
@@ -841,6 +844,7 @@ async fn drive(mut connection: Connection, session: Session, pool: Pool) {
         });
         pin!(step).await
     };
+    front.seen.look(&connection, &session.0.stalls);
     match ended {
         Ok(()) => {
             session.end(Error::new(ErrorKind::Connection, "the connection was closed"));
@@ -884,6 +888,7 @@ fn poll_step(
         drop(desk);
         life.tick(connection, is_open, is_due)?;
         session.lanes().look(connection, life.age());
+        front.seen.look(connection, &session.0.stalls);
         // What was being received for exchanges that have ended meanwhile.
         let desk = session.desk();
         front.filling.retain(|transfer, _| desk.slots.contains_key(transfer));
@@ -899,7 +904,11 @@ fn poll_step(
         match connection.poll_next(cx, front) {
             Poll::Ready(event) => match event? {
                 Event::Control(Kind::Working, _, payload) => {
-                    Working::from_payload(&payload)?;
+                    if let Some(spent) = Working::from_payload(&payload)?.spent {
+                        // What ends a transfer comes next: this is the time to look at the link, too.
+                        front.seen.told(&spent.0, &session.0.stalls);
+                        front.seen.look(connection, &session.0.stalls);
+                    }
                     life.heard(payload.len());
                 }
                 Event::Control(kind, transfer, payload) => {

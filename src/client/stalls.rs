@@ -5,16 +5,23 @@
 //! each wait of a group or of a batch of small files.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::net::Connection;
 
 /// A transfer shorter than this says nothing about what limits it.
 const TIME_MIN: Duration = Duration::from_millis(200);
 /// Files of this many bytes or fewer on average are small, and from so many on they are many.
 const SMALL_LEN: u64 = 128 * 1024;
 const MANY_COUNT: u64 = 100;
+/// What takes this share of the time is what a transfer waited for.
+const MOST_SHARE: f64 = 0.5;
 /// From this share of the time on, the thread of the connection is what holds everything up.
 const BUSY_SHARE: f64 = 0.75;
+
+/// Microseconds that are believed of a session: some years.
+const SPENT_MAX: u64 = 1 << 47;
 
 /// What is waited for, or worked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +48,78 @@ pub(crate) enum Cause {
     Writing,
     /// Work: encrypting, decrypting and the calls of the connection.
     Driving,
+    /// The limit of rate that the person set (`--bwlimit`).
+    OwnLimit,
+    /// Something was on its way to the server, as the kernel counts it (`TCP_INFO`).
+    LinkBusy,
+    /// Of that, how long the server's side did not take more.
+    LinkHeld,
+    /// There: reading, writing and syncing.
+    ServerDisk,
+    /// There: hashing, encrypting, decrypting.
+    ServerProcessor,
+    /// There: a limit of rate.
+    ServerLimit,
+    /// There: content was on its way here, and was taken.
+    ServerSending,
+    /// There: content was on its way here, and was not taken.
+    ServerHeld,
 }
 
-const CAUSES: usize = Cause::Driving as usize + 1;
+const CAUSES: usize = Cause::ServerHeld as usize + 1;
+
+/// What a server tells, in the order of the wire.
+const TOLD: [Cause; 5] =
+    [Cause::ServerDisk, Cause::ServerProcessor, Cause::ServerLimit, Cause::ServerSending, Cause::ServerHeld];
 
 /// The counters of one client, in nanoseconds.
 #[derive(Debug, Default)]
-pub(crate) struct Stalls([AtomicU64; CAUSES]);
+pub(crate) struct Stalls([AtomicU64; CAUSES], Told);
+
+/// What is no length of time.
+#[derive(Debug, Default)]
+struct Told {
+    /// Whether a server has told anything.
+    is_told: AtomicBool,
+    /// The highest rate of delivery that the kernel told, in bytes a second.
+    delivery_rate: AtomicU64,
+}
+
+/// What one connection has added so far.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    own_limit: Duration,
+    busy: Duration,
+    held: Duration,
+    told: [u64; TOLD.len()],
+}
+
+impl Seen {
+    /// Adds what the connection has waited for since the last look.
+    pub(crate) fn look(&mut self, connection: &Connection, stalls: &Stalls) {
+        let info = connection.socket().info().unwrap_or_default();
+        for (cause, now, before) in [
+            (Cause::OwnLimit, connection.held_back(), &mut self.own_limit),
+            (Cause::LinkBusy, info.busy, &mut self.busy),
+            (Cause::LinkHeld, info.limited_by_peer, &mut self.held),
+        ] {
+            stalls.add(cause, now.saturating_sub(*before));
+            *before = now.max(*before);
+        }
+        stalls.1.delivery_rate.fetch_max(info.delivery_rate, Ordering::Relaxed);
+    }
+
+    /// Adds what the server tells of this session, which only grows.
+    pub(crate) fn told(&mut self, spent: &[u64], stalls: &Stalls) {
+        stalls.1.is_told.store(true, Ordering::Relaxed);
+        for ((cause, before), now) in TOLD.iter().zip(&mut self.told).zip(spent) {
+            // A server that tells years tells nothing.
+            let now = (*now).min(SPENT_MAX);
+            stalls.add(*cause, Duration::from_micros(now.saturating_sub(*before)));
+            *before = now.max(*before);
+        }
+    }
+}
 
 impl Stalls {
     /// Adds a length of time.
@@ -94,6 +166,17 @@ impl Stalls {
             hashing: of(Cause::Hashing),
             writing: of(Cause::Writing),
             driving: of(Cause::Driving),
+            own_limit: of(Cause::OwnLimit),
+            link_busy: of(Cause::LinkBusy),
+            link_held: of(Cause::LinkHeld),
+            delivery_rate: self.1.delivery_rate.load(Ordering::Relaxed),
+            server: self.1.is_told.load(Ordering::Relaxed).then(|| ServerSpent {
+                disk: of(Cause::ServerDisk),
+                processor: of(Cause::ServerProcessor),
+                limit: of(Cause::ServerLimit),
+                sending: of(Cause::ServerSending),
+                held: of(Cause::ServerHeld),
+            }),
         }
     }
 }
@@ -123,6 +206,31 @@ pub struct Waited {
     pub writing: Duration,
     /// Encrypting, decrypting, and the system calls of the connection.
     pub driving: Duration,
+    /// For the rate that the person allowed (`--bwlimit`).
+    pub own_limit: Duration,
+    /// How long something was on its way to the server, as the kernel counts it.
+    pub link_busy: Duration,
+    /// Of that, how long the server's side did not take more.
+    pub link_held: Duration,
+    /// The highest rate of delivery that the kernel told, in bytes a second; 0 when it does not tell.
+    pub delivery_rate: u64,
+    /// What the server said of itself; none when it does not say.
+    pub server: Option<ServerSpent>,
+}
+
+/// What the server took its time with, added up over all that ran at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerSpent {
+    /// Reading, writing and syncing.
+    pub disk: Duration,
+    /// Hashing, encrypting, decrypting.
+    pub processor: Duration,
+    /// Waiting for a limit of its own, or of what it allows this client.
+    pub limit: Duration,
+    /// Content was on its way here, and was taken.
+    pub sending: Duration,
+    /// Content was on its way here, and was not taken.
+    pub held: Duration,
 }
 
 /// What kept a transfer from being faster.
@@ -132,8 +240,18 @@ pub enum Limit {
     SourceDisk,
     /// Hashing or encrypting here.
     Processor,
-    /// The link, or how fast the server takes, stores or gives content.
+    /// The link.
+    Link,
+    /// The link, or how fast the server takes, stores or gives content: a server that is too old to say which.
     LinkOrServer,
+    /// Reading or writing on the server.
+    ServerDisk,
+    /// Hashing or encrypting on the server.
+    ServerProcessor,
+    /// A limit of rate on the server.
+    ServerLimit,
+    /// The limit of rate that the person set.
+    OwnLimit,
     /// Writing here.
     Disk,
     /// Files are many and small: each has costs of its own.
@@ -149,7 +267,12 @@ impl Limit {
         match self {
             Limit::SourceDisk => "source_disk",
             Limit::Processor => "processor",
+            Limit::Link => "link",
             Limit::LinkOrServer => "link_or_server",
+            Limit::ServerDisk => "server_disk",
+            Limit::ServerProcessor => "server_processor",
+            Limit::ServerLimit => "server_limit",
+            Limit::OwnLimit => "own_limit",
             Limit::Disk => "disk",
             Limit::SmallFiles => "small_files",
             Limit::Interruptions => "interruptions",
@@ -162,7 +285,12 @@ impl fmt::Display for Limit {
         f.write_str(match self {
             Limit::SourceDisk => "reading here",
             Limit::Processor => "this machine's processor",
+            Limit::Link => "the link",
             Limit::LinkOrServer => "the link or the server",
+            Limit::ServerDisk => "the server's disk",
+            Limit::ServerProcessor => "the server's processor",
+            Limit::ServerLimit => "a limit of the server",
+            Limit::OwnLimit => "--bwlimit",
             Limit::Disk => "writing here",
             Limit::SmallFiles => "many small files",
             Limit::Interruptions => "interruptions",
@@ -184,10 +312,11 @@ impl Waited {
             (self.lost, Limit::Interruptions),
             (self.source, here(self.reading, Limit::SourceDisk)),
             (self.saving, here(self.writing, Limit::Disk)),
-            // What was sent last is still in the sockets while its answer is waited for: a slow link and a slow disk
-            // there look the same from here.
+            // What was sent last is still in the sockets while its answer is waited for: which of the two it is, what
+            // the server says and the kernel counts has to tell.
             (self.room + self.content + self.window + self.answer, Limit::LinkOrServer),
         ];
+        let seconds = time.as_secs_f64();
         let (longest, limit) = waits.into_iter().max_by_key(|(wait, _)| *wait)?;
         if longest.is_zero() {
             return None;
@@ -202,9 +331,37 @@ impl Waited {
                     Limit::Processor
                 }
             }
+            // A limit that somebody set holds files of any size.
+            Limit::LinkOrServer if self.own_limit.as_secs_f64() >= MOST_SHARE * seconds => Limit::OwnLimit,
+            Limit::LinkOrServer if self.server_limit().as_secs_f64() >= MOST_SHARE * seconds => Limit::ServerLimit,
             _ if are_small => Limit::SmallFiles,
+            Limit::LinkOrServer => self.beyond(time),
             _ => limit,
         })
+    }
+
+    fn server_limit(&self) -> Duration {
+        self.server.map_or(Duration::ZERO, |server| server.limit)
+    }
+
+    /// What it is behind this machine's end of the link.
+    fn beyond(&self, time: Duration) -> Limit {
+        let is_most = |part: Duration| part.as_secs_f64() >= MOST_SHARE * time.as_secs_f64();
+        // The kernel here counts what is sent, that of the server what is received.
+        let sending = self.link_busy.saturating_sub(self.link_held);
+        let Some(server) = self.server else {
+            return if is_most(sending) { Limit::Link } else { Limit::LinkOrServer };
+        };
+        // Something was on its way all the time, and taken: nobody else can have been waited for.
+        if sending.max(server.sending).as_secs_f64() >= BUSY_SHARE * time.as_secs_f64() {
+            return Limit::Link;
+        }
+        let (most, limit) = if server.disk >= server.processor {
+            (server.disk, Limit::ServerDisk)
+        } else {
+            (server.processor, Limit::ServerProcessor)
+        };
+        if is_most(most) { limit } else { Limit::Link }
     }
 }
 
@@ -237,6 +394,52 @@ mod tests {
         check(none, 1, MIB, None);
         assert_eq!(slow_disk.limit(Duration::from_millis(100), 1, MIB), None, "too short");
         assert_eq!(slow_disk.limit(seconds(10), 1, 0), None, "nothing was moved");
+    }
+
+    #[test]
+    fn what_is_behind_the_link_is_told_apart_by_what_the_server_says() {
+        let seconds = Duration::from_secs;
+        let waits = Waited { room: seconds(7), answer: seconds(2), ..Waited::default() };
+        let told = |server: ServerSpent| Waited { server: Some(server), ..waits };
+        let none = ServerSpent::default();
+        for files in [1, 3] {
+            let check = |waited, expected| check(waited, files, 1000 * MIB, Some(expected));
+            check(told(none), Limit::Link);
+            check(told(ServerSpent { limit: seconds(8), disk: seconds(9), ..none }), Limit::ServerLimit);
+            check(told(ServerSpent { disk: seconds(9), processor: seconds(6), ..none }), Limit::ServerDisk);
+            check(told(ServerSpent { disk: seconds(5), processor: seconds(9), ..none }), Limit::ServerProcessor);
+            // A disk that is busy while the link is full all the time is not what is waited for.
+            let busy = ServerSpent { disk: seconds(6), ..none };
+            check(Waited { link_busy: seconds(9), ..told(busy) }, Limit::Link);
+            check(Waited { link_busy: seconds(9), link_held: seconds(8), ..told(busy) }, Limit::ServerDisk);
+            check(told(ServerSpent { sending: seconds(8), ..busy }), Limit::Link);
+            check(told(ServerSpent { sending: seconds(1), held: seconds(8), ..busy }), Limit::ServerDisk);
+            check(Waited { own_limit: seconds(9), ..told(busy) }, Limit::OwnLimit);
+            // Who is too old to say anything: only a link that is full is known.
+            check(Waited { link_busy: seconds(9), ..waits }, Limit::Link);
+            check(Waited { link_busy: seconds(9), link_held: seconds(5), ..waits }, Limit::LinkOrServer);
+        }
+        let limited = told(ServerSpent { limit: seconds(8), ..none });
+        check(limited, 10_000, 100 * MIB, Some(Limit::ServerLimit));
+        check(told(none), 10_000, 100 * MIB, Some(Limit::SmallFiles));
+    }
+
+    #[test]
+    fn what_servers_tell_is_added_up_once_and_bounded() {
+        let (stalls, mut first, mut second) = (Stalls::default(), Seen::default(), Seen::default());
+        assert_eq!(stalls.waited().server, None);
+        first.told(&[1000, 20], &stalls);
+        first.told(&[3000, 20, 5, 0, 0, 7, 8], &stalls);
+        // It cannot become less.
+        first.told(&[0, 30], &stalls);
+        // Of another session.
+        second.told(&[500], &stalls);
+        let micros = Duration::from_micros;
+        let server = stalls.waited().server.unwrap();
+        assert_eq!((server.disk, server.processor, server.limit), (micros(3500), micros(30), micros(5)));
+        second.told(&[u64::MAX; 8], &stalls);
+        second.told(&[u64::MAX; 8], &stalls);
+        assert!(stalls.waited().server.unwrap().disk < Duration::from_secs(1 << 30));
     }
 
     #[tokio::test(start_paused = true)]

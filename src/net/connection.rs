@@ -146,6 +146,12 @@ impl Connection {
         self.sending.is_waiting() || self.receiving.is_waiting()
     }
 
+    /// How long limits of ours have kept something from being sent or received, together.
+    #[must_use]
+    pub fn held_back(&self) -> Duration {
+        self.sending.waited() + self.receiving.waited()
+    }
+
     /// The socket, for addresses and options.
     #[must_use]
     pub fn socket(&self) -> &Socket {

@@ -91,11 +91,14 @@ pub(super) struct Meter {
     /// What it may move; below zero what it has moved beyond that.
     credit: i64,
     wait: Option<Pin<Box<Sleep>>>,
+    /// Since when it waits, and how long it has waited before that.
+    since: Option<Instant>,
+    waited: Duration,
 }
 
 impl Meter {
     fn new(limiters: Vec<Arc<Limiter>>) -> Meter {
-        Meter { limiters, credit: 0, wait: None }
+        Meter { limiters, credit: 0, wait: None, since: None, waited: Duration::ZERO }
     }
 
     /// Ready when something may be moved; [`Meter::took`] says how much was.
@@ -108,10 +111,12 @@ impl Meter {
             let len = self.grant_len() as u64 + self.credit.unsigned_abs();
             let begin = self.limiters.iter().map(|limiter| limiter.reserve(now, len)).max().unwrap_or(now);
             self.wait = Some(Box::pin(sleep_until(begin)));
+            self.since = Some(now);
         }
         if let Some(wait) = &mut self.wait {
             ready!(wait.as_mut().poll(cx));
             self.wait = None;
+            self.waited += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
             self.credit = i64::try_from(self.grant_len()).unwrap_or(i64::MAX);
         }
         Poll::Ready(())
@@ -128,6 +133,11 @@ impl Meter {
     pub(super) fn grant_len(&self) -> usize {
         let least = self.limiters.iter().map(|limiter| limiter.grant_len()).min();
         least.map_or(usize::MAX, |len| usize::try_from(len).unwrap_or(usize::MAX))
+    }
+
+    /// How long the limit has kept the connection from moving something.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited + self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether it is the limit that keeps the connection from moving something.

@@ -32,6 +32,10 @@ pub struct TcpInfo {
     pub busy: Duration,
     /// How much of that the other side's window held it up, or this side's send buffer.
     pub limited_by_buffers: Duration,
+    /// How much of that the other side's window held it up: it did not take more.
+    pub limited_by_peer: Duration,
+    /// Bytes in a second, as the last acknowledgements told.
+    pub delivery_rate: u64,
 }
 
 /// Asks the kernel; none where it does not tell.
@@ -77,6 +81,8 @@ fn parse(bytes: &[u8; 256], len: usize) -> Option<TcpInfo> {
         out_of_order: word(224),
         busy: Duration::from_micros(long(168)),
         limited_by_buffers: Duration::from_micros(long(176).saturating_add(long(184))),
+        limited_by_peer: Duration::from_micros(long(176)),
+        delivery_rate: long(160),
     })
 }
 

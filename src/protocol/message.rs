@@ -390,6 +390,9 @@ macro_rules! reasons {
 
 reasons! { Goodbye {}, Failed { retry: None } }
 
+/// Numbers in [`Working::spent`]: more than this version tells.
+pub const SPENT_MAX: usize = 8;
+
 /// Still at work.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -403,6 +406,10 @@ pub struct Working {
     /// Bytes in all; 0 where unknown.
     #[n(2)]
     pub total: u64,
+    /// From a server: what this session has taken its time with so far, in microseconds: the disk and the processor
+    /// (for all its connections), a limit of the server, content on its way, a client that did not take more (by the first).
+    #[n(3)]
+    pub spent: Option<List<u64, SPENT_MAX>>,
 }
 
 /// Describes a file to be stored.

@@ -32,6 +32,7 @@ use super::requests::{self, Got, ListStep};
 use super::session::{self, Session, Source};
 use super::share::OpenCount;
 use super::shared::{Shared, Who};
+use super::spent::{Meter, On};
 use super::tree;
 use crate::access::{Action, Principal};
 use crate::error::{Blame, Error, ErrorKind, Result};
@@ -316,6 +317,7 @@ struct Driver {
     open: OpenCount,
     stored_count: u64,
     sent_count: u64,
+    meter: Meter,
 }
 
 /// Whether more answers may be made: the peer has read most of those before.
@@ -344,6 +346,7 @@ async fn run(
     let mut driver = Driver {
         open: OpenCount::new(Arc::clone(&who.share)),
         flow: Flow::new(Arc::clone(&shared), who, Arc::clone(&session), id, false),
+        meter: Meter::new(Arc::clone(&session.spent)),
         session,
         shared: Arc::clone(&shared),
         connection,
@@ -421,7 +424,8 @@ impl Driver {
                 if let Poll::Ready(job) = self.flow.poll_job(cx) {
                     return Poll::Ready(job.map(Step::Job));
                 }
-                if let Poll::Ready(event) = self.connection.poll_next(cx, &mut self.flow) {
+                let event = self.session.spent.during(On::Processor, || self.connection.poll_next(cx, &mut self.flow));
+                if let Poll::Ready(event) = event {
                     return Poll::Ready(event.map(Step::Event));
                 }
                 // It may have written what others waited for, and nothing else would tell.
@@ -524,7 +528,7 @@ impl Driver {
         }
         if !self.is_idle() && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
-            self.connection.send(0, &Working { phase, done: 0, total: 0 });
+            self.connection.send(0, &Working { phase, done: 0, total: 0, spent: None });
         }
         Ok(())
     }
@@ -855,6 +859,7 @@ impl Driver {
                 }
             }
             Job::Answered(transfer, result) => {
+                self.meter.tell(&mut self.connection);
                 if self.requests.remove(&transfer) {
                     match result {
                         Ok(frames) => frames.into_iter().for_each(|frame| self.connection.send_frame(frame)),
@@ -885,6 +890,7 @@ impl Driver {
                 self.listed(transfer, step);
             }
             Job::Got(answers, left) => {
+                self.meter.tell(&mut self.connection);
                 for (transfer, result) in answers {
                     self.got(transfer, result);
                 }
@@ -1029,6 +1035,7 @@ impl Driver {
         self.stored_count += 1;
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
+        self.meter.tell(&mut self.connection);
         if let Some(receipt) = receipt {
             self.connection.send(transfer, receipt);
         }
@@ -1062,6 +1069,7 @@ impl Driver {
             len += item_len;
             batch.push(item);
         }
+        self.meter.tell(&mut self.connection);
         if !batch.is_empty() {
             self.connection.send(0, &StoredBatch { items: List(batch) });
         }

@@ -27,6 +27,7 @@ use super::requests;
 use super::session::{Session, Source, Transfer};
 use super::share::Lease;
 use super::shared::{Shared, Who};
+use super::spent::On;
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Tree, group_count, group_len, group_offset};
@@ -466,7 +467,10 @@ impl Flow {
         if !self.committing_small && !self.small.is_empty() {
             self.committing_small = true;
             let batch = std::mem::take(&mut self.small);
-            self.spawn_commit(move |shared, who| Job::CommittedSmall(audited::commit_small(shared, who, batch)));
+            let spent = Arc::clone(&self.session.spent);
+            self.spawn_commit(move |shared, who| {
+                Job::CommittedSmall(spent.during(On::Disk, || audited::commit_small(shared, who, batch)))
+            });
         }
     }
 
@@ -561,6 +565,7 @@ impl Flow {
         let Some(mut hasher) = hasher else { return };
         #[cfg(test)]
         let is_lane = self.is_lane;
+        let spent = Arc::clone(&self.session.spent);
         self.write_job(transfer, index, move |groups, file| {
             let content = buffer.as_deref().and_then(|buffer| buffer.get(..filled)).unwrap_or(&[]);
             #[cfg(test)]
@@ -570,7 +575,7 @@ impl Flow {
             } else {
                 content
             };
-            let written = commit::write_group(&file, &mut hasher, start, content).map(|()| {
+            let written = spent.write_group(&file, &mut hasher, start, content).map(|()| {
                 let hash = hasher.finish();
                 file.holds(index, &hash, content.len());
                 hash
@@ -588,8 +593,9 @@ impl Flow {
         let (Some(buffer), Some(mut hasher)) = (open.buffer.take(), open.hasher.take()) else { return };
         let (index, start, filled) = (open.index, open.start, std::mem::take(&mut open.filled));
         open.start += filled;
+        let spent = Arc::clone(&self.session.spent);
         let has_begun = self.write_job(transfer, index, move |groups, file| {
-            let written = commit::write_group(&file, &mut hasher, start, &buffer[..filled]);
+            let written = spent.write_group(&file, &mut hasher, start, &buffer[..filled]);
             if written.is_ok() {
                 file.holds_prefix(index, start + filled, filled);
             }
@@ -610,7 +616,7 @@ impl Flow {
         let Some(content) = buffer.get(..open.filled) else { return };
         let Some(file) = upload.groups.begin_write(self.id, open.index) else { return self.let_go(transfer) };
         let (index, end) = (open.index, open.start + open.filled);
-        let written = commit::write_group(&file, hasher, open.start, content);
+        let written = self.session.spent.write_group(&file, hasher, open.start, content);
         if written.is_ok() {
             file.holds_prefix(index, end, content.len());
         }
@@ -767,8 +773,9 @@ impl Flow {
         let receiver = upload.groups.take_receiver();
         self.session.end(transfer);
         let put = upload.put.clone();
+        let spent = Arc::clone(&self.session.spent);
         self.spawn_commit(move |shared, who| {
-            let (stored, receipt) = audited::commit(shared, who, &put, incoming, receiver);
+            let (stored, receipt) = spent.during(On::Disk, || audited::commit(shared, who, &put, incoming, receiver));
             Job::Committed(transfer, stored, receipt)
         });
         Ok(())
@@ -914,6 +921,7 @@ impl Flow {
         }
         self.getting = true;
         let batch: Vec<_> = self.gets.drain(..self.gets.len().min(BATCH_MAX)).collect();
+        let spent = Arc::clone(&self.session.spent);
         self.spawn(move |shared, who| {
             let mut rest = limits::CONTROL_QUEUE_MAX;
             let mut answers = Vec::with_capacity(batch.len());
@@ -923,8 +931,8 @@ impl Flow {
                     left.push((transfer, get));
                     continue;
                 }
-                let got =
-                    audited::request(shared, who, "get", &get.path, || requests::get(shared, who, transfer, &get));
+                let act = || requests::get(shared, who, transfer, &get);
+                let got = spent.during(On::Disk, || audited::request(shared, who, "get", &get.path, act));
                 let len: usize = got.iter().flat_map(|got| &got.frames).map(Bytes::len).sum();
                 rest = rest.saturating_sub(len);
                 answers.push((transfer, got));
@@ -980,6 +988,7 @@ impl Flow {
             }
             let (share, id) = (Arc::clone(&self.who.share), self.next_slot);
             let attendance = self.who.attendance().cloned();
+            let spent = Arc::clone(&self.session.spent);
             self.next_slot += 1;
             self.slots.push_back(Slot { id, transfer, offset, rest: len, content: None, hash: None });
             let tasks = self.shared.tasks.clone();
@@ -997,8 +1006,8 @@ impl Flow {
                     let mut hasher = GroupHasher::new(offset / GROUP_LEN as u64);
                     let mut at = offset;
                     for piece in buffer[..len].chunks_mut(if is_here { PIECE_HERE } else { GROUP_LEN }) {
-                        file.read_at(at, piece)?;
-                        hasher.update(piece);
+                        spent.during(On::Disk, || file.read_at(at, piece))?;
+                        spent.during(On::Processor, || hasher.update(piece));
                         at += piece.len() as u64;
                     }
                     let hash = hasher.finish();
@@ -1082,7 +1091,10 @@ impl Flow {
             match run {
                 Run::Stored(run) => self.hash_step(transfer, run),
                 Run::Offer(mut offer) => {
-                    self.spawn(move |_, _| Job::Offered(transfer, offer.step().map(|()| offer)));
+                    let spent = Arc::clone(&self.session.spent);
+                    self.spawn(move |_, _| {
+                        Job::Offered(transfer, spent.during(On::Disk, || offer.step()).map(|()| offer))
+                    });
                 }
             }
         }

@@ -13,6 +13,7 @@ use super::connection::{Watch, part};
 use super::flow::{Flow, Job, drop_elsewhere};
 use super::session::Session;
 use super::shared::{Shared, Who};
+use super::spent::On;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::net::{Connection, Event};
@@ -68,7 +69,8 @@ impl Lane {
                 if let Poll::Ready(job) = self.flow.poll_job(cx) {
                     return Poll::Ready(job.map(Step::Job));
                 }
-                if let Poll::Ready(event) = self.connection.poll_next(cx, &mut self.flow) {
+                let event = self.session.spent.during(On::Processor, || self.connection.poll_next(cx, &mut self.flow));
+                if let Poll::Ready(event) = event {
                     return Poll::Ready(event.map(Step::Event));
                 }
                 if self.flow.has_untold() {
@@ -125,7 +127,7 @@ impl Lane {
         )?;
         if !is_idle && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { Phase::Syncing } else { Phase::Waiting };
-            self.connection.send(0, &Working { phase, done: 0, total: 0 });
+            self.connection.send(0, &Working { phase, done: 0, total: 0, spent: None });
         }
         Ok(())
     }

@@ -30,6 +30,7 @@ mod scrub;
 mod session;
 mod share;
 mod shared;
+mod spent;
 mod tree;
 mod workers;
 mod zeros;

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::groups::Groups;
+use super::spent::Spent;
 use crate::access::Principal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Tree;
@@ -47,6 +48,8 @@ pub(super) struct Session {
     pub(super) news: Notify,
     /// The first connection has ended.
     pub(super) ended: CancellationToken,
+    /// What its work took its time with.
+    pub(super) spent: Arc<Spent>,
 }
 
 #[derive(Clone)]
@@ -117,6 +120,7 @@ impl Sessions {
             transfers: Mutex::default(),
             news: Notify::new(),
             ended: CancellationToken::new(),
+            spent: Arc::default(),
         });
         let token = Bytes16(token);
         self.lock().insert(hash_of(&token), Arc::clone(&session));

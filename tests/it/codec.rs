@@ -182,8 +182,9 @@ round_trips! {
     goodbye_goes_round: (any::<u16>(), text()).prop_map(|(code, text)| Goodbye { code, text });
     failed_goes_round: (any::<u16>(), text(), any::<Option<bool>>())
         .prop_map(|(code, text, retry)| Failed { code, text, retry });
-    working_goes_round: (prop_oneof![Just(Phase::Waiting), Just(Phase::Hashing), Just(Phase::Syncing)], number(), number())
-        .prop_map(|(phase, done, total)| Working { phase, done, total });
+    working_goes_round: (prop_oneof![Just(Phase::Waiting), Just(Phase::Hashing), Just(Phase::Syncing)], number(), number(),
+            maybe(vec(number(), 0..=8)))
+        .prop_map(|(phase, done, total, spent)| Working { phase, done, total, spent: spent.map(List) });
     put_goes_round: (path(), maybe(number()), maybe(mtime()), maybe(small()), id(), if_exists(), any::<(bool, bool)>(),
             maybe(id()), (maybe(path()), maybe(root()), maybe(xattrs())))
         .prop_map(|(path, size, mtime, mode, upload_id, if_exists, (unasked, no_base), resume, same)| Put {
@@ -306,6 +307,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::Entry, 5 | 6 | 17)
                     | (Kind::Put | Kind::Stored | Kind::Get | Kind::GetAnswer | Kind::Stat | Kind::List, 16)
                     | (Kind::SetDirectory | Kind::Entry | Kind::Done, 16)
+                    | (Kind::Working, 3)
             );
             let decoded = recode(vector.kind, 0, &shorter);
             assert_eq!(decoded.is_ok(), optional, "{} without field {}", vector.name, fields[left_out][0]);

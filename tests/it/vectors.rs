@@ -198,7 +198,12 @@ pub(super) fn vectors() -> Vec<Vector> {
             },
         ),
         vector("Goodbye", 0, Goodbye { code: ErrorKind::Stopping.code(), text: "the server is stopping".into() }),
-        vector("Working", 0, Working { phase: Phase::Hashing, done: 1 << 20, total: 1 << 32 }),
+        vector("Working", 0, Working { phase: Phase::Hashing, done: 1 << 20, total: 1 << 32, spent: None }),
+        vector(
+            "Working spent",
+            0,
+            Working { phase: Phase::Waiting, done: 0, total: 0, spent: Some(List(vec![1, 2, 3, 70_000, 0])) },
+        ),
         vector("Failed", 7, Failed { code: ErrorKind::NotFound.code(), text: "no a".into(), retry: None }),
         vector("Failed retry", 7, Failed { code: 1, text: String::new(), retry: Some(true) }),
         vector("Put", 7, put.clone()),

@@ -161,7 +161,7 @@ fn listings_without_an_end_are_refused_or_take_no_memory() {
 #[test]
 fn frames_without_an_end_and_without_meaning_take_no_memory() {
     let sent: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
-    let working = Working { phase: Phase::Hashing, done: 1, total: u64::MAX }.to_frame(0);
+    let working = Working { phase: Phase::Hashing, done: 1, total: u64::MAX, spent: None }.to_frame(0);
     let mut unknown = Header::new(Kind::Working, 0, 60_000).encode().to_vec();
     unknown[0] = 0x80;
     unknown.extend_from_slice(&[7; 60_000]);

@@ -69,7 +69,7 @@ async fn nothing_is_taken_before_the_ticket() {
         Remove { path: path("in"), recursive: true }.to_frame(1),
         ListInvites { path: path(""), after: None }.to_frame(1),
         BeginTree { path: path("t"), run: Bytes16([1; 16]), resume: None }.to_frame(1),
-        Working { phase: Phase::Waiting, done: 0, total: 0 }.to_frame(0),
+        Working { phase: Phase::Waiting, done: 0, total: 0, spent: None }.to_frame(0),
         // A hello that is a transfer, one that is too long, and one that has more behind it than it says.
         hello().to_frame(7),
         [Header::new(Kind::ClientHello, 0, HELLO_LEN_MAX + 1).encode().to_vec(), vec![0; HELLO_LEN_MAX + 1]].concat(),

@@ -85,7 +85,7 @@ async fn words_of_being_at_work_have_an_end() {
                 None => panic!("no reason was given"),
             },
             () = time::sleep(Duration::from_secs(50)) => {
-                peer.send(0, &Working { phase: Phase::Hashing, done: 1, total: 2 }).await;
+                peer.send(0, &Working { phase: Phase::Hashing, done: 1, total: 2, spent: None }).await;
             }
         }
         assert!(started.elapsed() < limits::WORKING_TIMEOUT * 2, "nobody minds words");
