@@ -159,6 +159,12 @@ class Tool:
             self.server = None
 
 
+def without(argv, flag):
+    """A command without this flag and its value."""
+    where = argv.index(flag)
+    return [*argv[:where], *argv[where + 2:]]
+
+
 class Sealift(Tool):
     name = "sealift"
     extra = ()
@@ -690,7 +696,7 @@ class Bench:
         root = f"{self.shm}/root"
         original = tool.serve
         if isinstance(tool, Sealift) and not certificate:
-            tool.serve = lambda: [*original()[:-2], "--cert", f"{self.server_certs}/server.pem", "--key",
+            tool.serve = lambda: [*without(original(), "--certs"), "--cert", f"{self.server_certs}/server.pem", "--key",
                                   f"{self.server_certs}/server-key.pem", "--allow-anonymous"]
         try:
             tool.start(root)
