@@ -379,5 +379,10 @@ mod tests {
         let third = keep(&directory, id).unwrap();
         assert!(third.0 != number && third.0 != second.0, "after its end");
         assert!(keep(&directory, InviteId([8; 8])).unwrap().0 != third.0, "another invite");
+        // A number that others could read is nobody's.
+        let (number, path) = (third.0, third.1.clone());
+        drop(third);
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+        assert!(keep(&directory, id).unwrap().0 != number);
     }
 }
