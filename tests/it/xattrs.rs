@@ -402,6 +402,8 @@ fn only_those_of_users_are_moved() {
     if !has_trusted {
         println!("skipped: this user may not set what the system keeps");
     }
+    let foreseen = server.summary(&["sync", "-n", "--xattrs", "tree", "@tree"], 0);
+    assert_eq!((count(&foreseen, "planned"), count(&foreseen, "unchanged")), (0, 1), "no difference: {foreseen}");
     let summary = server.summary(&["sync", "--xattrs", "tree", "@tree"], 0);
     assert_eq!((count(&summary, "stored"), count(&summary, "unchanged")), (0, 1), "no difference: {summary}");
     set(&server.local("tree/a"), "user.x", "x");
