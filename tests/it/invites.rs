@@ -377,7 +377,7 @@ fn a_use_of_which_nothing_was_stored_is_given_back() {
 
 #[test]
 fn a_link_that_is_taken_back_ends_what_runs() {
-    let hall = Hall::new();
+    let mut hall = Hall::new();
     let link = hall.link("in", &["--uses", "9"]);
     let run = hall.slow(&link, 64 << 20);
     let id = hall.facts()[0]["id"].as_str().unwrap().to_owned();
@@ -390,6 +390,8 @@ fn a_link_that_is_taken_back_ends_what_runs() {
     hall.file("bob", "f", b"x");
     assert!(hall.redeem("bob", &link, &["put", "f"], 4).contains("taken back"));
     assert_eq!(hall.only().0, "revoked");
+    hall.crash();
+    assert!(hall.redeem("bob", &link, &["put", "f"], 4).contains("taken back"), "for good");
     // One that is not there, or not hers.
     let output = hall.alice(&["invite", "revoke", &hall.at(""), "0123456789abcdef"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use sealift::ErrorKind;
 use sealift::access::Access;
-use sealift::limits::HELLO_LEN_MAX;
+use sealift::limits::{HELLO_LEN_MAX, INVITE_LIFETIME_MAX, INVITE_USES_MAX};
 use sealift::protocol::*;
 
 use super::peer::{End, Peer, World, hello, path, put, put_small};
@@ -166,6 +166,15 @@ async fn a_run_and_a_session_are_joined_by_their_own_only() {
     assert_eq!(first.ask(&MakeDirectory { path: path("late") }).await.map(drop), Err(ErrorKind::Superseded));
     again.ask(&MakeDirectory { path: path("d") }).await.unwrap();
     assert!(!inn.world.root().join("in/late").exists());
+    // A run that was cut is gone on with by beginning, and not by joining another of the same invite.
+    let third = inn.says(redeems(&one, 3)).await.unwrap();
+    let token = again.token.unwrap();
+    drop(third);
+    let mut tries = 0;
+    while inn.says(join(&one, Some(3), token)).await.is_ok() {
+        tries += 1;
+        assert!(tries < 1000, "a run without a connection is joined");
+    }
     // The same number is another run of another invite.
     let mut other = inn.says(redeems(&two, 1)).await.unwrap();
     assert!(other.is_alive().await && again.is_alive().await);
@@ -202,4 +211,61 @@ async fn one_holder_gets_nothing_of_what_another_stored_or_left() {
     }
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(first.ask(&MakeDirectory { path: path("still") }).await.is_ok());
+}
+
+/// What is asked for has bounds; and what is given is seen and taken back by who may share that place, and by nobody else.
+#[tokio::test]
+async fn an_invite_has_bounds_and_belongs_to_who_may_share_its_place() {
+    let all = "rights = [\"list\", \"read\", \"create\", \"overwrite\", \"rename\", \"delete\", \"share\"]\n";
+    let user = |name: &str, home: &str| format!("[user.{name}]\nhome = \"{home}\"\noverlap = true\n{all}");
+    let rules = user("alice", "alice") + &user("alice2", "alice2") + &user("admin", "/");
+    let access = Access::by_policy(sealift::access::Policy::parse(&rules).unwrap());
+    let world = World::with_invites(access, &["alice", "alice2", "admin"]).await;
+    let mut alice = world.greeted_as("alice").await;
+    let verifier = |number: u8| Bytes32::from(Ticket::new([number; 32]).verifier());
+    let good = |number: u8| Invite {
+        path: path("in"),
+        kind: InviteKind::Upload,
+        verifier: verifier(number),
+        seconds: 60,
+        uses: 1,
+        max_size: None,
+    };
+    for bad in [
+        Invite { uses: 0, ..good(1) },
+        Invite { uses: INVITE_USES_MAX + 1, ..good(1) },
+        Invite { uses: u32::MAX, ..good(1) },
+        Invite { seconds: 0, ..good(1) },
+        Invite { seconds: INVITE_LIFETIME_MAX.as_secs() + 1, ..good(1) },
+        Invite { seconds: u64::MAX, ..good(1) },
+    ] {
+        assert_eq!(alice.ask(&bad).await.map(drop), Err(ErrorKind::Limit), "{bad:?}");
+    }
+    let largest = Invite { uses: INVITE_USES_MAX, seconds: INVITE_LIFETIME_MAX.as_secs(), ..good(1) };
+    alice.ask(&largest).await.unwrap();
+    // What is known already is not given once more, by nobody.
+    let mut twin = world.greeted_as("alice2").await;
+    for peer in [&mut alice, &mut twin] {
+        assert_eq!(peer.ask(&good(1)).await.map(drop), Err(ErrorKind::Exists));
+    }
+    let mut admin = world.greeted_as("admin").await;
+    let id = Ticket::new([1; 32]).verifier().id();
+    let seen = async |peer: &mut Peer| {
+        let (kind, payload) = peer.ask(&ListInvites { path: path(""), after: None }).await.unwrap();
+        assert_eq!(kind, Kind::Invites);
+        let invites = Invites::from_payload(&payload).unwrap().invites.0;
+        invites.into_iter().map(|facts| (facts.id, facts.path.to_string())).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(&mut alice).await, [(id, "in".to_owned())]);
+    assert_eq!(seen(&mut twin).await, []);
+    assert_eq!(seen(&mut admin).await, [(id, "alice/in".to_owned())]);
+    let mut said = BTreeSet::new();
+    for id in [id, InviteId([9; 8])] {
+        assert_eq!(twin.ask(&RevokeInvite { id }).await.map(drop), Err(ErrorKind::NotFound));
+        said.insert(twin.said.replace(&id.to_string(), "ID"));
+    }
+    assert_eq!(said.len(), 1, "{said:?}");
+    admin.ask(&RevokeInvite { id }).await.unwrap();
+    let inn = Inn { world, giver: alice };
+    assert_eq!(inn.says(redeems(&Ticket::new([1; 32]), 1)).await.err(), Some(End::Goodbye(ErrorKind::Rights)));
 }
