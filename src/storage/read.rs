@@ -545,26 +545,28 @@ impl StoredFile {
             let message = format!("{} has other names, which would get its mode and time too", self.shown);
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        if other_xattrs.is_some() && !self.lets_write() {
+        let recorded = self.recorded();
+        // Its record, which names its time, is an attribute as well.
+        if (other_xattrs.is_some() || mtime.is_some() && recorded.is_some()) && !self.lets_write() {
             let message = format!("the mode of {} does not let its extended attributes be set", self.shown);
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let what = || format!("set mode and time of {}", self.shown);
-        let recorded = self.recorded();
         let mut xattrs_lost = is_lost.then_some(ErrorKind::Unsupported);
         if let Some(wanted) = other_xattrs {
             xattrs_lost = xattrs::replace(&*self, wanted)
                 .while_doing(|| format!("set the extended attributes of {}", self.shown))?;
         }
-        if let Some(mode) = mode {
-            sys::set_mode(&self.file, mode).while_doing(what)?;
-        }
         if let Some(mtime) = mtime {
             sys::set_times(&self.file, &modified_at(mtime)).while_doing(what)?;
         }
         let status = sys::status(&self.file).while_doing(what)?;
-        if let Some(recorded) = recorded {
+        if let Some(recorded) = recorded.filter(|_| mtime.is_some()) {
             recorded.set(&self.file, &status).while_doing(what)?;
+        }
+        // Last: a file that may only be read takes no attributes, unless it is root's.
+        if let Some(mode) = mode {
+            sys::set_mode(&self.file, mode).while_doing(what)?;
         }
         self.status = sys::status(&self.file).while_doing(what)?;
         Ok(xattrs_lost)

@@ -707,16 +707,17 @@ impl Upload {
         if !is_known && sys::status(file)?.size != size {
             sys::set_len(file, size)?;
         }
-        // Before the mode, which may forbid it, and of a file that an earlier attempt may have begun.
+        // Of a file that an earlier attempt may have begun.
         let xattrs_lost = metadata.xattrs.as_ref().map_or(Ok(None), |wanted| xattrs::replace(file, wanted))?;
-        let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));
-        sys::set_mode(file, mode)?;
         if let Some(mtime) = metadata.mtime {
             sys::set_times(file, &modified_at(mtime))?;
         }
         // The record holds for the time as the file system keeps it, which may be coarser than what was asked.
         let status = sys::status(file)?;
         Recorded { root: metadata.root, upload_id: metadata.upload_id }.set(file, &status)?;
+        // Last: a file that may only be read takes no attributes, unless it is root's.
+        let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));
+        sys::set_mode(file, mode)?;
         Ok(xattrs_lost)
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
 
-use crate::rig::{Mount, Numbers, Ran, World, binary, content, hash_of, long, tree};
+use crate::rig::{Mount, Numbers, Ran, Server, World, binary, content, hash_of, long, tree};
 
 fn scrub(world: &World, args: &[&str]) -> Ran {
     let mut command = binary();
@@ -219,6 +219,30 @@ fn what_cannot_be_read_is_told_and_the_rest_goes_on() {
     // What is read wrongly once is not rot.
     let missing = scrub(&world, &["--path", "nothing"]);
     assert_eq!(missing.code, 1, "{missing:?}");
+}
+
+/// A file that may only be read takes no attributes any more, unless it is root's; its record is there all the same.
+#[test]
+fn read_only_files_of_an_ordinary_user_are_recorded() {
+    let world = World::new();
+    let mut command = binary();
+    if rustix::process::geteuid().is_root() {
+        if !crate::rig::has("setpriv", &["--version"], "a server that is not root") {
+            return;
+        }
+        // What makes root no ordinary user.
+        command = crate::rig::wrapped("setpriv", ["--bounding-set=-dac_override,-dac_read_search"]);
+    }
+    command.arg("serve").arg("--root").arg(world.root()).arg("--certs").arg(world.path("certs"));
+    command.args(["--listen", "127.0.0.1:0"]);
+    let server = Server::start(command, world.path("client"));
+    for (name, len) in [("small", 100), ("large", (2 << 20) + 5)] {
+        let path = world.file(&format!("source/{name}"), &content(len as u64, len));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    server.put(&world.path("source"), "");
+    let ran = scrub(&world, &[]);
+    assert_eq!((ran.code, count(&ran, "intact"), count(&ran, "unrecorded")), (0, 2, 0), "{ran:?}");
 }
 
 /// Where the page cache cannot be passed (tmpfs), it is read all the same; where there are no attributes, nothing is
