@@ -11,6 +11,7 @@ upload 1 MiB as fast as they can to a disk on which every write takes 0.2 s long
 Takes up to 2.2 GiB in the temporary folder, looks whether there is so much, and removes it, also at SIGTERM.
 """
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -90,8 +91,16 @@ class Crowd:
     def call(self, *args):
         subprocess.run([self.args.binary, *args], check=True, stdout=subprocess.DEVNULL)
 
+    def pid(self):
+        """The server itself, not what traces it."""
+        pid = self.server.pid
+        children = open(f"/proc/{pid}/task/{pid}/children").read().split()
+        return int(children[0]) if children else pid
+
     def end(self):
-        self.server.terminate()
+        # One that has ended by itself is ended.
+        with contextlib.suppress(OSError):
+            os.kill(self.pid(), signal.SIGTERM)
         self.server.wait()
         shutil.rmtree(self.folder)
 
@@ -321,9 +330,7 @@ class Crowd:
         return len(made), sum(sent) / len(made), peak
 
     def memory(self):
-        pid = self.server.pid
-        children = open(f"/proc/{pid}/task/{pid}/children").read().split()
-        with open(f"/proc/{children[0] if children else pid}/status") as status:
+        with open(f"/proc/{self.pid()}/status") as status:
             lines = dict(line.split(":", 1) for line in status)
         return int(lines["VmHWM"].split()[0]) >> 10
 
