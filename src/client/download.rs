@@ -39,6 +39,7 @@ use crate::client::session::{Exchange, Reply, Session};
 use crate::client::shelf::Shelf;
 use crate::client::stalls::Cause;
 use crate::client::walk::Skip;
+use crate::client::workplace::Workplace;
 use crate::client::xattrs::{Lost, check_server, digest_of};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
@@ -61,6 +62,8 @@ const WINDOW: usize = 32;
 /// The same of a near server: enough to keep both sides busy. What comes faster than it is written waits in memory, and
 /// gets cold there.
 const WINDOW_NEAR: usize = 8;
+/// The same where they are written by the connection's thread: one comes while another is written.
+const WINDOW_HERE: usize = 2;
 /// Groups of one file that are hashed and written at once.
 const WRITES_MAX: usize = 4;
 /// Answers to one request of a batch: description, content, finish.
@@ -1088,7 +1091,8 @@ impl Job {
         let mut asked: VecDeque<(u64, OwnedSemaphorePermit, Instant)> = VecDeque::new();
         let mut writes: JoinSet<Result<(u64, GroupHash, usize)>> = JoinSet::new();
         let is_ordered = partial.sink.is_ordered();
-        let writes_max = if is_ordered { 1 } else { WRITES_MAX };
+        let workplace = session.workplace(partial.sink.is_in_memory());
+        let writes_max = if is_ordered { 1 } else { workplace.at_once(WRITES_MAX) };
         let count = group_count(partial.size);
         let mut carrier = exchange.carry(&partial.shelf);
         if !is_ordered {
@@ -1102,7 +1106,7 @@ impl Job {
         let mut pace = Pace::new();
         let write = |writes: &mut JoinSet<_>, sink: Sink, index: u64, buffer: Buffer| {
             let stalls = Arc::clone(self.client.stalls());
-            writes.spawn_blocking(move || {
+            workplace.spawn(writes, move || {
                 let hash = stalls.working(Cause::Hashing, || GroupHash::of(index, &buffer));
                 stalls.working(Cause::Writing, || sink.write(index, &buffer))?;
                 Ok((index, hash, buffer.len()))
@@ -1128,7 +1132,10 @@ impl Job {
             let window = match session.round_trip() {
                 _ if session.lanes().are_there() && !is_ordered => pace.groups(),
                 // Where the system does not tell, it is zero.
-                round_trip if !round_trip.is_zero() && round_trip < NEAR_ROUND_TRIP => WINDOW_NEAR,
+                round_trip if !round_trip.is_zero() && round_trip < NEAR_ROUND_TRIP => match workplace {
+                    Workplace::Here => WINDOW_HERE,
+                    Workplace::DiskThreads => WINDOW_NEAR,
+                },
                 _ => WINDOW,
             };
             let mut ranges = Vec::new();
@@ -1350,6 +1357,14 @@ impl Sink {
     /// Whether groups must be written one after the other.
     fn is_ordered(&self) -> bool {
         matches!(self, Sink::Output(_))
+    }
+
+    /// Whether writing to it waits for no disk, and for nobody else.
+    fn is_in_memory(&self) -> bool {
+        match self {
+            Sink::File(upload) => upload.is_in_memory(),
+            Sink::Output(_) => false,
+        }
     }
 
     fn write(&self, index: u64, content: &Buffer) -> Result<()> {

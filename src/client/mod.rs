@@ -34,6 +34,7 @@ mod traverse;
 mod upload;
 mod verify;
 pub mod walk;
+mod workplace;
 mod xattrs;
 mod zeros;
 

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use crate::client::life::Life;
 use crate::client::receipts::Receipts;
 use crate::client::shelf::{Filling, Shelf};
 use crate::client::stalls::{Cause, Seen, Stalls};
+use crate::client::workplace::{self, Workplace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{
@@ -124,6 +126,8 @@ struct Shared {
     address: Option<SocketAddr>,
     /// The round trip to it, as the handshake took it.
     round_trip: Duration,
+    /// The processors that this side may take for its own.
+    processors: usize,
     desk: Mutex<Desk>,
     open: Arc<Semaphore>,
     unasked: Arc<Semaphore>,
@@ -189,12 +193,16 @@ impl Session {
             closing: false,
             waker: None,
         };
+        let tcp = connection.socket().tcp();
+        let ends = tcp.local_addr().and_then(|here| Ok((here, tcp.peer_addr()?))).ok();
+        let processors = available_parallelism().map_or(1, usize::from);
         let session = Session(Arc::new(Shared {
             hello,
             pin,
             book,
             // Without it there is one connection, and that works.
-            address: connection.socket().tcp().peer_addr().ok(),
+            address: ends.map(|(_, there)| there),
+            processors: workplace::processors(processors, ends),
             round_trip: connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min),
             desk: Mutex::new(desk),
             open: Arc::new(Semaphore::new(open_max)),
@@ -227,6 +235,11 @@ impl Session {
     /// The round trip to the server; zero when the system does not tell.
     pub(crate) fn round_trip(&self) -> Duration {
         self.0.round_trip
+    }
+
+    /// Where groups of a file are worked on that lies in memory or not.
+    pub(crate) fn workplace(&self, is_in_memory: bool) -> Workplace {
+        Workplace::of(is_in_memory, self.0.processors)
     }
 
     /// The further connections of this session.

@@ -48,6 +48,7 @@ use crate::path::{Component, Escaped, RemotePath};
 use crate::protocol::{
     self, Bytes16, Done, EntryKind, Finish, Holding, IfExists, MakeDirectory, MakeLink, Put, SetDirectory, Stat, Stored,
 };
+use crate::storage;
 use crate::transfer::{Decision, Runs, Sender, Taken};
 use crate::xattrs::Xattrs;
 
@@ -1072,6 +1073,7 @@ impl Job {
         self.client.widen(exchange.session(), content.size());
         // Of each group that is on its way, where what is sent of it begins.
         let mut under_way = HashMap::new();
+        let workplace = exchange.session().workplace(content.is_in_memory());
         let takes_zeros = exchange.session().hello().zeros == Some(true);
         let mut zeros = Runs::default();
         loop {
@@ -1079,7 +1081,7 @@ impl Job {
                 let len = group_len(content.size(), group);
                 item.advance_group(group, len, len);
             }
-            while reads.len() < READ_AHEAD {
+            while reads.len() < workplace.at_once(READ_AHEAD) {
                 // Who holds buffers does not wait for more: several files that did would wait for one another.
                 let buffer = match self.client.pool().try_lease(GROUP_LEN) {
                     Some(buffer) => buffer,
@@ -1088,7 +1090,7 @@ impl Job {
                 };
                 let Some(taken) = sender.take() else { break };
                 let (content, stalls) = (content.clone(), Arc::clone(self.client.stalls()));
-                reads.spawn_blocking(move || content.read(taken, buffer, &stalls));
+                workplace.spawn(&mut reads, move || content.read(taken, buffer, &stalls));
             }
             if reads.is_empty()
                 && let Some(finish) = sender.finish()
@@ -1567,6 +1569,14 @@ impl Content {
                 space.copy_from_slice(from);
                 Ok(())
             }
+        }
+    }
+
+    /// Whether reading it waits for no disk.
+    fn is_in_memory(&self) -> bool {
+        match self {
+            Content::File(open) => storage::is_in_memory(&open.file),
+            Content::Memory(_) => true,
         }
     }
 

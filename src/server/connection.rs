@@ -6,6 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -23,6 +24,7 @@ use super::commit::{Opened, SmallAnswer};
 use super::crowd;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::held;
+use super::invites::Attendance;
 use super::invites::giver;
 use super::invites::requests as inviting;
 use super::lane;
@@ -68,31 +70,24 @@ pub(super) async fn serve(
     let span = info_span!("connection", id, %peer);
     let (draining, stopping) = (shared.draining.clone(), shared.stopping.clone());
     async move {
-        let started = Instant::now();
+        // Each phase has memory of its own, which ends with it: thousands of connections wait in the second.
+        let begin = Box::pin(begin(shared, acceptor, tcp, (peer, id), &mut place));
         // Who is about to begin need not be waited for when the server ends.
-        let greeted = tokio::select! {
+        let begun = tokio::select! {
             biased;
-            greeted = greet(&shared, acceptor, tcp, (peer, id), &mut place) => greeted,
+            begun = begin => begun,
             () = cancelled_for(&draining, limits::STOP_TIMEOUT) => {
                 Err(Error::new(ErrorKind::Stopping, "the server stops, and the client had not said hello"))
             }
         };
         drop(half_open);
-        match greeted {
-            Ok((connection, who, role, _seat)) => {
-                let run = async move {
-                    match role {
-                        Role::First(opened) => Box::pin(run(shared, connection, who, opened, id, started)).await,
-                        Role::Lane(session) => Box::pin(lane::run(shared, connection, who, session, id, started)).await,
-                    }
-                };
-                // Its work ends when the server stops; its goodbye may not be taken.
-                tokio::select! {
-                    biased;
-                    () = run => {}
-                    () = cancelled_for(&stopping, limits::STOP_TIMEOUT) => debug!("cut off"),
-                }
-            }
+        match begun {
+            // Its work ends when the server stops; its goodbye may not be taken.
+            Ok((work, _seat)) => tokio::select! {
+                biased;
+                () = work => {}
+                () = cancelled_for(&stopping, limits::STOP_TIMEOUT) => debug!("cut off"),
+            },
             Err(error) => debug!("refused: {}", error.chain()),
         }
         drop(place);
@@ -105,6 +100,26 @@ pub(super) async fn serve(
 async fn cancelled_for(token: &CancellationToken, time: Duration) {
     token.cancelled().await;
     sleep(time).await;
+}
+
+/// The work of a connection that was greeted.
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Greets a client; what it wants to do is done by the work that is returned.
+async fn begin(
+    shared: Arc<Shared>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    (peer, id): (SocketAddr, u64),
+    place: &mut crowd::Seat,
+) -> Result<(Work, Seat)> {
+    let started = Instant::now();
+    let (connection, who, role, seat) = greet(&shared, acceptor, tcp, (peer, id), place).await?;
+    let work: Work = match role {
+        Role::First(opened) => Box::pin(run(shared, connection, who, opened, id, started)),
+        Role::Lane(session) => Box::pin(lane::run(shared, connection, who, session, id, started)),
+    };
+    Ok((work, seat))
 }
 
 /// What a connection is in its session.
@@ -332,18 +347,19 @@ enum ListStage {
     Begun(requests::Rest),
 }
 
-async fn run(
+/// Drives a first connection until its end. What a future takes over it keeps to its end, used or not, so this one
+/// takes over what it needs only.
+fn run(
     shared: Arc<Shared>,
     connection: Connection,
     who: Arc<Who>,
     opened: session::Opened,
     id: u64,
     started: Instant,
-) {
-    let principal = who.principal.clone();
+) -> impl Future<Output = ()> + Send {
     let attendance = who.attendance().cloned();
     let session = Arc::clone(&opened.session);
-    let mut driver = Driver {
+    let driver = Driver {
         open: OpenCount::new(Arc::clone(&who.share)),
         flow: Flow::new(Arc::clone(&shared), who, Arc::clone(&session), id, false),
         meter: Meter::new(Arc::clone(&session.spent)),
@@ -358,10 +374,20 @@ async fn run(
         stored_count: 0,
         sent_count: 0,
     };
+    attend(Box::new(driver), opened, attendance, started)
+}
+
+async fn attend(
+    mut driver: Box<Driver>,
+    opened: session::Opened,
+    attendance: Option<Arc<Attendance>>,
+    started: Instant,
+) {
     let end = driver.drive().await;
     // Its lanes have nothing to carry any more.
     drop(opened);
-    let Driver { connection, flow, stored_count, sent_count, listings, .. } = driver;
+    let Driver { shared, connection, flow, stored_count, sent_count, listings, .. } = *driver;
+    let principal = flow.who.principal.clone();
     // Files are closed and staging removed by a disk thread; commits that run go on.
     drop_elsewhere(&shared, (flow, listings));
     // The client has done what it wanted to, or may do no more. A cut is no end: it may come back.
@@ -379,7 +405,7 @@ async fn run(
         traffic.sent,
         started.elapsed().as_secs_f64()
     );
-    part(connection, end, &summary).await;
+    Box::pin(part(connection, end, &summary)).await;
 }
 
 /// Writes down how a connection ended, and ends it in order.

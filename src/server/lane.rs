@@ -34,24 +34,27 @@ enum Step {
 }
 
 /// Drives a lane until it ends, its session does, or the server stops.
-pub(super) async fn run(
+pub(super) fn run(
     shared: Arc<Shared>,
     connection: Connection,
     who: Arc<Who>,
     session: Arc<Session>,
     id: u64,
     started: Instant,
-) {
-    let principal = who.principal.clone();
+) -> impl Future<Output = ()> + Send {
     let flow = Flow::new(Arc::clone(&shared), who, Arc::clone(&session), id, true);
-    let mut lane = Lane { shared: Arc::clone(&shared), connection, session, flow };
+    attend(Box::new(Lane { shared, connection, session, flow }), started)
+}
+
+async fn attend(mut lane: Box<Lane>, started: Instant) {
     let end = lane.drive().await;
-    let Lane { connection, flow, .. } = lane;
+    let Lane { shared, connection, flow, .. } = *lane;
+    let principal = flow.who.principal.clone();
     drop_elsewhere(&shared, flow);
     let traffic = connection.traffic();
     let (received, sent, seconds) = (traffic.received, traffic.sent, started.elapsed().as_secs_f64());
     let summary = format!("{principal}: a lane, {received} bytes in, {sent} out, {seconds:.1} s");
-    part(connection, end, &summary).await;
+    Box::pin(part(connection, end, &summary)).await;
 }
 
 impl Lane {

@@ -61,6 +61,7 @@ pub use recorded::Recorded;
 pub use records::Records;
 pub use scrub::Condition;
 pub use tree::{Tree, TreeBuilder, TreeChange, UnfinishedTree, list_trees, remove_tree};
+pub(crate) use upload::is_in_memory;
 pub use upload::{FileMetadata, NewFile, Parents, Staged, Upload};
 pub use xattrs::read_xattrs;
 

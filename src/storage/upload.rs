@@ -356,7 +356,7 @@ impl Inner {
 }
 
 /// Whether a file is on tmpfs.
-pub(super) fn is_in_memory(file: impl AsFd) -> bool {
+pub(crate) fn is_in_memory(file: impl AsFd) -> bool {
     #[allow(clippy::unnecessary_cast)] // the type differs between processors
     rustix::fs::fstatfs(file).is_ok_and(|status| status.f_type as i64 == TMPFS_MAGIC)
 }

@@ -1,0 +1,85 @@
+//! Where groups of large files are read, hashed and written.
+//!
+//! A disk thread that takes a group over lets the thread of the connection go on meanwhile; that pays while a processor
+//! is free for it. Where there is none, it only costs: two wake-ups for each group, and a group that lies in the cache of
+//! another processor. Then what cannot wait for a disk is done where the connection is.
+
+use std::net::SocketAddr;
+
+use tokio::task::JoinSet;
+
+/// Where the groups of one transfer are worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Workplace {
+    /// On disk threads, several at once.
+    DiskThreads,
+    /// On the thread of the connection, one after the other.
+    Here,
+}
+
+impl Workplace {
+    /// For a file that lies in memory or not, and a side that has so many processors.
+    pub(crate) fn of(is_in_memory: bool, processors: usize) -> Workplace {
+        if is_in_memory && processors < 2 { Workplace::Here } else { Workplace::DiskThreads }
+    }
+
+    /// How many groups are worked on at once, of so many for which there would be room.
+    pub(crate) fn at_once(self, room: usize) -> usize {
+        match self {
+            Workplace::DiskThreads => room,
+            Workplace::Here => room.min(1),
+        }
+    }
+
+    /// Begins work on a group.
+    pub(crate) fn spawn<T: Send + 'static>(self, tasks: &mut JoinSet<T>, work: impl FnOnce() -> T + Send + 'static) {
+        match self {
+            Workplace::DiskThreads => tasks.spawn_blocking(work),
+            Workplace::Here => tasks.spawn(async move { work() }),
+        };
+    }
+}
+
+/// The processors that a side of a connection may take for its own: half of them where the other side is on the same
+/// machine, which it is when both ends have the same address.
+pub(crate) fn processors(all: usize, ends: Option<(SocketAddr, SocketAddr)>) -> usize {
+    let shares = ends.is_some_and(|(here, there)| here.ip().to_canonical() == there.ip().to_canonical());
+    if shares { all / 2 } else { all }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_stays_here_where_no_processor_is_free_for_it_and_no_disk_is_waited_for() {
+        let local = (SocketAddr::from(([127, 0, 0, 1], 5)), SocketAddr::from(([127, 0, 0, 1], 7)));
+        let mapped = (SocketAddr::from(([0, 0, 0, 0, 0, 0xffff, 0x7f00, 1], 5)), local.1);
+        let far = (local.0, SocketAddr::from(([192, 0, 2, 1], 7)));
+        let cases = [
+            (1, Some(far), Workplace::Here),
+            (2, Some(far), Workplace::DiskThreads),
+            (2, None, Workplace::DiskThreads),
+            (2, Some(local), Workplace::Here),
+            (3, Some(mapped), Workplace::Here),
+            (4, Some(local), Workplace::DiskThreads),
+        ];
+        for (all, ends, expected) in cases {
+            let processors = processors(all, ends);
+            assert_eq!(Workplace::of(true, processors), expected, "{all} processors, {ends:?}");
+            assert_eq!(Workplace::of(false, processors), Workplace::DiskThreads, "a disk, {all} processors");
+        }
+        assert_eq!(Workplace::Here.at_once(4), 1);
+        assert_eq!(Workplace::DiskThreads.at_once(4), 4);
+    }
+
+    #[tokio::test]
+    async fn work_is_done_where_it_belongs() {
+        for (place, is_here) in [(Workplace::Here, true), (Workplace::DiskThreads, false)] {
+            let mut tasks = JoinSet::new();
+            place.spawn(&mut tasks, || std::thread::current().id());
+            let worked = tasks.join_next().await.unwrap().unwrap();
+            assert_eq!(worked == std::thread::current().id(), is_here, "{place:?}");
+        }
+    }
+}
