@@ -138,6 +138,12 @@ struct Link {
     wait: Duration,
 }
 
+impl Inner {
+    fn progressed(&self) {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
 impl Client {
     /// Connects to a server. Events of all that this client does go to `events`.
     ///
@@ -460,7 +466,7 @@ impl Client {
 
     /// Something got further than it was: the time without progress begins anew.
     pub(crate) fn progressed(&self) {
-        *self.inner.progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.inner.progressed();
     }
 
     /// The same, for what may outlive the client.
@@ -468,7 +474,7 @@ impl Client {
         let inner = Arc::downgrade(&self.inner);
         move || {
             if let Some(inner) = inner.upgrade() {
-                *inner.progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                inner.progressed();
             }
         }
     }

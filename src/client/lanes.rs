@@ -431,7 +431,7 @@ struct Front {
 
 impl Handler for Front {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
-        let (group, whole, shelf) = {
+        let (whole, shelf) = {
             let state = self.lanes.lock();
             let Some(lane) = state.lanes.get(&self.number) else { return Poll::Ready(Ok(&mut [])) };
             let Some(wanted) = lane.wanted.get(&transfer) else {
@@ -444,18 +444,13 @@ impl Handler for Front {
             };
             match (wanted.ranges.front(), state.transfers.get(&transfer)) {
                 (Some(&(start, rest, _)), Some((_, shelf))) if offset == start && len <= rest => {
-                    let group = offset / GROUP_LEN as u64;
-                    (group, group_len(wanted.size, group), shelf.clone())
+                    (group_len(wanted.size, offset / GROUP_LEN as u64), shelf.clone())
                 }
                 _ => return Poll::Ready(Err(Breach::Data("content that was not asked for, or out of order").into())),
             }
         };
         if !self.filling.contains_key(&transfer) {
-            let begun = usize::try_from(offset - group_offset(group)).unwrap_or(GROUP_LEN);
-            let filling = match shelf.go_on(group, begun) {
-                Some(filling) => filling,
-                None => shelf.begin(group, std::task::ready!(self.leases.poll(cx, transfer, whole))),
-            };
+            let filling = std::task::ready!(shelf.poll_filling(offset, || self.leases.poll(cx, transfer, whole)));
             self.filling.insert(transfer, filling);
         }
         let filling = self.filling.get_mut(&transfer);

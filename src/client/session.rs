@@ -676,7 +676,7 @@ type Lease = std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>;
 
 impl Handler for Front {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
-        let (group, group_size, shelf) = {
+        let (whole, shelf) = {
             let desk = self.session.desk();
             if transfer >= desk.next_transfer || transfer == 0 {
                 return Poll::Ready(Err(unexpected(Kind::Data, "nothing was asked for under this number")));
@@ -696,15 +696,10 @@ impl Handler for Front {
             if len > rest {
                 return Poll::Ready(Err(Breach::Data("a piece across two groups").into()));
             }
-            let index = offset / GROUP_LEN as u64;
-            (index, group_len(slot.size, index), slot.shelf.clone())
+            (group_len(slot.size, offset / GROUP_LEN as u64), slot.shelf.clone())
         };
         if !self.filling.contains_key(&transfer) {
-            let begun = usize::try_from(offset - group_offset(group)).unwrap_or(GROUP_LEN);
-            let filling = match shelf.go_on(group, begun) {
-                Some(filling) => filling,
-                None => shelf.begin(group, std::task::ready!(self.leases.poll(cx, transfer, group_size))),
-            };
+            let filling = std::task::ready!(shelf.poll_filling(offset, || self.leases.poll(cx, transfer, whole)));
             self.filling.insert(transfer, filling);
         }
         let Some(filling) = self.filling.get_mut(&transfer) else {

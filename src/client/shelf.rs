@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use crate::buffer::Buffer;
-use crate::limits::JOINS_MAX;
+use crate::hash::group_offset;
+use crate::limits::{GROUP_LEN, JOINS_MAX};
 
 /// Groups that are kept: one for each connection that there can be. They hold buffers of the client, and are the first
 /// that are asked for again.
@@ -65,8 +67,19 @@ impl Shelf {
         }
     }
 
+    /// Goes on with the group of which what comes begins at `offset`, where its beginning is here; begins it otherwise,
+    /// in the buffer that `lease` gives.
+    pub(crate) fn poll_filling(&self, offset: u64, lease: impl FnOnce() -> Poll<Buffer>) -> Poll<Filling> {
+        let group = offset / GROUP_LEN as u64;
+        let begun = usize::try_from(offset - group_offset(group)).unwrap_or(GROUP_LEN);
+        match self.go_on(group, begun) {
+            Some(filling) => Poll::Ready(filling),
+            None => lease().map(|buffer| self.begin(group, buffer)),
+        }
+    }
+
     /// Goes on with a group of which the first `filled` bytes are here; none when they are not.
-    pub(crate) fn go_on(&self, group: u64, filled: usize) -> Option<Filling> {
+    fn go_on(&self, group: u64, filled: usize) -> Option<Filling> {
         let mut groups = self.lock();
         groups.get(&group).filter(|&&(_, there)| there >= filled && filled > 0)?;
         let (buffer, _) = groups.remove(&group)?;
@@ -74,7 +87,7 @@ impl Shelf {
     }
 
     /// Begins a group.
-    pub(crate) fn begin(&self, group: u64, buffer: Buffer) -> Filling {
+    fn begin(&self, group: u64, buffer: Buffer) -> Filling {
         Filling { group, filled: 0, buffer: Some(buffer), shelf: self.clone() }
     }
 }

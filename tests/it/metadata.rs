@@ -318,3 +318,72 @@ fn special_modes_are_kept_only_where_both_sides_say_so() {
     let summary = server.summary(&["sync", "--special-modes", "@put/special", "get-special"], 0);
     assert_eq!((count(&summary, "stored"), count(&summary, "directories")), (0, 0), "{summary}");
 }
+
+/// What must stay as it is of a file that is reached by another name as well.
+#[derive(Debug, PartialEq)]
+struct Kept {
+    content: Vec<u8>,
+    mode: u32,
+    mtime: (i64, i64),
+}
+
+fn kept(path: &Path) -> Kept {
+    let status = fs::metadata(path).unwrap();
+    Kept { content: fs::read(path).unwrap(), mode: status.mode(), mtime: (status.mtime(), status.mtime_nsec()) }
+}
+
+/// N16: a name below the root, or below a target here, that leads to a file outside as well.
+#[test]
+fn a_further_name_outside_is_never_touched() {
+    let server = Server::start(&[]);
+    let large = noise(5, 3 << 20);
+    let mut changed = large.clone();
+    changed[1_500_000] ^= 1;
+    let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    type Change<'a> = (&'a str, &'a [u8], u32, bool);
+    // What is moved over it: content, mode, and whether its time is another.
+    let changes: [Change; 6] = [
+        ("nothing", &large, 0o644, false),
+        ("the mode", &large, 0o755, false),
+        ("the time", &large, 0o644, true),
+        ("a byte", &changed, 0o644, true),
+        ("the length", &large[..2 << 20], 0o644, true),
+        ("all", b"small", 0o600, true),
+    ];
+    for (what, content, mode, is_later) in changes {
+        for command in ["put", "sync"] {
+            for is_up in [true, false] {
+                let name = format!("{command} {what} {is_up}");
+                let (local, remote) = (server.local(&name), server.root().join(&name));
+                let outside = server.local("outside").join(&name);
+                let (from, to) = if is_up { (&local, &remote) } else { (&remote, &local) };
+                write(&outside, &large);
+                fs::set_permissions(&outside, fs::Permissions::from_mode(0o644)).unwrap();
+                fs::File::options().write(true).open(&outside).unwrap().set_modified(old).unwrap();
+                let before = kept(&outside);
+                write(&from.join("f"), content);
+                fs::set_permissions(from.join("f"), fs::Permissions::from_mode(mode)).unwrap();
+                if !is_later {
+                    fs::File::options().write(true).open(from.join("f")).unwrap().set_modified(old).unwrap();
+                }
+                fs::create_dir_all(to).unwrap();
+                fs::hard_link(&outside, to.join("f")).unwrap();
+                let here = format!("{name}/f");
+                let there = format!("@{name}/f");
+                match (command, is_up) {
+                    ("put", true) => server.run(&["put", &here, &there], 0),
+                    ("put", false) => server.run(&["get", &there, &here], 0),
+                    (_, true) => server.run(&["sync", &name, &format!("@{name}")], 0),
+                    (_, false) => server.run(&["sync", &format!("@{name}"), &name], 0),
+                };
+                assert_eq!(kept(&outside), before, "{name}: outside");
+                assert_eq!(kept(&to.join("f")), kept(&from.join("f")), "{name}: what was moved");
+                if is_up {
+                    server.run(&["rm", &there], 0);
+                    assert_eq!(kept(&outside), before, "{name}: removed");
+                }
+            }
+        }
+    }
+    server.assert_no_leftovers();
+}
