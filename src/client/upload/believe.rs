@@ -1,7 +1,8 @@
 //! When a server's word that an upload is stored is believed: only with the hash and the size of what was to be stored,
 //! as this side computed them.
 
-use super::{Content, Job, UNKNOWN, panicked};
+use super::large::Content;
+use super::{Job, UNKNOWN, panicked};
 use crate::buffer::Buffer;
 use crate::client::stalls::Cause;
 use crate::error::{Error, ErrorKind, Result};
