@@ -129,7 +129,14 @@ struct Inner {
     tree: Mutex<Option<OpenTree>>,
     /// The next request needs another connection: this one sees what was not built to its end.
     leaves: AtomicBool,
+    /// Makes connections in a simulation.
+    #[cfg(test)]
+    dial: Option<Dial>,
 }
+
+/// Makes a session, or does not.
+#[cfg(test)]
+pub(crate) type Dial = Box<dyn Fn(&Client) -> Result<Session> + Send + Sync>;
 
 /// The connection that there is, and how the last attempts went.
 struct Link {
@@ -157,10 +164,26 @@ impl Client {
         for warning in options.tls.warnings() {
             events.tell(Event::Warning(warning.clone())).await;
         }
+        let client = Client::new(options, events);
+        let greeted = client.inner.dialer.connect_first(&client.events).await?;
+        let session = client.take_up(greeted, true).await?;
+        client.inner.link.lock().await.session = Some(session);
+        Ok(client)
+    }
+
+    /// A client that has no connection yet, and makes them by this.
+    #[cfg(test)]
+    pub(crate) fn simulated(options: ClientOptions, events: Events, dial: Dial) -> Client {
+        let mut client = Client::new(options, events);
+        Arc::get_mut(&mut client.inner).expect("a new client is nobody else's").dial = Some(dial);
+        client
+    }
+
+    fn new(options: ClientOptions, events: Events) -> Client {
         let now = Instant::now();
         let server = options.endpoint.to_string();
         let resume_key = options.resume_secret.map(|secret| resume_key(&secret, &options.endpoint));
-        let client = Client {
+        Client {
             inner: Arc::new(Inner {
                 dialer: Dialer::new(
                     options.endpoint,
@@ -184,13 +207,11 @@ impl Client {
                 stalls: Arc::default(),
                 tree: Mutex::default(),
                 leaves: AtomicBool::new(false),
+                #[cfg(test)]
+                dial: None,
             }),
             events,
-        };
-        let greeted = client.inner.dialer.connect_first(&client.events).await?;
-        let session = client.take_up(greeted, true).await?;
-        client.inner.link.lock().await.session = Some(session);
-        Ok(client)
+        }
     }
 
     /// What the server says that we may do, in general.
@@ -376,6 +397,17 @@ impl Client {
             self.stalls().during(Cause::Lost, sleep(wait)).await;
             link.wait = (link.wait * 2).min(RETRY_BACKOFF.1);
             link.since = Instant::now();
+            #[cfg(test)]
+            if let Some(dial) = &self.inner.dial {
+                match dial(self) {
+                    Ok(session) => {
+                        link.session = Some(session.clone());
+                        return Ok(session);
+                    }
+                    Err(error) => reason = error,
+                }
+                continue;
+            }
             match self.inner.dialer.connect().await {
                 Ok(greeted) => {
                     let session = self.take_up(greeted, false).await?;

@@ -186,6 +186,8 @@ fn was_reset(error: &Error) -> bool {
 pub(crate) fn jittered(wait: Duration) -> Duration {
     // Without random bytes they merely come back together.
     let random = getrandom::u32().unwrap_or(u32::MAX);
+    #[cfg(test)]
+    let random = crate::storage::simulated::chance().unwrap_or(random);
     wait / 2 + (wait / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 

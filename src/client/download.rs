@@ -21,11 +21,12 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::buffer::Buffer;
 use crate::client::api::{Client, Item, random_id};
+use crate::client::blocking::spawn_blocking;
 use crate::client::compare::Links;
 use crate::client::download::names::{Landed, Role};
 use crate::client::download::tree::{Filled, Settling};
@@ -1104,7 +1105,7 @@ impl Job {
         let mut again: VecDeque<u64> = begun.iter().copied().collect();
         let mut elsewhere = 0;
         let mut pace = Pace::new();
-        let write = |writes: &mut JoinSet<_>, sink: Sink, index: u64, buffer: Buffer| {
+        let write = |writes: &mut JoinSet<Result<(u64, GroupHash, usize)>>, sink: Sink, index: u64, buffer: Buffer| {
             let stalls = Arc::clone(self.client.stalls());
             workplace.spawn(writes, move || {
                 let hash = stalls.working(Cause::Hashing, || GroupHash::of(index, &buffer));

@@ -6,11 +6,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::client::api::Item;
+use crate::client::blocking::{spawn_blocking, spawn_blocking_in};
 use crate::client::session::{Exchange, Reply};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupValue, Tree, group_count, group_len, group_offset};
@@ -97,7 +98,7 @@ impl Keeper {
             self.record.touched = storage::now();
             let (kept, record, file) = (Arc::clone(&self.kept), self.record.clone(), Arc::clone(&self.file));
             while self.writes.try_join_next().is_some() {}
-            self.writes.spawn_blocking(move || {
+            spawn_blocking_in(&mut self.writes, move || {
                 kept.lock().unwrap_or_else(PoisonError::into_inner).write(&record, &file);
                 // Whoever stores the file must find nobody else holding it.
                 drop(file);

@@ -571,3 +571,7 @@ impl Front {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "../../tests/sim/lane.rs"]
+pub(crate) mod simulated;

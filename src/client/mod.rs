@@ -7,6 +7,7 @@
 
 mod api;
 mod atomic;
+mod blocking;
 pub mod compare;
 mod connect;
 mod download;
@@ -37,6 +38,9 @@ pub mod walk;
 mod workplace;
 mod xattrs;
 mod zeros;
+
+#[cfg(test)]
+pub(crate) use {lanes::simulated as simulated_lane, session::simulated as simulated_line};
 
 pub use api::{Client, ClientOptions, ServerFacts};
 pub use download::GetOptions;

@@ -183,6 +183,23 @@ impl Session {
         pool: Pool,
         stalls: Arc<Stalls>,
     ) -> (Session, impl Future<Output = ()>) {
+        let tcp = connection.socket().tcp();
+        // Without addresses there is one connection, and that works.
+        let ends = tcp.local_addr().and_then(|here| Ok((here, tcp.peer_addr()?))).ok();
+        let processors = available_parallelism().map_or(1, usize::from);
+        let round_trip = connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min);
+        let session = Session::of((hello, pin, book), (ends, round_trip), processors, stalls);
+        let work = drive(connection, session.clone(), pool);
+        (session, work)
+    }
+
+    /// A session that something shall drive.
+    fn of(
+        (hello, pin, book): (ServerHello, Option<Pin>, Option<Book>),
+        (ends, round_trip): (Option<(SocketAddr, SocketAddr)>, Duration),
+        processors: usize,
+        stalls: Arc<Stalls>,
+    ) -> Session {
         let unasked_kib = usize::try_from(hello.unasked_max / KIB as u64).unwrap_or(usize::MAX).min(64 * KIB);
         let open_max = usize::try_from(hello.open_max).unwrap_or(usize::MAX).clamp(1, 4096);
         let desk = Desk {
@@ -193,17 +210,13 @@ impl Session {
             closing: false,
             waker: None,
         };
-        let tcp = connection.socket().tcp();
-        let ends = tcp.local_addr().and_then(|here| Ok((here, tcp.peer_addr()?))).ok();
-        let processors = available_parallelism().map_or(1, usize::from);
-        let session = Session(Arc::new(Shared {
+        Session(Arc::new(Shared {
             hello,
             pin,
             book,
-            // Without it there is one connection, and that works.
             address: ends.map(|(_, there)| there),
             processors: workplace::processors(processors, ends),
-            round_trip: connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min),
+            round_trip,
             desk: Mutex::new(desk),
             open: Arc::new(Semaphore::new(open_max)),
             unasked: Arc::new(Semaphore::new(unasked_kib)),
@@ -212,9 +225,7 @@ impl Session {
             wanted: Arc::new(Semaphore::new(WANTED_GROUPS_MAX)),
             stalls,
             lanes: Lanes::new(),
-        }));
-        let work = drive(connection, session.clone(), pool);
-        (session, work)
+        }))
     }
 
     /// What the server said of itself and of us.
@@ -674,6 +685,13 @@ struct Front {
 /// A wait for a buffer.
 type Lease = std::pin::Pin<Box<dyn Future<Output = Buffer> + Send>>;
 
+impl Front {
+    fn new(session: Session, pool: Pool) -> Front {
+        let leases = Leases::new(pool);
+        Front { session, ready: Vec::new(), taken: None, filling: HashMap::new(), leases, seen: Seen::default() }
+    }
+}
+
 impl Handler for Front {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
         let (whole, shelf) = {
@@ -836,10 +854,7 @@ fn give(replies: &Replies, transfer: u32, reply: Reply) -> Result<()> {
 
 /// Owns the connection until the session ends.
 async fn drive(mut connection: Connection, session: Session, pool: Pool) {
-    let front_session = session.clone();
-    let leases = Leases::new(pool);
-    let (ready, filling, seen) = (Vec::new(), HashMap::new(), Seen::default());
-    let mut front = Front { session: front_session, ready, taken: None, filling, leases, seen };
+    let mut front = Front::new(session.clone(), pool);
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut life = Life::new();
@@ -1065,3 +1080,7 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
 
 const _: () = assert!(UNASKED_FILE_MAX as usize <= DATA_LEN_MAX, "a small file is one data frame");
 const _: () = assert!(FRAME_HEADER_LEN == 12, "the header of unasked content is built here");
+
+#[cfg(test)]
+#[path = "../../tests/sim/line.rs"]
+pub(crate) mod simulated;

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 
 use tokio::task::JoinSet;
 
+use crate::client::blocking::spawn_blocking_in;
+
 /// Where the groups of one transfer are worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Workplace {
@@ -34,9 +36,9 @@ impl Workplace {
     /// Begins work on a group.
     pub(crate) fn spawn<T: Send + 'static>(self, tasks: &mut JoinSet<T>, work: impl FnOnce() -> T + Send + 'static) {
         match self {
-            Workplace::DiskThreads => tasks.spawn_blocking(work),
-            Workplace::Here => tasks.spawn(async move { work() }),
-        };
+            Workplace::DiskThreads => spawn_blocking_in(tasks, work),
+            Workplace::Here => drop(tasks.spawn(async move { work() })),
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use super::invites::giver;
 use super::invites::requests as inviting;
 use super::lane;
 use super::offer::Offer;
+use super::outlet::Outlet;
 use super::quota::Seat;
 use super::requests::{self, Got, ListStep};
 use super::session::{self, Session, Source};
@@ -313,11 +314,12 @@ enum Step {
     Room,
 }
 
-struct Driver {
+/// What a connection is asked, and how that is answered.
+pub(super) struct Driver<C = Connection> {
     shared: Arc<Shared>,
-    connection: Connection,
+    pub(super) connection: C,
     session: Arc<Session>,
-    flow: Flow,
+    pub(super) flow: Flow,
     /// The highest number that a transfer or request has had. None is used twice, so what a job finds for one that
     /// was given up is never taken for another's.
     last_transfer: u32,
@@ -336,7 +338,7 @@ struct Driver {
 }
 
 /// Whether more answers may be made: the peer has read most of those before.
-fn has_room(connection: &Connection) -> bool {
+fn has_room(connection: &impl Outlet) -> bool {
     connection.control_queued() <= limits::CONTROL_QUEUE_MAX / 2
 }
 
@@ -359,21 +361,7 @@ fn run(
 ) -> impl Future<Output = ()> + Send {
     let attendance = who.attendance().cloned();
     let session = Arc::clone(&opened.session);
-    let driver = Driver {
-        open: OpenCount::new(Arc::clone(&who.share)),
-        flow: Flow::new(Arc::clone(&shared), who, Arc::clone(&session), id, false),
-        meter: Meter::new(Arc::clone(&session.spent)),
-        session,
-        shared: Arc::clone(&shared),
-        connection,
-        last_transfer: 0,
-        requests: HashSet::new(),
-        listings: VecDeque::new(),
-        listing: 0,
-        made: HashSet::new(),
-        stored_count: 0,
-        sent_count: 0,
-    };
+    let driver = Driver::new(shared, connection, who, session, id);
     attend(Box::new(driver), opened, attendance, started)
 }
 
@@ -512,28 +500,7 @@ impl Driver {
                 Step::Room => {}
             }
             self.go_on();
-            self.open.set(self.open_count());
         }
-    }
-
-    fn open_count(&self) -> usize {
-        self.flow.open_count() + self.requests.len()
-    }
-
-    /// Takes note of what lanes have found.
-    fn look_at_news(&mut self) -> Result<()> {
-        let (failed, waiting) = self.session.look();
-        for (transfer, error) in failed {
-            self.failed(transfer, &error);
-        }
-        for transfer in waiting {
-            self.flow.make_file(transfer);
-        }
-        for transfer in self.flow.finished() {
-            let committed = self.flow.commit_if_told(transfer);
-            self.written(committed.map_err(|error| (transfer, error)))?;
-        }
-        Ok(())
     }
 
     fn is_idle(&self) -> bool {
@@ -567,8 +534,50 @@ impl Driver {
         }
         Ok(())
     }
+}
 
-    fn control(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
+impl<C: Outlet> Driver<C> {
+    /// The driver of the connection with this number, of which nothing has come.
+    pub(super) fn new(shared: Arc<Shared>, connection: C, who: Arc<Who>, session: Arc<Session>, id: u64) -> Driver<C> {
+        Driver {
+            open: OpenCount::new(Arc::clone(&who.share)),
+            flow: Flow::new(Arc::clone(&shared), who, Arc::clone(&session), id, false),
+            meter: Meter::new(Arc::clone(&session.spent)),
+            session,
+            shared,
+            connection,
+            last_transfer: 0,
+            requests: HashSet::new(),
+            listings: VecDeque::new(),
+            listing: 0,
+            made: HashSet::new(),
+            stored_count: 0,
+            sent_count: 0,
+        }
+    }
+
+    fn open_count(&self) -> usize {
+        self.flow.open_count() + self.requests.len()
+    }
+
+    /// Takes note of what lanes have found.
+    pub(super) fn look_at_news(&mut self) -> Result<()> {
+        let (failed, waiting) = self.session.look();
+        for (transfer, error) in failed {
+            self.failed(transfer, &error);
+        }
+        for transfer in waiting {
+            self.flow.make_file(transfer);
+        }
+        for transfer in self.flow.finished() {
+            let committed = self.flow.commit_if_told(transfer);
+            self.written(committed.map_err(|error| (transfer, error)))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a message of the peer. An error is the end of the connection.
+    pub(super) fn control(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
         if kind.opens_transfer() && !self.admit(kind, transfer)? {
             return Ok(());
         }
@@ -811,7 +820,8 @@ impl Driver {
         Ok(())
     }
 
-    fn job(&mut self, job: Job) -> Result<()> {
+    /// Takes what a job has found. An error is the end of the connection.
+    pub(super) fn job(&mut self, job: Job) -> Result<()> {
         match job {
             Job::Opened(transfer, Ok(Opened::Upload(incoming)), _) => {
                 let claimed = incoming.offer.as_ref().filter(|_| incoming.is_held);
@@ -976,8 +986,13 @@ impl Driver {
         }
     }
 
-    /// Goes on with what waited for the peer to read.
-    fn go_on(&mut self) {
+    /// Goes on with what waited for the peer to read, after each step.
+    pub(super) fn go_on(&mut self) {
+        self.begin_more();
+        self.open.set(self.open_count());
+    }
+
+    fn begin_more(&mut self) {
         if !has_room(&self.connection) {
             return;
         }

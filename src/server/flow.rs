@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::audited;
 use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
@@ -224,9 +225,6 @@ pub(super) struct Flow {
     pub(super) downloads: HashMap<u32, Download>,
     ended: Ended,
     pub(super) jobs: JoinSet<Job>,
-    /// What jobs have found that the simulation ran.
-    #[cfg(test)]
-    came: super::sim::Came,
     /// A lease that is waited for: for which transfer, how long.
     leasing: Option<(u32, usize, Leasing)>,
     /// Bytes of the next lease: it grows while peers fill their leases, and shrinks when one is spilled.
@@ -274,8 +272,6 @@ impl Flow {
             downloads: HashMap::new(),
             ended: Ended::default(),
             jobs: JoinSet::new(),
-            #[cfg(test)]
-            came: super::sim::Came::default(),
             leasing: None,
             lease_len: LEASE_LEN_FIRST,
             holds_buffers: false,
@@ -314,12 +310,6 @@ impl Flow {
         self.holds_buffers || self.slots.iter().any(|slot| slot.content.is_some())
     }
 
-    /// The next job that has come back in a simulation.
-    #[cfg(test)]
-    pub(super) fn simulated_job(&mut self) -> Option<Job> {
-        self.came.pop()
-    }
-
     /// The next job that has come back; pending for ever while none runs.
     pub(super) fn poll_job(&mut self, cx: &mut Context<'_>) -> Poll<Result<Job>> {
         match ready!(self.jobs.poll_join_next(cx)) {
@@ -336,8 +326,9 @@ impl Flow {
         let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
         let job = move || job(&shared, &who);
         #[cfg(test)]
-        if super::sim::is_on() {
-            return super::sim::start(&self.came, job);
+        if storage::simulated::is_on() {
+            self.jobs.spawn(storage::simulated::on_disk(job));
+            return;
         }
         self.jobs.spawn_blocking(job);
     }
@@ -346,16 +337,7 @@ impl Flow {
     fn spawn_commit(&mut self, job: impl FnOnce(&Shared, &Who) -> Job + Send + 'static) {
         let (shared, who) = (Arc::clone(&self.shared), Arc::clone(&self.who));
         let tasks = shared.tasks.clone();
-        let job = move || job(&shared, &who);
-        #[cfg(test)]
-        if super::sim::is_on() {
-            return super::sim::start(&self.came, job);
-        }
-        let commit = tasks.spawn_blocking(job);
-        self.jobs.spawn(async move {
-            // A panic in the commit is a panic here, and ends the connection with a report.
-            commit.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-        });
+        self.jobs.spawn(on_disk(&tasks, move || job(&shared, &who)));
     }
 
     // ---- uploads -------------------------------------------------------------------------------------------
@@ -665,7 +647,7 @@ impl Flow {
     /// themselves. Not on a lane, where it may be the last that lets go of an upload.
     fn works_here(&mut self) -> bool {
         #[cfg(test)]
-        if super::sim::is_on() {
+        if storage::simulated::is_on() {
             return false;
         }
         let mover = self.mover.get_or_insert_with(|| self.shared.movers.enter());
@@ -1020,8 +1002,7 @@ impl Flow {
                 if is_here {
                     return Job::Read(id, read());
                 }
-                let read = tasks.spawn_blocking(read);
-                Job::Read(id, read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+                Job::Read(id, on_disk(&tasks, read).await)
             });
         }
     }
@@ -1136,9 +1117,9 @@ impl Flow {
                 }
                 Ok(run)
             };
-            let hashed = tasks.spawn_blocking(step).await;
+            let hashed = on_disk(&tasks, step).await;
             drop(turn);
-            Job::Hashed(transfer, hashed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+            Job::Hashed(transfer, hashed)
         });
     }
 
@@ -1487,11 +1468,28 @@ fn rest(upload: Upload, connection: u64) {
     upload.groups.release(connection);
 }
 
+/// Does something on a disk thread, to its end though nobody wait for it. A panic there is one here too, and ends the
+/// connection with a report.
+pub(super) fn on_disk<T: Send + 'static>(
+    tasks: &TaskTracker,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = T> + Send + 'static {
+    #[cfg(test)]
+    let work = if storage::simulated::is_on() {
+        tasks.spawn(storage::simulated::on_disk(work))
+    } else {
+        tasks.spawn_blocking(work)
+    };
+    #[cfg(not(test))]
+    let work = tasks.spawn_blocking(work);
+    async move { work.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) }
+}
+
 /// Does something on a disk thread that nobody waits for.
 fn elsewhere(shared: &Shared, work: impl FnOnce() + Send + 'static) {
     #[cfg(test)]
-    if super::sim::is_on() {
-        return super::sim::start_alone(work);
+    if storage::simulated::is_on() {
+        return storage::simulated::start_alone(work);
     }
     shared.tasks.spawn_blocking(work);
 }
@@ -1499,8 +1497,8 @@ fn elsewhere(shared: &Shared, work: impl FnOnce() + Send + 'static) {
 /// Drops what closes files, removes staging or lays uploads to rest on a disk thread, of which it leaves most to others.
 pub(super) fn drop_elsewhere(shared: &Shared, value: impl Send + 'static) {
     #[cfg(test)]
-    if super::sim::is_on() {
-        return super::sim::start_alone(move || drop(value));
+    if storage::simulated::is_on() {
+        return storage::simulated::start_alone(move || drop(value));
     }
     let turns = Arc::clone(&shared.drops);
     shared.tasks.spawn(async move {

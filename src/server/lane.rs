@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use super::connection::{Watch, part};
 use super::flow::{Flow, Job, drop_elsewhere};
+use super::outlet::Outlet;
 use super::session::Session;
 use super::shared::{Shared, Who};
 use super::spent::On;
@@ -19,11 +20,11 @@ use crate::limits;
 use crate::net::{Connection, Event};
 use crate::protocol::{Breach, Goodbye, Kind, List, Message, Phase, WRITTEN_MAX, Want, Working, Written};
 
-struct Lane {
-    shared: Arc<Shared>,
-    connection: Connection,
-    session: Arc<Session>,
-    flow: Flow,
+pub(super) struct Lane<C = Connection> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: C,
+    pub(super) session: Arc<Session>,
+    pub(super) flow: Flow,
 }
 
 enum Step {
@@ -134,8 +135,10 @@ impl Lane {
         }
         Ok(())
     }
+}
 
-    fn control(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
+impl<C: Outlet> Lane<C> {
+    pub(super) fn control(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
         match kind {
             Kind::Want => self.flow.want(transfer, &Want::from_payload(payload)?.ranges.0),
             Kind::Goodbye => Err(Goodbye::from_payload(payload)?.to_error()),
@@ -143,7 +146,7 @@ impl Lane {
         }
     }
 
-    fn job(&mut self, job: Job) -> Result<()> {
+    pub(super) fn job(&mut self, job: Job) -> Result<()> {
         match job {
             // A failure is recorded with the groups already, and told on the first connection.
             Job::Written(transfer, group, result) => is_breach(self.flow.written(transfer, group, result)),
@@ -160,7 +163,7 @@ impl Lane {
     }
 
     /// Says which groups are there, many in one message when many are.
-    fn tell_written(&mut self) {
+    pub(super) fn tell_written(&mut self) {
         let mut untold = self.flow.take_untold();
         untold.sort_unstable();
         for of_one in untold.chunk_by(|one, other| one.0 == other.0) {

@@ -20,6 +20,7 @@ mod names;
 mod newest;
 mod offer;
 mod outcomes;
+mod outlet;
 mod own;
 mod proven;
 mod quota;

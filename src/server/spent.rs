@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::held::Sink;
+use super::outlet::Outlet;
 use crate::error::Result;
 use crate::hash::{GroupHasher, group_offset};
-use crate::net::Connection;
 use crate::protocol::{List, Phase, Working};
 
 /// How much must have come together before it is told again.
@@ -78,14 +78,12 @@ impl Meter {
     }
 
     /// Adds what the connection has waited for since the last look.
-    pub(super) fn look(&mut self, connection: &Connection) {
-        let limit = connection.held_back();
-        let info = connection.socket().info().unwrap_or_default();
-        let sending = info.busy.saturating_sub(info.limited_by_buffers);
+    pub(super) fn look(&mut self, connection: &impl Outlet) {
+        let [limit, sending, held] = connection.waited();
         for (on, now, before) in [
             (On::Limit, limit, &mut self.limit),
             (On::Sending, sending, &mut self.sending),
-            (On::Held, info.limited_by_peer, &mut self.held),
+            (On::Held, held, &mut self.held),
         ] {
             self.spent.add(on, now.saturating_sub(*before));
             *before = now.max(*before);
@@ -93,7 +91,7 @@ impl Meter {
     }
 
     /// Tells the client, if there is something to tell.
-    pub(super) fn tell(&mut self, connection: &mut Connection) {
+    pub(super) fn tell(&mut self, connection: &mut impl Outlet) {
         self.look(connection);
         let sums = self.spent.sums();
         let sum = sums.iter().fold(0, |sum: u64, part| sum.saturating_add(*part));

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::flow::{Flow, Job, Phase};
+use super::flow::{Flow, Job, Phase, on_disk};
 use crate::buffer::ZEROS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, group_count, group_len, group_offset};
@@ -75,9 +75,9 @@ impl Flow {
                 drop(file);
                 Ok(())
             };
-            let made = tasks.spawn_blocking(step).await;
+            let made = on_disk(&tasks, step).await;
             drop(turn);
-            Job::Zeroed(transfer, made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))
+            Job::Zeroed(transfer, made)
         });
     }
 

@@ -9,10 +9,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::{Errno, Result as IoResult};
+use tokio::time::Instant;
 
 use super::sys::{self, Status};
 use super::walk::{Directory, hidden_name};

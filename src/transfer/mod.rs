@@ -4,7 +4,7 @@
 //! [`Sender`] decides which groups of one file go out; [`Fetcher`] decides which ranges a download asks for;
 //! [`Ledger`] knows what is held of a file that is not whole yet.
 //! [`Width`] says how many connections a transfer gets.
-//! They can be run against each other in a test (`tests/it/sim.rs`) with any link between them.
+//! They are run against each other in a test (`tests/sim`) with any link between them.
 
 mod fetcher;
 mod ledger;

@@ -6,10 +6,12 @@
 //! stood for when its directory was last synced, or any that it has had since. That is less than file systems give,
 //! which keep an order between names.
 //!
+//! There are two machines, the server's and a client's, each with a disk and with work that waits for a thread of it.
+//!
 //! Nothing happens here on a thread that has not switched it on.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -24,7 +26,73 @@ const RECORD_NAME: &str = "user.sealift";
 const PAGE: usize = 4096;
 
 thread_local! {
-    static DISK: RefCell<Option<Disk>> = const { RefCell::new(None) };
+    static DISKS: RefCell<[Option<Disk>; 2]> = const { RefCell::new([None, None]) };
+    static SIDE: Cell<Side> = const { Cell::new(Side::Server) };
+    static QUEUE: RefCell<VecDeque<(Side, Work)>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// A machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Server,
+    Client,
+}
+
+/// What a disk thread is to do.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
+
+/// Does something on this machine.
+pub(crate) fn on<T>(side: Side, act: impl FnOnce() -> T) -> T {
+    /// Also when it panics.
+    struct Back(Side);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            SIDE.set(self.0);
+        }
+    }
+    let _back = Back(SIDE.replace(side));
+    act()
+}
+
+/// Queues work of this machine that nobody waits for.
+pub(crate) fn start_alone(work: impl FnOnce() + Send + 'static) {
+    QUEUE.with_borrow_mut(|queue| queue.push_back((SIDE.get(), Box::new(work))));
+}
+
+/// Queues work of this machine. Nothing comes of it once the machine has died.
+pub(crate) fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = T> + Send + 'static {
+    let (done, result) = tokio::sync::oneshot::channel();
+    // Nobody may wait for it any more.
+    start_alone(move || drop(done.send(work())));
+    async move {
+        match result.await {
+            Ok(result) => result,
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Works with what is queued.
+pub(crate) fn queue<T>(act: impl FnOnce(&mut VecDeque<(Side, Work)>) -> T) -> T {
+    QUEUE.with_borrow_mut(act)
+}
+
+/// Drops the queued work of a machine, and what it would queue in its turn.
+pub(crate) fn drop_work(side: Side) {
+    loop {
+        let mine = queue(|queue| {
+            let (mine, others) = std::mem::take(queue).into_iter().partition(|(of, _)| *of == side);
+            *queue = others;
+            mine
+        });
+        let mine: VecDeque<(Side, Work)> = mine;
+        if mine.is_empty() {
+            return;
+        }
+        on(side, || drop(mine));
+    }
 }
 
 /// Pseudo-random numbers: all chance of a run comes from one of these.
@@ -118,7 +186,7 @@ pub(crate) struct Disk {
     directories: HashMap<u64, Names>,
 }
 
-/// Switches the disk of this thread on.
+/// Switches the disk of this machine on.
 pub(crate) fn begin(random: Random, lie: Lie) {
     let disk = Disk {
         random,
@@ -134,24 +202,29 @@ pub(crate) fn begin(random: Random, lie: Lie) {
         files: HashMap::new(),
         directories: HashMap::new(),
     };
-    DISK.set(Some(disk));
+    DISKS.with_borrow_mut(|disks| disks[SIDE.get() as usize] = Some(disk));
 }
 
-/// Switches it off.
+/// Switches both off.
 pub(crate) fn end() {
-    drop(DISK.take());
+    drop(DISKS.take());
 }
 
 pub(crate) fn is_on() -> bool {
-    DISK.with_borrow(Option::is_some)
+    DISKS.with_borrow(|disks| disks.iter().any(Option::is_some))
 }
 
+/// Works with the disk of this machine.
 pub(crate) fn with<T>(act: impl FnOnce(&mut Disk) -> T) -> T {
-    DISK.with_borrow_mut(|disk| act(disk.as_mut().expect("the disk is on")))
+    with_borrow_mut(|disk| act(disk.as_mut().expect("the disk is on")))
+}
+
+fn with_borrow_mut<T>(act: impl FnOnce(&mut Option<Disk>) -> T) -> T {
+    DISKS.with_borrow_mut(|disks| act(&mut disks[SIDE.get() as usize]))
 }
 
 fn if_on(act: impl FnOnce(&mut Disk)) {
-    DISK.with_borrow_mut(|disk| {
+    with_borrow_mut(|disk| {
         if let Some(disk) = disk {
             act(disk);
         }
@@ -170,12 +243,12 @@ fn number_at(directory: impl AsFd, name: &[u8]) -> u64 {
 
 /// A call that changes something begins.
 pub(crate) fn before() -> Result<()> {
-    DISK.with_borrow_mut(|disk| disk.as_mut().map_or(Ok(()), Disk::step))
+    with_borrow_mut(|disk| disk.as_mut().map_or(Ok(()), Disk::step))
 }
 
 /// How much of a write is done.
 pub(crate) fn write_len(len: usize) -> usize {
-    DISK.with_borrow_mut(|disk| match disk {
+    with_borrow_mut(|disk| match disk {
         Some(disk) if len > 1 => {
             let is_short = disk.random.chance(disk.short);
             if is_short { 1 + disk.random.below(len - 1) } else { len }
@@ -186,7 +259,7 @@ pub(crate) fn write_len(len: usize) -> usize {
 
 /// Names of staging files that are the same each time.
 pub(crate) fn digits() -> Option<String> {
-    DISK.with_borrow_mut(|disk| {
+    with_borrow_mut(|disk| {
         disk.as_mut().map(|disk| {
             disk.names += 1;
             format!("{:032x}", disk.names)
@@ -194,9 +267,14 @@ pub(crate) fn digits() -> Option<String> {
     })
 }
 
+/// A random number where all chance comes from a seed.
+pub(crate) fn chance() -> Option<u32> {
+    with_borrow_mut(|disk| disk.as_mut().map(|disk| disk.random.below(u32::MAX as usize) as u32))
+}
+
 /// Whether a checkpoint (true) or a record is due.
 pub(crate) fn due() -> Option<Option<bool>> {
-    DISK.with_borrow_mut(|disk| {
+    with_borrow_mut(|disk| {
         disk.as_mut().map(|disk| {
             let (checkpoint, record) = disk.due;
             if disk.random.chance(checkpoint) {
