@@ -1,6 +1,7 @@
 //! The server's confinement: what a server that was taken over can no longer do, and what it still must.
 
 use std::fs;
+#[cfg(debug_assertions)]
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -8,7 +9,9 @@ use std::sync::mpsc::channel;
 use sealift::confine::{Plan, confine};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-use crate::rig::{World, binary};
+use crate::rig::World;
+#[cfg(debug_assertions)]
+use crate::rig::binary;
 
 /// Whether this kernel offers all that is tested here; a test that cannot be run says so.
 fn is_offered() -> bool {

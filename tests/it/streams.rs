@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Instant;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
 use crate::rig::{Cut, Mount, Plan, Proxy, Ran, Server, World, binary, content, leftovers, remote, staged};
 
 const MIB: usize = 1 << 20;
@@ -212,4 +214,58 @@ fn a_congestion_control_is_taken_or_refused_before_anything() {
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.errors.contains("none-such") && ran.errors.contains("tcp_allowed_congestion_control"), "{ran:?}");
     assert!(!world.root().join("y").exists());
+}
+
+/// Runs something that sees one processor only, and so do the programs that it starts.
+fn on_one_processor<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let pinned = scope.spawn(|| {
+            let all = sched_getaffinity(None).unwrap();
+            let mut one = CpuSet::new();
+            one.set((0..CpuSet::MAX_CPU).find(|&number| all.is_set(number)).unwrap());
+            sched_setaffinity(None, &one).unwrap();
+            work()
+        });
+        pinned.join().unwrap()
+    })
+}
+
+#[test]
+fn a_client_with_one_processor_moves_files_in_memory() {
+    let world = World::in_memory();
+    let server = world.serve();
+    for (number, size) in [0, 1, MIB, MIB + 1, 9 * MIB + 4097].into_iter().enumerate() {
+        for streams in [1, 4] {
+            let mut whole = content(number as u64, size);
+            let source = world.file("source", &whole);
+            // The first connection breaks in the middle of a group, both ways.
+            let cut = Some((size as u64 / 2 + 30_000, Cut::Reset));
+            let plan = move |is_up: bool| {
+                move |number: usize| match (number, is_up) {
+                    (0, true) => Plan { cut_up: cut, ..Plan::default() },
+                    (0, false) => Plan { cut, ..Plan::default() },
+                    _ => Plan::default(),
+                }
+            };
+            let up = Proxy::new(server.port, plan(true));
+            let down = Proxy::new(server.port, plan(false));
+            let (source, got) = (source.to_str().unwrap().to_owned(), world.path("got"));
+            let name = format!("{number} {streams}");
+            // What is there is compared the second time, and only what differs is moved.
+            for _ in 0..2 {
+                let (put, get) = on_one_processor(|| {
+                    let put = run(&server, "put", streams, &source, &remote(up.port, &name));
+                    (put, run(&server, "get", streams, &remote(down.port, &name), got.to_str().unwrap()))
+                });
+                assert_eq!((put.code, get.code), (0, 0), "{size} bytes, {streams} connections: {put:?}, {get:?}");
+                assert!(fs::read(world.root().join(&name)).unwrap() == whole, "{size} bytes, {streams}: up");
+                assert!(fs::read(&got).unwrap() == whole, "{size} bytes, {streams}: down");
+                if let Some(byte) = whole.get_mut(size / 2) {
+                    *byte ^= 1;
+                }
+                fs::write(&source, &whole).unwrap();
+            }
+            assert_eq!((staged(&world.root()), leftovers(&world.root()).len()), (0, 0));
+        }
+    }
 }
