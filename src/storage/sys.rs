@@ -73,12 +73,12 @@ impl From<Stat> for Status {
 
 /// What an open file is.
 pub(super) fn status(file: impl AsFd) -> Result<Status> {
-    rustix::fs::fstat(file).map(Status::from)
+    retry_on_intr(|| rustix::fs::fstat(&file)).map(Status::from)
 }
 
 /// What stands under a name; a link is itself.
 pub(super) fn status_at(directory: impl AsFd, name: &[u8]) -> Result<Status> {
-    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(Status::from)
+    retry_on_intr(|| rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)).map(Status::from)
 }
 
 /// Opens the directory of this one name.

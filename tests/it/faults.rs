@@ -383,7 +383,9 @@ fn run_with_fault(fault: &str) {
     let world = World::new();
     let mut server = world.serve();
     let (call, rest) = fault.split_once(':').unwrap();
-    let does_pass = rest.contains("EINTR") || rest.contains("EMFILE:when=1");
+    // No sync fails for want of descriptors, so that error is as final as any other there.
+    let does_pass = rest.contains("EINTR") || rest.ends_with("EMFILE:when=1") && !call.contains("sync");
+    let comes_back = rest.ends_with('+') || rest.contains("1+3");
     let old: Vec<(String, Vec<u8>)> = (0..3).map(|index| (format!("over{index}"), content(50 + index, 3000))).collect();
     for (name, bytes) in &old {
         fs::write(world.root().join(name), bytes).unwrap();
@@ -444,7 +446,9 @@ fn run_with_fault(fault: &str) {
         assert!(!target.exists(), "{what}: get failed and left something: {get:?}");
     }
     for ran in [&put, &put_top, &get] {
-        assert!(matches!(ran.code, 0 | 1), "{what}: {ran:?}");
+        // What passes is tried again until the time for that is over.
+        let is_busy = ran.code == 3 && rest.contains("EMFILE") && comes_back;
+        assert!(matches!(ran.code, 0 | 1) || is_busy, "{what}: {ran:?}");
         // An interrupted call is called again, and descriptors come back.
         assert!(ran.code == 0 || !does_pass, "{what}: {ran:?}");
     }
@@ -464,7 +468,8 @@ fn run_with_fault(fault: &str) {
             "{what}: {again:?}"
         );
         assert!(
-            call.contains("sync") || call.contains("unlink"),
+            // A directory is looked at and opened to be synced.
+            ["sync", "unlink", "open", "stat"].iter().any(|cause| call.contains(cause)),
             "{what}: the store refused without a reason: {again:?}"
         );
         // Reading goes on.
