@@ -5,7 +5,7 @@
 //! breaks every few seconds may never live to see, the groups are compared with the server's some at a time, and what
 //! was compared stays so for the attempts that follow.
 
-use super::Partial;
+use super::large::Partial;
 use crate::client::api::Client;
 use crate::client::session::{Exchange, Reply};
 use crate::error::{Error, ErrorKind, Result};

@@ -1,6 +1,7 @@
 //! Groups that a server says lie in holes: they are made here, and not asked for.
 
-use super::{Partial, Sink, blocking};
+use super::blocking;
+use super::large::{Partial, Sink};
 use crate::client::api::Item;
 use crate::client::zeros;
 use crate::error::Result;
