@@ -237,6 +237,11 @@ fn look(
         && file.read_at(group_offset(group), content).is_ok()
     {
         let hash = GroupHash::of(group, content);
+        #[cfg(test)]
+        let hash = match storage::simulated::planted(storage::simulated::Planted::KeptBelieved) {
+            true => GroupHash { value: told.unwrap_or(recorded), ..hash },
+            false => hash,
+        };
         if hash.value == told.unwrap_or(recorded) {
             return Ok(Some(hash));
         }

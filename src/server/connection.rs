@@ -472,10 +472,7 @@ impl Driver {
                     continue;
                 }
                 _ = spill.tick(), if holds_buffers => {
-                    self.flow.spill_slow();
-                    if self.flow.drop_unread() {
-                        self.connection.detach_data();
-                    }
+                    self.spill();
                     continue;
                 }
                 () = session.news.notified() => {
@@ -502,38 +499,6 @@ impl Driver {
             self.go_on();
         }
     }
-
-    fn is_idle(&self) -> bool {
-        self.flow.is_idle() && self.requests.is_empty() && self.connection.is_flushed()
-    }
-
-    /// Says that work goes on, and looks at the deadlines.
-    fn tick(&mut self, watch: &mut Watch) -> Result<()> {
-        let traffic = self.connection.traffic();
-        watch.look(
-            traffic.received + traffic.sent,
-            self.is_idle(),
-            self.flow.is_working() || self.connection.is_held_back(),
-        )?;
-        if !self.is_idle() {
-            // Certificates and revocation lists end by themselves.
-            self.review()?;
-        }
-        if !self.is_idle() && (self.connection.is_flushed() || self.connection.is_held_back()) {
-            let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
-            self.connection.send(0, &Working { phase, done: 0, total: 0, spent: None });
-        }
-        Ok(())
-    }
-
-    /// Ends what the principal may not do any more; an error is the end of the connection.
-    fn review(&mut self) -> Result<()> {
-        self.shared.bind(&self.flow.who, &mut self.connection)?;
-        for (transfer, error) in self.flow.review()? {
-            self.failed(transfer, &error);
-        }
-        Ok(())
-    }
 }
 
 impl<C: Outlet> Driver<C> {
@@ -554,6 +519,45 @@ impl<C: Outlet> Driver<C> {
             stored_count: 0,
             sent_count: 0,
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flow.is_idle() && self.requests.is_empty() && self.connection.is_flushed()
+    }
+
+    /// Says that work goes on, and looks at the deadlines.
+    pub(super) fn tick(&mut self, watch: &mut Watch) -> Result<()> {
+        watch.look(
+            self.connection.moved(),
+            self.is_idle(),
+            self.flow.is_working() || self.connection.is_held_back(),
+        )?;
+        if !self.is_idle() {
+            // Certificates and revocation lists end by themselves.
+            self.review()?;
+        }
+        if !self.is_idle() && (self.connection.is_flushed() || self.connection.is_held_back()) {
+            let phase = if self.flow.is_working() { WorkPhase::Syncing } else { WorkPhase::Waiting };
+            self.connection.send(0, &Working { phase, done: 0, total: 0, spent: None });
+        }
+        Ok(())
+    }
+
+    /// Gives back what a slow peer holds.
+    pub(super) fn spill(&mut self) {
+        self.flow.spill_slow();
+        if self.flow.drop_unread() {
+            self.connection.detach_data();
+        }
+    }
+
+    /// Ends what the principal may not do any more; an error is the end of the connection.
+    fn review(&mut self) -> Result<()> {
+        self.shared.bind(&self.flow.who, &mut self.connection)?;
+        for (transfer, error) in self.flow.review()? {
+            self.failed(transfer, &error);
+        }
+        Ok(())
     }
 
     fn open_count(&self) -> usize {

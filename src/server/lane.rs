@@ -97,10 +97,7 @@ impl Lane {
                     continue;
                 }
                 _ = spill.tick(), if holds_buffers => {
-                    self.flow.spill_slow();
-                    if self.flow.drop_unread() {
-                        self.connection.detach_data();
-                    }
+                    self.spill();
                     continue;
                 }
                 step = step => step?,
@@ -118,26 +115,29 @@ impl Lane {
             self.tell_written();
         }
     }
+}
 
-    fn tick(&mut self, watch: &mut Watch) -> Result<()> {
+impl<C: Outlet> Lane<C> {
+    pub(super) fn tick(&mut self, watch: &mut Watch) -> Result<()> {
         self.flow.forget_over();
         self.shared.bind(&self.flow.who, &mut self.connection)?;
         let is_idle = self.flow.is_idle() && self.connection.is_flushed();
-        let traffic = self.connection.traffic();
-        watch.look(
-            traffic.received + traffic.sent,
-            is_idle,
-            self.flow.is_working() || self.connection.is_held_back(),
-        )?;
+        watch.look(self.connection.moved(), is_idle, self.flow.is_working() || self.connection.is_held_back())?;
         if !is_idle && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { Phase::Syncing } else { Phase::Waiting };
             self.connection.send(0, &Working { phase, done: 0, total: 0, spent: None });
         }
         Ok(())
     }
-}
 
-impl<C: Outlet> Lane<C> {
+    /// Gives back what a slow peer holds.
+    pub(super) fn spill(&mut self) {
+        self.flow.spill_slow();
+        if self.flow.drop_unread() {
+            self.connection.detach_data();
+        }
+    }
+
     pub(super) fn control(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
         match kind {
             Kind::Want => self.flow.want(transfer, &Want::from_payload(payload)?.ranges.0),

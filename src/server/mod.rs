@@ -371,21 +371,24 @@ async fn expire(shared: Arc<shared::Shared>, drain: CancellationToken) {
     while !drain.is_cancelled() {
         wait(limits::EXPIRE_INTERVAL, &drain).await;
         let removing = Arc::clone(&shared);
-        let removed = shared.tasks.spawn_blocking(move || {
-            let (store, now) = (removing.whole_store(), storage::now());
-            store.forget_removed();
-            let trees = store.expire_trees(now);
-            if trees > 0 {
-                removing.accounts.count_soon();
-            }
-            store.expire_partials(now) + trees
-        });
+        let removed = shared.tasks.spawn_blocking(move || remove_old(&removing));
         match removed.await {
             Ok(0) => {}
             Ok(count) => info!("{count} unfinished uploads have rested too long and are removed"),
             Err(error) => error!("looking for old unfinished uploads failed: {error}"),
         }
     }
+}
+
+/// Removes what has rested too long now; tells how many that were. Blocks.
+fn remove_old(shared: &shared::Shared) -> usize {
+    let (store, now) = (shared.whole_store(), storage::now());
+    store.forget_removed();
+    let trees = store.expire_trees(now);
+    if trees > 0 {
+        shared.accounts.count_soon();
+    }
+    store.expire_partials(now) + trees
 }
 
 async fn wait(time: Duration, drain: &CancellationToken) {

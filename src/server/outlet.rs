@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::net::Connection;
+use crate::net::{Connection, Limits};
 use crate::protocol::Message;
 
 /// Takes frames for a peer, in their order.
@@ -14,6 +14,21 @@ pub(super) trait Outlet {
 
     /// Bytes of frames that the peer has not taken.
     fn control_queued(&self) -> usize;
+
+    /// Bytes of frames that have moved so far, both ways.
+    fn moved(&self) -> u64;
+
+    /// Whether the peer has taken everything.
+    fn is_flushed(&self) -> bool;
+
+    /// Whether a limit of ours keeps something from moving now.
+    fn is_held_back(&self) -> bool;
+
+    /// Sets what may move.
+    fn set_limits(&mut self, limits: &Limits);
+
+    /// Lets go of content that the peer has not taken.
+    fn detach_data(&mut self);
 
     /// For how long it was held back by a limit, sent, and waited for the peer to take more.
     fn waited(&self) -> [Duration; 3];
@@ -31,6 +46,27 @@ impl Outlet for Connection {
 
     fn control_queued(&self) -> usize {
         Connection::control_queued(self)
+    }
+
+    fn moved(&self) -> u64 {
+        let traffic = self.traffic();
+        traffic.received + traffic.sent
+    }
+
+    fn is_flushed(&self) -> bool {
+        Connection::is_flushed(self)
+    }
+
+    fn is_held_back(&self) -> bool {
+        Connection::is_held_back(self)
+    }
+
+    fn set_limits(&mut self, limits: &Limits) {
+        Connection::set_limits(self, limits);
+    }
+
+    fn detach_data(&mut self) {
+        Connection::detach_data(self);
     }
 
     fn waited(&self) -> [Duration; 3] {

@@ -5,10 +5,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::outlet::Outlet;
 use super::shared::{Shared, Who};
 use crate::access::Grant;
 use crate::error::Result;
-use crate::net::{Connection, Limits};
+use crate::net::Limits;
 
 /// Which limit: whose, and how many bytes per second up and down.
 type Key = (String, Option<u64>, Option<u64>);
@@ -46,7 +47,7 @@ impl Shared {
     ///
     /// # Errors
     /// As [`Shared::pass`].
-    pub(super) fn bind(&self, who: &Who, connection: &mut Connection) -> Result<()> {
+    pub(super) fn bind(&self, who: &Who, connection: &mut impl Outlet) -> Result<()> {
         let key = key(&self.pass(who)?.grant);
         let mut bound = who.bound.0.lock().unwrap_or_else(PoisonError::into_inner);
         if bound.as_ref().is_none_or(|(before, _)| *before != key) {

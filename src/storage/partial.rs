@@ -119,6 +119,10 @@ pub struct Partial {
 /// Seconds since 1970.
 #[must_use]
 pub fn now() -> u64 {
+    #[cfg(test)]
+    if let Some(now) = super::simulated::now() {
+        return now;
+    }
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 

@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, XattrFlags};
 use rustix::io::{Errno, Result};
@@ -27,8 +28,38 @@ const PAGE: usize = 4096;
 
 thread_local! {
     static DISKS: RefCell<[Option<Disk>; 2]> = const { RefCell::new([None, None]) };
+    static PLANTED: Cell<Option<Planted>> = const { Cell::new(None) };
     static SIDE: Cell<Side> = const { Cell::new(Side::Server) };
     static QUEUE: RefCell<VecDeque<(Side, Work)>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// A defect that is planted to see whether it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Planted {
+    /// What came late may be committed.
+    LateMayCommit,
+    /// The root is not compared.
+    NoRootCheck,
+    /// A newer attempt does not shut the gate of the older.
+    OpenGate,
+    /// What is held is believed without hashing.
+    HeldBelieved,
+    /// A group that a lane brought counts though it is not written.
+    LaneUnwritten,
+    /// A client believes what an earlier run of it has left without hashing it.
+    KeptBelieved,
+    /// A group of a download counts though it is not written.
+    DownloadUnwritten,
+}
+
+/// Whether this defect is planted.
+pub(crate) fn planted(defect: Planted) -> bool {
+    PLANTED.get() == Some(defect)
+}
+
+/// Plants a defect, or takes it out.
+pub(crate) fn plant(defect: Option<Planted>) {
+    PLANTED.set(defect);
 }
 
 /// A machine.
@@ -176,6 +207,8 @@ pub(crate) struct Disk {
     pub(crate) short: usize,
     /// Percent of checkpoints and of records that are due.
     pub(crate) due: (usize, usize),
+    /// Since 1970.
+    pub(crate) now: Duration,
     calls: u64,
     fail: Option<(u64, Errno)>,
     die: Option<u64>,
@@ -193,6 +226,7 @@ pub(crate) fn begin(random: Random, lie: Lie) {
         lie,
         short: 0,
         due: (0, 0),
+        now: Duration::from_secs(1_800_000_000),
         calls: 0,
         fail: None,
         die: None,
@@ -265,6 +299,11 @@ pub(crate) fn digits() -> Option<String> {
             format!("{:032x}", disk.names)
         })
     })
+}
+
+/// Seconds since 1970, by the clock of this machine.
+pub(crate) fn now() -> Option<u64> {
+    with_borrow_mut(|disk| disk.as_ref().map(|disk| disk.now.as_secs()))
 }
 
 /// A random number where all chance comes from a seed.

@@ -106,11 +106,11 @@ fn process() -> Process {
 
 impl Fetcher {
     /// A client whose files are here, which makes so many downloads.
-    pub(super) fn new(root: PathBuf, random: Random, count: usize) -> Fetcher {
+    pub(super) fn new(root: PathBuf, random: Random, lie: Lie, count: usize) -> Fetcher {
         disk::on(Side::Client, || {
             let mut random = random;
             let short = [0, 0, 20][random.below(3)];
-            disk::begin(random, Lie::None);
+            disk::begin(random, lie);
             fs::create_dir(&root).unwrap();
             disk::with(|disk| {
                 disk.short = short;
@@ -186,7 +186,7 @@ impl World {
             self.fetcher.process = Some(self.fetcher.run(process));
         }
         let Some(process) = &mut self.fetcher.process else { return };
-        let is_dead = |links: &[Link], link: usize| links[link].end.is_none() && links[link].down.0.is_empty();
+        let is_dead = |links: &[Link], link: usize| links[link].end.is_none() && links[link].down.is_empty();
         let cut = || Error::new(ErrorKind::Connection, "cut");
         for (_, lane) in process.lanes.extract_if(.., |(link, _)| is_dead(&self.links, *link)) {
             lane.end();
@@ -198,7 +198,7 @@ impl World {
             if self.fetcher.left == 0 {
                 return;
             }
-            let name = if self.random.chance(75) { 0 } else { 1 };
+            let name = if self.is_duel || self.random.chance(75) { 0 } else { 1 };
             // Most of the time something is there.
             if self.fetcher.known[name].is_none() && !self.is_calm && self.random.chance(95) {
                 return;
@@ -296,7 +296,10 @@ impl World {
                 let lane = process.lanes.iter_mut().find(|(lane, _)| *lane == link);
                 lane.map_or(Ok(()), |(_, lane)| lane.hear_data(*transfer, *offset, content))
             }
-            (None, Down::Control(_)) => panic!("a message on a lane of downloads"),
+            (None, Down::Control(frame)) => {
+                assert_eq!(parse(frame).0, Kind::Working, "a message on a lane of downloads");
+                Ok(())
+            }
         };
         if let Err(error) = heard {
             panic!("the client found a breach: {}", error.chain());
@@ -440,14 +443,58 @@ impl World {
         }
     }
 
-    /// Time passes, on both machines.
+    /// Time passes, on both machines, and what is due in it happens.
     pub(super) fn pass_time(&mut self, time: Duration) {
-        self.runtime.block_on(advance(time));
-        if let Some(process) = &self.fetcher.process {
-            disk::on(Side::Client, || process.runtime.block_on(advance(time)));
-            self.fetch_on();
+        let end = self.now + time;
+        loop {
+            // Long silence is as a suspended machine: what was due in it happens once, at its end.
+            let is_long = end - self.now > Duration::from_secs(600);
+            let next = if is_long { end } else { self.ticks.clamp(self.now, end) };
+            let passed = next - self.now;
+            self.now = next;
+            self.runtime.block_on(advance(passed));
+            disk::with(|disk| disk.now += passed);
+            disk::on(Side::Client, || disk::with(|disk| disk.now += passed));
+            if let Some(process) = &self.fetcher.process {
+                disk::on(Side::Client, || process.runtime.block_on(process.local.run_until(advance(passed))));
+                self.fetch_on();
+            }
+            if self.shared.is_some() {
+                self.tick();
+            } else if self.ticks <= self.now {
+                self.ticks = self.now + limits::WORKING_INTERVAL;
+            }
+            self.answer();
+            if self.now == end {
+                return;
+            }
         }
-        self.answer();
+    }
+
+    /// The server looks at what is due.
+    fn tick(&mut self) {
+        let is_due = self.ticks <= self.now;
+        if is_due {
+            self.ticks = self.now + limits::WORKING_INTERVAL;
+        }
+        for link in 0..self.links.len() {
+            let Link { end: Some(end), down, watch, .. } = &mut self.links[link] else { continue };
+            end.frames().is_flushed = down.is_empty();
+            end.spill();
+            if is_due && let Err(error) = end.tick(watch) {
+                assert_eq!(error.kind(), ErrorKind::Timeout, "{}", error.chain());
+                self.tell(|| format!("the server gives up link {link}: {error}"));
+                self.end_link(link);
+            }
+        }
+        if self.expires <= self.now
+            && let Some(shared) = self.shared.clone()
+        {
+            self.expires = self.now + limits::EXPIRE_INTERVAL;
+            disk::start_alone(move || {
+                super::super::remove_old(&shared);
+            });
+        }
     }
 
     /// Somebody moves or removes what has a name.

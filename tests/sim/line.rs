@@ -38,7 +38,10 @@ impl Line {
 
     /// A message arrives.
     pub(crate) fn hear(&mut self, kind: Kind, transfer: u32, payload: &[u8]) -> Result<()> {
-        take(&self.0.session, kind, transfer, payload).map(drop)
+        match kind {
+            Kind::Working => Working::from_payload(payload).map(drop).map_err(Error::from),
+            _ => take(&self.0.session, kind, transfer, payload).map(drop),
+        }
     }
 
     /// Content arrives.
