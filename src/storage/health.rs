@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
-use rustix::io::{Errno, Result as IoResult};
+use rustix::io::{Errno, Result as IoResult, retry_on_intr};
 use tokio::time::Instant;
 
 use super::sys::{self, Status};
@@ -61,7 +61,7 @@ impl Place {
 
     /// Confirms that the path leads to what was opened: the root itself, and its state directory in it.
     fn check(&self, label: &str) -> Result<()> {
-        let identity = |path: &Path| rustix::fs::stat(path).map(|stat| Status::from(stat).identity);
+        let identity = |path: &Path| retry_on_intr(|| rustix::fs::stat(path)).map(|stat| Status::from(stat).identity);
         let found = identity(&self.path).and_then(|root| Ok((root, identity(&self.path.join(STATE_NAME))?)));
         match found {
             Ok((root, state)) if root == self.root && state == self.state => {
