@@ -61,7 +61,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
                 plan::plan_get(named.endpoint, sources, kind, &named.destination)?
             }
         };
-        let output: Option<Box<dyn Write + Send>> = if to_stream {
+        let output: Option<Box<dyn Write + Send + Sync>> = if to_stream {
             let output = std::io::stdout().as_fd().try_clone_to_owned();
             Some(Box::new(File::from(output.while_doing(|| "open standard output".to_owned())?)))
         } else {

@@ -59,7 +59,7 @@ pub struct GetOptions {
     /// Only say what would be done.
     pub dry_run: bool,
     /// Where content goes that goes to a stream.
-    pub output: Option<Box<dyn Write + Send>>,
+    pub output: Option<Box<dyn Write + Send + Sync>>,
     /// What is left out.
     pub filter: Arc<Filter>,
     /// What becomes of links; [`Links::Follow`] is as [`Links::Copy`], because a server follows none.

@@ -104,9 +104,9 @@ pub struct StreamSource {
     /// What the person calls it.
     pub name: String,
     /// Where it is read from, on a thread of its own.
-    pub reader: Box<dyn io::Read + Send>,
+    pub reader: Box<dyn io::Read + Send + Sync>,
     /// Asked after the end: whether it was the real one (a command must have succeeded).
-    pub check: Box<dyn FnOnce() -> Result<()> + Send>,
+    pub check: Box<dyn FnOnce() -> Result<()> + Send + Sync>,
     /// An empty file that it is written to before it is sent, so that it can be read once more.
     pub spool: Option<File>,
 }

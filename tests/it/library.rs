@@ -90,3 +90,21 @@ async fn failures_come_as_answers_and_the_rest_is_done() {
     assert_eq!(facts.principal.as_deref(), Some("client"));
     client.close().await;
 }
+
+/// What a program hands to `tokio::spawn`: it compiles only as long as each of these may go to another thread.
+#[expect(dead_code, reason = "to be compiled is all that it is for")]
+async fn everything_can_be_spawned(client: &Client, path: &sealift::path::RemotePath) {
+    fn checked<T: Send>(future: T) -> T {
+        future
+    }
+    let _ = checked(client.get(Vec::new(), GetOptions::default())).await;
+    let _ = checked(client.put(Vec::new(), PutOptions::default())).await;
+    let _ = checked(client.upload("here", path, PutOptions::default())).await;
+    let _ = checked(client.download(path, "here", GetOptions::default())).await;
+    let _ = checked(client.list(path)).await;
+    let _ = checked(client.stat(path)).await;
+    let _ = checked(client.hash(path)).await;
+    let _ = checked(client.remove(path, false)).await;
+    let _ = checked(client.rename(path, path, sealift::protocol::IfExists::Overwrite)).await;
+    checked(client.close()).await;
+}

@@ -26,7 +26,7 @@ enum Opened {
     Skipped(Stored),
 }
 
-type StreamCheck = Box<dyn FnOnce() -> Result<()> + Send>;
+type StreamCheck = Box<dyn FnOnce() -> Result<()> + Send + Sync>;
 
 /// A group of a stream.
 struct Block {
