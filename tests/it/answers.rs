@@ -128,10 +128,13 @@ fn a_server_that_falls_silent_is_given_up_and_asked_again() {
         for size in [700, (2 << 20) + 7] {
             let (world, server, case) = (&world, &server, case(size));
             scope.spawn(move || {
-                let (_, total) = put_cut(world, server, &case, 1, None);
-                let cut = Some((total - TLS_END_LEN - 30, Cut::Silence));
-                let (connections, _) = put_cut(world, server, &case, 2, cut);
-                assert_eq!(connections, 2);
+                // What a server says of its work is not of the same length each time: a run may end before its cut.
+                let hits = (0..3).any(|number| {
+                    let (_, total) = put_cut(world, server, &case, 2 * number + 1, None);
+                    let cut = Some((total - TLS_END_LEN - 30, Cut::Silence));
+                    put_cut(world, server, &case, 2 * number + 2, cut).0 == 2
+                });
+                assert!(hits, "{size} bytes: no run was cut before its answer");
             });
         }
     });

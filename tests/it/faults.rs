@@ -407,9 +407,10 @@ fn run_with_fault(fault: &str) {
         server.run("put", [source.join("over0").as_os_str(), source.join("over1").as_os_str(), server.at("").as_ref()]);
     let target = world.path("target");
     let get = server.run("get", [server.at("over2").as_ref(), target.as_os_str()]);
-    let mv = server.client(&["mv", &server.at("over0-away"), &server.at("moved/x")]).output().unwrap();
-    let rm = server.client(&["rm", &server.at("over1-away")]).output().unwrap();
-    let mkdir = server.client(&["mkdir", &server.at("made/deep")]).output().unwrap();
+    let mv =
+        server.client(&["mv", "--timeout", "20s", &server.at("over0-away"), &server.at("moved/x")]).output().unwrap();
+    let rm = server.client(&["rm", "--timeout", "20s", &server.at("over1-away")]).output().unwrap();
+    let mkdir = server.client(&["mkdir", "--timeout", "20s", &server.at("made/deep")]).output().unwrap();
     faults.end();
     let (count, published) = judge(&log);
     let what = format!("{fault} ({count} faults)");
