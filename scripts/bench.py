@@ -1043,7 +1043,7 @@ def table(work, record):
     """One workload as Markdown: medians, the spread of the rate, and sealift's rate as a multiple of each peer's."""
     samples = {name: good(found) for name, found in record["samples"].items()}
     keys = [column for column in COLUMNS if any(column[0] in sample for found in samples.values() for sample in found)]
-    if work.startswith(("W2", "W9")) or work == "W8":
+    if work.startswith(("W2", "W9")):
         keys = [column for column in keys if column[0] not in ("mib_s", "cpu_s_per_gib")]
     if not keys:
         return ""
@@ -1073,7 +1073,7 @@ def pairs(record):
     ours = record["samples"].get("sealift", [])
     lines = []
     for name, theirs in record["samples"].items():
-        ratios = [a["files_s"] / b["files_s"] for a, b in zip(ours, theirs) if a["right"] and b["right"] and "files_s" in a]
+        ratios = [a["files_s"] / b["files_s"] for a, b in zip(ours, theirs) if a["right"] and b["right"] and "files_s" in a and "files_s" in b]
         if name != "sealift" and ratios:
             lines.append(f"Paired with {name}: median ratio {statistics.median(ratios):.2f} of {len(ratios)} "
                          f"({min(ratios):.2f}–{max(ratios):.2f}).")
