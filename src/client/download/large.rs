@@ -238,6 +238,8 @@ impl Job {
                 Some((upload, kept, record)) => (upload, Some(kept), record),
                 None => (place.store.begin(&place.path, options)?, None, None),
             };
+            // Asked here once, where it may wait.
+            let _ = upload.is_in_memory();
             let is_base = policy == IfExists::Overwrite && size > UNASKED_FILE_MAX;
             let old = if is_base { place.store.open_file(&place.path).ok() } else { None };
             Ok((upload, kept, record, old.filter(|old| old.size() > UNASKED_FILE_MAX)))

@@ -62,7 +62,8 @@ struct Read {
 /// Where groups are read from.
 #[derive(Clone)]
 pub(super) enum Content {
-    File(Arc<OpenSource>),
+    /// A file, and whether it lies in memory.
+    File(Arc<OpenSource>, bool),
     Memory(Bytes),
 }
 
@@ -70,7 +71,7 @@ impl Content {
     /// Reads and hashes a group while it is hot.
     fn read(&self, Taken { group, prefix }: Taken, mut buffer: Buffer, stalls: &Stalls) -> Result<Read> {
         let bytes = match self {
-            Content::File(open) => {
+            Content::File(open, _) => {
                 let len = group_len(open.version.size, group);
                 let space = buffer.get_mut(..len).ok_or_else(|| Error::new(ErrorKind::Internal, "a group too long"))?;
                 if zeros::is_hole(&open.file, group_offset(group), len) {
@@ -102,7 +103,7 @@ impl Content {
     /// Fills `space` from a place on.
     pub(super) fn read_into(&self, space: &mut [u8], offset: u64) -> Result<()> {
         match self {
-            Content::File(open) => read_exact_at(open, space, offset),
+            Content::File(open, _) => read_exact_at(open, space, offset),
             Content::Memory(bytes) => {
                 let from =
                     usize::try_from(offset).ok().and_then(|from| bytes.get(from..from.checked_add(space.len())?));
@@ -116,7 +117,7 @@ impl Content {
     /// Whether reading it waits for no disk.
     fn is_in_memory(&self) -> bool {
         match self {
-            Content::File(open) => storage::is_in_memory(&open.file),
+            Content::File(_, is_in_memory) => *is_in_memory,
             Content::Memory(_) => true,
         }
     }
@@ -124,7 +125,7 @@ impl Content {
     /// Bytes in all.
     pub(super) fn size(&self) -> u64 {
         match self {
-            Content::File(open) => open.version.size,
+            Content::File(open, _) => open.version.size,
             Content::Memory(bytes) => bytes.len() as u64,
         }
     }
@@ -132,7 +133,7 @@ impl Content {
     pub(super) async fn check_unchanged(&self) -> Result<()> {
         match self {
             Content::Memory(_) => Ok(()),
-            Content::File(open) => {
+            Content::File(open, _) => {
                 let open = Arc::clone(open);
                 spawn_blocking(move || open.check_unchanged()).await.map_err(panicked)?
             }
@@ -159,7 +160,8 @@ impl Job {
             let open = move || {
                 let open = source.open()?;
                 let xattrs = if with_xattrs { Some(open.xattrs()?) } else { None };
-                Ok((open, xattrs))
+                let is_in_memory = storage::is_in_memory(&open.file);
+                Ok((open, xattrs, is_in_memory))
             };
             let opened = match spawn_blocking(open).await {
                 Ok(opened) => opened,
@@ -167,7 +169,7 @@ impl Job {
             };
             let error = match opened {
                 Err(error) => error,
-                Ok((open, xattrs)) => {
+                Ok((open, xattrs, is_in_memory)) => {
                     if !is_started {
                         file.item.started(Some(open.version.size)).await;
                         is_started = true;
@@ -196,7 +198,7 @@ impl Job {
                     if hashed.0.replace(version) != Some(version) {
                         hashed.1 = Tree::new();
                     }
-                    let content = Content::File(Arc::new(open));
+                    let content = Content::File(Arc::new(open), is_in_memory);
                     match self.send_known(&put, &content, &mut file.item, &mut hashed.1).await {
                         Ok(Known::Stored(stored, root)) => {
                             if put.same_as.is_some() {

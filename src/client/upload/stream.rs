@@ -120,7 +120,7 @@ impl Job {
         let put = self.put_message(target, random_id()?);
         if stream.spool.is_some() {
             let spooled = spawn_blocking(move || spool(stream)).await.map_err(panicked)??;
-            return self.send_again_and_again(put, Content::File(Arc::new(spooled)), item).await;
+            return self.send_again_and_again(put, Content::File(Arc::new(spooled), false), item).await;
         }
         let (mut blocks, check) = read_stream(stream)?;
         let first = self.client.stalls().during(Cause::Source, next_block(&mut blocks)).await?;
