@@ -57,7 +57,7 @@ struct Shared {
 }
 
 struct State {
-    queue: VecDeque<Group>,
+    queue: VecDeque<Queued>,
     /// The task of the first connection, when it waits for a group.
     first: Option<Waker>,
     lanes: HashMap<u64, Lane>,
@@ -128,7 +128,19 @@ pub(crate) struct Group {
     index: u64,
     offset: u64,
     content: Bytes,
+}
+
+/// A group in the queue. Whoever takes it makes room for another, so that a connection that is slow to send it holds
+/// up none of the others; what they hold is bounded by the client's buffers.
+struct Queued {
+    group: Group,
     _room: OwnedSemaphorePermit,
+}
+
+impl Queued {
+    fn take(self) -> Group {
+        self.group
+    }
 }
 
 /// What became of a group.
@@ -307,7 +319,7 @@ impl Lanes {
     /// The next group for the first connection, whose task is woken when there is one.
     pub(crate) fn take_first(&self, cx: &Context<'_>) -> Option<Group> {
         let mut state = self.lock();
-        let group = state.queue.pop_front();
+        let group = state.queue.pop_front().map(Queued::take);
         if group.is_none() {
             state.first = Some(cx.waker().clone());
         }
@@ -361,7 +373,8 @@ impl Carrier {
         let room = Arc::clone(&self.lanes.0.room).acquire_owned().await;
         let room = room.map_err(|_| Error::new(ErrorKind::Connection, "the connection was closed"))?;
         let mut state = self.lanes.lock();
-        state.queue.push_back(Group { transfer: self.transfer, index, offset, content, _room: room });
+        let group = Group { transfer: self.transfer, index, offset, content };
+        state.queue.push_back(Queued { group, _room: room });
         state.wake();
         Ok(())
     }
@@ -411,7 +424,7 @@ impl Drop for Carrier {
         let mut state = self.lanes.lock();
         let transfer = self.transfer;
         state.transfers.remove(&transfer);
-        state.queue.retain(|group| group.transfer != transfer);
+        state.queue.retain(|queued| queued.group.transfer != transfer);
         state.lanes.values_mut().for_each(|lane| {
             lane.under_way.retain(|&(other, _), _| other != transfer);
             lane.wanted.remove(&transfer);
@@ -488,7 +501,8 @@ impl Handler for Front {
             let mut state = self.lanes.lock();
             let State { queue, lanes, .. } = &mut *state;
             let Some(lane) = lanes.get_mut(&self.number) else { return Poll::Pending };
-            let group = if lane.under_way.len() < lane.pace.groups() { queue.pop_front() } else { None };
+            let may_take = lane.under_way.len() < lane.pace.groups();
+            let group = if may_take { queue.pop_front().map(Queued::take) } else { None };
             match &group {
                 Some(group) => drop(lane.under_way.insert((group.transfer, group.index), Instant::now())),
                 None => lane.waker = Some(cx.waker().clone()),
