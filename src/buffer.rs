@@ -93,7 +93,7 @@ impl Pool {
         let memory = kept.unwrap_or_else(|| vec![0; len + BUFFER_ALIGN]);
         let start = memory.as_ptr().align_offset(BUFFER_ALIGN);
         assert!(start < BUFFER_ALIGN, "bytes can be aligned to a page");
-        Buffer { memory, start, len, pool: Arc::clone(&self.inner), _permit: permit }
+        Buffer { memory, start, len, lease: Some((Arc::clone(&self.inner), permit)) }
     }
 }
 
@@ -115,8 +115,16 @@ pub struct Buffer {
     memory: Vec<u8>,
     start: usize,
     len: usize,
-    pool: Arc<Inner>,
-    _permit: OwnedSemaphorePermit,
+    /// None when it is of no pool.
+    lease: Option<(Arc<Inner>, OwnedSemaphorePermit)>,
+}
+
+impl Buffer {
+    /// Zeros of no pool, aligned to nothing. How many there are of these is for the caller to bound.
+    #[must_use]
+    pub fn alone(len: usize) -> Buffer {
+        Buffer { memory: vec![0; len], start: 0, len, lease: None }
+    }
 }
 
 impl Deref for Buffer {
@@ -147,8 +155,8 @@ impl fmt::Debug for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.len == GROUP_LEN {
-            let mut kept = self.pool.lock_kept();
+        if let Some((pool, _)) = self.lease.as_ref().filter(|_| self.len == GROUP_LEN) {
+            let mut kept = pool.lock_kept();
             if kept.len() < KEPT_MAX {
                 kept.push(std::mem::take(&mut self.memory));
             }

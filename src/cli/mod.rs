@@ -4,14 +4,14 @@
 //! those of a transfer into a plan, [`certs`] makes certificates, [`trust`] says who is trusted, [`user`] edits policies,
 //! `rules` follows them, `put`, `get`, `sync`, `verify` and `ops` run over one `session`, [`filters`] types what is left
 //! out, `scrub` and `uploads` look at a disk here, [`output`] shows what happens, [`mod@format`] writes entries and
-//! hashes, [`signals`] listens, [`memory`]
-//! sees to what the allocator keeps.
+//! hashes, [`signals`] listens, [`memory`] sees to what the allocator keeps, and [`descriptors`] to room for open files.
 
 pub mod args;
 pub mod audit;
 pub mod bench;
 pub mod certs;
 pub mod config;
+pub mod descriptors;
 pub mod doctor;
 pub mod filters;
 pub mod format;
@@ -54,6 +54,7 @@ use crate::error::{Error, Result};
 #[must_use]
 pub fn main() -> ExitCode {
     memory::keep_more();
+    descriptors::make_room();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -694,7 +694,7 @@ impl Front {
 
 impl Handler for Front {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
-        let (whole, shelf) = {
+        let (whole, shelf, is_unasked) = {
             let desk = self.session.desk();
             if transfer >= desk.next_transfer || transfer == 0 {
                 return Poll::Ready(Err(unexpected(Kind::Data, "nothing was asked for under this number")));
@@ -714,10 +714,15 @@ impl Handler for Front {
             if len > rest {
                 return Poll::Ready(Err(Breach::Data("a piece across two groups").into()));
             }
-            (group_len(slot.size, offset / GROUP_LEN as u64), slot.shelf.clone())
+            // What comes unasked is small, is kept by who has asked for it, and is asked for a few batches at a time: it
+            // takes none of the buffers that come and go.
+            (group_len(slot.size, offset / GROUP_LEN as u64), slot.shelf.clone(), slot.unasked_max > 0)
         };
         if !self.filling.contains_key(&transfer) {
-            let filling = std::task::ready!(shelf.poll_filling(offset, || self.leases.poll(cx, transfer, whole)));
+            let filling = std::task::ready!(shelf.poll_filling(offset, || match is_unasked {
+                true => Poll::Ready(Buffer::alone(whole)),
+                false => self.leases.poll(cx, transfer, whole),
+            }));
             self.filling.insert(transfer, filling);
         }
         let Some(filling) = self.filling.get_mut(&transfer) else {

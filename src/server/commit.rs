@@ -128,7 +128,7 @@ fn begin(
 }
 
 fn new_file(put: &Put, if_exists: IfExists) -> NewFile {
-    NewFile { size: put.size, if_exists: convert::if_exists(if_exists), make_parents: true }
+    NewFile { size: put.size, if_exists: convert::if_exists(if_exists), make_parents: true, mode: put.mode }
 }
 
 /// The regular file of this name, if there is one.

@@ -6,9 +6,10 @@
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -54,6 +55,9 @@ use crate::tls;
 /// Listings of a connection that are open at once; the others wait. Each holds a directory and 32 KiB, and adds up to
 /// 64 KiB to what the peer has to read.
 const LISTINGS_MAX: usize = 4;
+
+/// Steps that are taken before everything else that may have happened is looked at again.
+const STEPS_MAX: usize = 32;
 
 /// Directories that a principal who may not replace has made in this session and may still give their final mode
 /// and time. A slot holds a path; at the bound the rest keep what they were made with.
@@ -293,7 +297,7 @@ async fn say_goodbye(mut connection: Connection, error: &Error) {
 struct BeforeHello;
 
 impl Handler for BeforeHello {
-    fn poll_space(&mut self, _: &mut std::task::Context<'_>, _: u32, _: u64, _: usize) -> Poll<Result<&mut [u8]>> {
+    fn poll_space(&mut self, _: &mut Context<'_>, _: u32, _: u64, _: usize) -> Poll<Result<&mut [u8]>> {
         Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why: "before the hello" }.into()))
     }
 
@@ -301,7 +305,7 @@ impl Handler for BeforeHello {
         Ok(())
     }
 
-    fn poll_data(&mut self, _: &mut std::task::Context<'_>) -> Poll<(u32, u64, Bytes)> {
+    fn poll_data(&mut self, _: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
         Poll::Pending
     }
 }
@@ -434,25 +438,8 @@ impl Driver {
             if draining.is_cancelled() && idle {
                 return Err(Error::new(ErrorKind::Stopping, "the server is stopping"));
             }
-            let step = poll_fn(|cx| {
-                if let Poll::Ready(job) = self.flow.poll_job(cx) {
-                    return Poll::Ready(job.map(Step::Job));
-                }
-                let event = self.session.spent.during(On::Processor, || self.connection.poll_next(cx, &mut self.flow));
-                if let Poll::Ready(event) = event {
-                    return Poll::Ready(event.map(Step::Event));
-                }
-                // It may have written what others waited for, and nothing else would tell.
-                let waits = self.listing < LISTINGS_MAX && !self.listings.is_empty()
-                    || self.flow.has_hashes()
-                    || self.flow.has_gets();
-                if waits && has_room(&self.connection) {
-                    return Poll::Ready(Ok(Step::Room));
-                }
-                // A first job that reading has begun wakes nobody who has not asked for it since.
-                self.flow.poll_job(cx).map(|job| job.map(Step::Job))
-            });
-            let step = tokio::select! {
+            let steps = poll_fn(|cx| self.poll_steps(cx, &mut watch));
+            let steps = tokio::select! {
                 biased;
                 () = stopping.cancelled() => {
                     return Err(Error::new(ErrorKind::Stopping, "the server has stopped"));
@@ -479,25 +466,67 @@ impl Driver {
                     self.look_at_news()?;
                     continue;
                 }
-                step = step => step?,
+                steps = steps => steps?,
             };
-            match step {
-                Step::Event(Event::Closed) if self.is_idle() => return Ok(()),
-                Step::Event(Event::Closed) => {
-                    return Err(Error::new(ErrorKind::Connection, "the client left in the middle of its work"));
-                }
-                Step::Event(Event::Control(kind, transfer, payload)) => {
-                    if kind == Kind::Working {
-                        Working::from_payload(&payload)?;
-                        watch.heard(FRAME_HEADER_LEN + payload.len());
-                    }
-                    self.control(kind, transfer, &payload)?;
-                }
-                Step::Job(job) => self.job(job)?,
-                Step::Room => {}
+            if steps.is_break() {
+                return Ok(());
             }
-            self.go_on();
         }
+    }
+
+    /// Takes what there is to be done, a few steps at a time: what else a connection looks at is dearer than most of
+    /// them. Breaks when the client has left in order.
+    fn poll_steps(&mut self, cx: &mut Context<'_>, watch: &mut Watch) -> Poll<Result<ControlFlow<()>>> {
+        for count in 0..STEPS_MAX {
+            match self.poll_step(cx) {
+                Poll::Ready(step) => {
+                    if self.take_step(step?, watch)?.is_break() {
+                        return Poll::Ready(Ok(ControlFlow::Break(())));
+                    }
+                }
+                Poll::Pending if count == 0 => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(ControlFlow::Continue(())))
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step>> {
+        if let Poll::Ready(job) = self.flow.poll_job(cx) {
+            return Poll::Ready(job.map(Step::Job));
+        }
+        let event = self.session.spent.during(On::Processor, || self.connection.poll_next(cx, &mut self.flow));
+        if let Poll::Ready(event) = event {
+            return Poll::Ready(event.map(Step::Event));
+        }
+        // It may have written what others waited for, and nothing else would tell.
+        let waits =
+            self.listing < LISTINGS_MAX && !self.listings.is_empty() || self.flow.has_hashes() || self.flow.has_gets();
+        if waits && has_room(&self.connection) {
+            return Poll::Ready(Ok(Step::Room));
+        }
+        // A first job that reading has begun wakes nobody who has not asked for it since.
+        self.flow.poll_job(cx).map(|job| job.map(Step::Job))
+    }
+
+    fn take_step(&mut self, step: Step, watch: &mut Watch) -> Result<ControlFlow<()>> {
+        match step {
+            Step::Event(Event::Closed) if self.is_idle() => return Ok(ControlFlow::Break(())),
+            Step::Event(Event::Closed) => {
+                return Err(Error::new(ErrorKind::Connection, "the client left in the middle of its work"));
+            }
+            Step::Event(Event::Control(kind, transfer, payload)) => {
+                if kind == Kind::Working {
+                    Working::from_payload(&payload)?;
+                    watch.heard(FRAME_HEADER_LEN + payload.len());
+                }
+                self.control(kind, transfer, &payload)?;
+            }
+            Step::Job(job) => self.job(job)?,
+            Step::Room => {}
+        }
+        self.go_on();
+        Ok(ControlFlow::Continue(()))
     }
 }
 

@@ -206,6 +206,9 @@ const READ_AHEAD_HERE: usize = 1;
 /// Bytes that are read and hashed, or hashed and written, at once by the connection itself: while they, and what they
 /// are copied from or to, are in the cache that its processor has to itself.
 const PIECE_HERE: usize = 256 * limits::KIB;
+/// Small uploads that are committed at once where nothing waits for a disk: a quarter of what a client has under way
+/// when they are of 10 KiB.
+const SMALL_BATCH_IN_MEMORY: usize = 96;
 /// Bytes of a lease after one was not filled in time.
 const LEASE_LEN_LEAST: usize = 16 * limits::KIB;
 
@@ -240,6 +243,8 @@ pub(super) struct Flow {
     standing: Standing,
     small: Vec<SmallUpload>,
     committing_small: bool,
+    /// Whether what is stored here lies in memory.
+    is_in_memory: bool,
     gets: VecDeque<(u32, Get)>,
     getting: bool,
     /// Files whose next step of hashing waits for its turn; each belongs to a transfer or request that is open.
@@ -262,6 +267,7 @@ impl Flow {
     pub(super) fn new(shared: Arc<Shared>, who: Arc<Who>, session: Arc<Session>, id: u64, is_lane: bool) -> Flow {
         Flow {
             standing: shared.newest.standing(id),
+            is_in_memory: shared.whole_store().is_in_memory(),
             shared,
             who,
             session,
@@ -448,12 +454,22 @@ impl Flow {
     fn commit_small(&mut self) {
         if !self.committing_small && !self.small.is_empty() {
             self.committing_small = true;
-            let batch = std::mem::take(&mut self.small);
+            let batch = self.next_small();
             let spent = Arc::clone(&self.session.spent);
             self.spawn_commit(move |shared, who| {
                 Job::CommittedSmall(spent.during(On::Disk, || audited::commit_small(shared, who, batch)))
             });
         }
+    }
+
+    /// The small uploads that are committed next: all that have come where syncing them is what takes time, and few
+    /// enough where nothing does that their client hears of them, and sends more, while the others are committed.
+    fn next_small(&mut self) -> Vec<SmallUpload> {
+        let count = if self.is_in_memory { self.small.len().min(SMALL_BATCH_IN_MEMORY) } else { self.small.len() };
+        if count == self.small.len() {
+            return std::mem::take(&mut self.small);
+        }
+        self.small.drain(..count).collect()
     }
 
     /// A batch is done.
@@ -908,12 +924,13 @@ impl Flow {
             let mut rest = limits::CONTROL_QUEUE_MAX;
             let mut answers = Vec::with_capacity(batch.len());
             let mut left = Vec::new();
+            let mut parents = storage::Parents::default();
             for (transfer, get) in batch {
                 if rest == 0 {
                     left.push((transfer, get));
                     continue;
                 }
-                let act = || requests::get(shared, who, transfer, &get);
+                let act = || requests::get(shared, who, &mut parents, transfer, &get);
                 let got = spent.during(On::Disk, || audited::request(shared, who, "get", &get.path, act));
                 let len: usize = got.iter().flat_map(|got| &got.frames).map(Bytes::len).sum();
                 rest = rest.saturating_sub(len);

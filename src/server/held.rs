@@ -332,8 +332,8 @@ impl Hold {
         record.held.resize(put.size.unwrap_or(0));
         record.generation = record.generation.max(self.generation()) + 1;
         self.generation.store(record.generation, Ordering::SeqCst);
-        let options =
-            storage::NewFile { size: put.size, if_exists: super::convert::if_exists(if_exists), make_parents: true };
+        let if_exists = super::convert::if_exists(if_exists);
+        let options = storage::NewFile { size: put.size, if_exists, make_parents: true, mode: put.mode };
         let Some((upload, found)) = store.resume(&put.path, options, &record.place, record.held.bytes())? else {
             return Ok(None);
         };

@@ -39,6 +39,8 @@ struct Inner {
 #[derive(Default)]
 struct Table {
     now: u64,
+    /// Those who wait for a commit to end.
+    waiting: usize,
     names: HashMap<Key, Name>,
     /// The names under which something was committed, in the order of their first commits.
     order: VecDeque<Key>,
@@ -140,7 +142,9 @@ impl Newest {
             let name = table.names.entry(key).or_default();
             let is_busy = name.committing.is_some_and(|(session, _)| session != turn.session);
             if is_busy && !turn.is_unasked {
+                table.waiting += 1;
                 table = self.0.ended.wait(table).unwrap_or_else(PoisonError::into_inner);
+                table.waiting -= 1;
                 continue;
             }
             let known = if name.is_ordered { name.committed } else { forgotten };
@@ -221,7 +225,10 @@ impl Drop for Entered {
                 name.committing.filter(|(_, count)| *count > 1).map(|(session, count)| (session, count - 1));
         }
         table.tidy(&self.key);
-        self.newest.0.ended.notify_all();
+        // Telling nobody is a system call too.
+        if table.waiting > 0 {
+            self.newest.0.ended.notify_all();
+        }
     }
 }
 

@@ -55,10 +55,10 @@ fn frame(transfer: u32, message: &impl Message) -> Bytes {
 }
 
 /// Opens a file for download; a small one is read at once.
-pub(super) fn get(shared: &Shared, who: &Who, transfer: u32, get: &Get) -> Result<Got> {
+pub(super) fn get(shared: &Shared, who: &Who, parents: &mut storage::Parents, transfer: u32, get: &Get) -> Result<Got> {
     let pass = shared.pass(who)?;
     pass.decide(Action::Read(&get.path))?;
-    let file = pass.store.open_file(&get.path)?;
+    let file = pass.store.open_file_in(parents, &get.path)?;
     let size = file.size();
     if let Some(attendance) = who.attendance() {
         attendance.check_download(size, &get.path.to_string())?;

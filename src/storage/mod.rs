@@ -262,6 +262,8 @@ struct Inner {
 /// One tree, whatever part of it is looked at.
 struct Core {
     root: Arc<walk::Directory>,
+    /// Whether the root is on tmpfs.
+    in_memory: bool,
     /// How the root is called in messages.
     label: String,
     options: StoreOptions,
@@ -331,6 +333,12 @@ impl Store {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
+    }
+
+    /// Whether the root is on tmpfs, where syncing takes no time.
+    #[must_use]
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.inner.in_memory
     }
 
     /// The permission bits that files get here.

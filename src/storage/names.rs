@@ -49,7 +49,7 @@ impl Store {
     pub fn give_name(&self, file: &StoredFile, path: &RemotePath, if_exists: IfExists) -> Result<Named> {
         let inner = &self.inner;
         inner.writable()?;
-        let options = NewFile { size: None, if_exists, make_parents: true };
+        let options = NewFile { if_exists, make_parents: true, ..NewFile::default() };
         let Some((directory, name)) = inner.target(&mut Parents::default(), path, options)? else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };

@@ -18,7 +18,7 @@ use super::publish::WholeSync;
 use super::recorded::RECORD_NAME;
 use super::sys;
 use super::tree::{Exchanges, TREES_NAME};
-use super::upload::probe_rename;
+use super::upload::{is_in_memory, probe_rename};
 use super::walk::{Directory, Shared};
 use super::{Core, Identity, Kind, STATE_NAME, State, Store, StoreOptions, durable};
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -105,9 +105,11 @@ pub(super) fn build(
     let directories = Shared::default();
     let root = Directory::new(root).while_doing(|| format!("look at {label}"))?;
     let root = directories.share(root);
+    let in_memory = is_in_memory(&*root);
     let is_served = state.is_some();
     Ok(Core {
         root,
+        in_memory,
         label,
         options,
         state,

@@ -14,7 +14,7 @@ use super::change::sweep_one;
 use super::publish::numbered;
 use super::recorded::Recorded;
 use super::sys::{self, Name, Status};
-use super::upload::{DIRECT_LEN_MIN, DIRECT_SIZE_MIN, is_in_memory};
+use super::upload::{DIRECT_LEN_MIN, DIRECT_SIZE_MIN, Parents, is_in_memory};
 use super::walk::{Directory, is_hidden, not_found};
 use super::xattrs::{self, read_xattrs};
 use super::{Inner, Kind, Mtime, Store, Version};
@@ -79,11 +79,19 @@ impl Store {
     /// # Errors
     /// `NotFound`; `IsDirectory`, `Link` or `Special` when it is no regular file.
     pub fn open_file(&self, path: &RemotePath) -> Result<StoredFile> {
+        self.open_file_in(&mut Parents::default(), path)
+    }
+
+    /// As [`Store::open_file`], for one of many files whose directories are mostly the same.
+    ///
+    /// # Errors
+    /// As [`Store::open_file`].
+    pub fn open_file_in(&self, parents: &mut Parents, path: &RemotePath) -> Result<StoredFile> {
         let inner = &self.inner;
         let Some((name, parent)) = path.components().split_last() else {
             return Err(not_a_file(path, Kind::Directory));
         };
-        let directory = inner.directory_of(parent)?;
+        let directory = parents.open(inner, parent, false)?;
         // Opening a device can already have an effect, so what it is is asked first, and again of the handle.
         let seen = inner.status_in(&directory, path)?;
         if seen.kind != Kind::File {

@@ -21,8 +21,8 @@ fn metadata(content: &[u8]) -> FileMetadata {
 }
 
 fn stage(store: &Store, name: &str, content: &[u8], if_exists: IfExists) -> Result<Staged> {
-    let upload =
-        store.begin(&path(name), NewFile { size: Some(content.len() as u64), if_exists, make_parents: true })?;
+    let options = NewFile { size: Some(content.len() as u64), if_exists, make_parents: true, mode: None };
+    let upload = store.begin(&path(name), options)?;
     let pool = crate::buffer::Pool::new(1 << 20);
     let mut buffer = pool.try_lease(1 << 20).unwrap();
     for (index, group) in content.chunks(1 << 20).enumerate() {
@@ -614,6 +614,30 @@ fn roots_that_nobody_means_are_refused() {
 }
 
 #[test]
+fn a_small_file_has_its_mode_whatever_it_was_made_with() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let (store, root) = served(&dir);
+    // Of these the usual umask takes something away.
+    let told = [None, Some(0o644), Some(0o600), Some(0o664), Some(0o444), Some(0o775), Some(0o200)];
+    for (index, mode) in told.into_iter().enumerate() {
+        let name = format!("f{index}");
+        let options = NewFile { size: Some(3), mode, ..NewFile::default() };
+        // What is said last counts.
+        for (end, asked) in [("", mode), ("-other", Some(0o640))] {
+            let name = format!("{name}{end}");
+            let upload = store.begin(&path(&name), options).unwrap();
+            upload.write_at(0, b"abc").unwrap();
+            let staged = upload.finish(3, FileMetadata { mode: asked, ..metadata(b"abc") }).unwrap();
+            store.publish(vec![staged]).pop().unwrap().unwrap();
+            let found = std::fs::metadata(root.join(&name)).unwrap().mode() & 0o7777;
+            assert_eq!(found, asked.unwrap_or(0o644), "{name}: {mode:?}, then {asked:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_recorded_holds_for_one_version() {
     let dir = disk();
     let (store, root) = served(&dir);
@@ -891,7 +915,7 @@ fn memory_is_not_filled_before_content_comes() {
         return println!("skipped: there is no /dev/shm");
     };
     let store = Store::open_served(dir.path(), StoreOptions::default()).unwrap();
-    let options = NewFile { size: Some(64 << 20), if_exists: IfExists::Fail, make_parents: false };
+    let options = NewFile { size: Some(64 << 20), ..NewFile::default() };
     let upload = store.begin(&path("large"), options).unwrap();
     let (mut directories, mut largest) = (vec![dir.path().to_owned()], 0);
     while let Some(directory) = directories.pop() {

@@ -59,6 +59,9 @@ pub struct NewFile {
     pub if_exists: IfExists,
     /// Whether missing directories above it are made.
     pub make_parents: bool,
+    /// The permission bits that it will get, as [`FileMetadata::mode`] will say, if they are known. A small file is
+    /// made with them, which saves setting them.
+    pub mode: Option<u32>,
 }
 
 /// What a file gets besides its content.
@@ -134,9 +137,8 @@ impl Store {
         let Some((directory, name)) = inner.target(parents, path, options)? else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };
-        let staging = inner
-            .stage(&directory, options.size, keep)
-            .map_err(|errno| inner.staging_error(&directory, path, errno))?;
+        let staging =
+            inner.stage(&directory, options, keep).map_err(|errno| inner.staging_error(&directory, path, errno))?;
         Ok(Upload::of(staging, path.clone(), name, options, 0))
     }
 }
@@ -168,13 +170,13 @@ impl Inner {
     }
 }
 
-/// The directory of the file before, kept open for those that follow in it. To be used for files that are stored
-/// together: kept longer, it could be another directory's name by now.
+/// The directory of the file before, kept open for those that follow in it. To be used for files that are stored, or
+/// opened, together: kept longer, it could be another directory's name by now.
 #[derive(Default)]
 pub struct Parents(Option<(Arc<Inner>, Vec<Component>, Arc<Directory>)>);
 
 impl Parents {
-    fn open(&mut self, inner: &Arc<Inner>, components: &[Component], make: bool) -> Result<Arc<Directory>> {
+    pub(super) fn open(&mut self, inner: &Arc<Inner>, components: &[Component], make: bool) -> Result<Arc<Directory>> {
         if let Some((store, known, directory)) = &self.0
             && Arc::ptr_eq(store, inner)
             && known == components
@@ -264,10 +266,11 @@ impl Inner {
     }
 
     /// Creates the file that content is written to.
-    fn stage(self: &Arc<Inner>, directory: &Arc<Directory>, size: Option<u64>, keep: bool) -> IoResult<Staging> {
+    fn stage(self: &Arc<Inner>, directory: &Arc<Directory>, options: NewFile, keep: bool) -> IoResult<Staging> {
+        let size = options.size;
         let staging = |place, file| Staging::new(Arc::clone(self), Arc::clone(directory), place, Some(file));
         if size.is_some_and(|size| size <= NAMELESS_SIZE_MAX)
-            && let Some(file) = self.open_nameless(directory)?
+            && let Some(file) = self.open_nameless(directory, options.mode)?
         {
             return Ok(staging(Place::Nameless, file));
         }
@@ -297,11 +300,15 @@ impl Inner {
     }
 
     /// Opens a file without a name in this directory, if its file system can.
-    fn open_nameless(&self, directory: &Directory) -> IoResult<Option<OwnedFd>> {
+    fn open_nameless(&self, directory: &Directory, mode: Option<u32>) -> IoResult<Option<OwnedFd>> {
         if !self.nameless.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        match sys::open_at(directory, b".", OFlags::TMPFILE | OFlags::RDWR, 0o600) {
+        // Nobody can open what has no name, so it may have its final mode from the beginning, if that lets its owner
+        // give it attributes. What becomes of it by the umask and the directory's default rights is seen at the end.
+        let mode = mode.map(|mode| self.options.file_mode.apply(mode));
+        let mode = mode.filter(|mode| mode & 0o600 == 0o600 && mode & !0o777 == 0).unwrap_or(0o600);
+        match sys::open_at(directory, b".", OFlags::TMPFILE | OFlags::RDWR, mode) {
             Ok(file) => Ok(Some(file)),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                 self.nameless.store(false, Ordering::Relaxed);
@@ -717,7 +724,9 @@ impl Upload {
         Recorded { root: metadata.root, upload_id: metadata.upload_id }.set(file, &status)?;
         // Last: a file that may only be read takes no attributes, unless it is root's.
         let mode = self.staging.store.options.file_mode.apply(metadata.mode.unwrap_or(MODE_DEFAULT));
-        sys::set_mode(file, mode)?;
+        if status.mode != mode {
+            sys::set_mode(file, mode)?;
+        }
         Ok(xattrs_lost)
     }
 

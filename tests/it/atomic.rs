@@ -570,7 +570,8 @@ fn store(store: &Store, name: &str, content: &[u8]) -> Result<(), ErrorKind> {
 }
 
 fn begin_upload(store: &Store, name: &str, content: &[u8]) -> sealift::storage::Upload {
-    let options = NewFile { size: Some(content.len() as u64), if_exists: IfExists::Overwrite, make_parents: true };
+    let size = Some(content.len() as u64);
+    let options = NewFile { size, if_exists: IfExists::Overwrite, make_parents: true, ..NewFile::default() };
     store.begin(&path(name), options).unwrap()
 }
 

@@ -23,13 +23,16 @@ pub(super) enum Here {
     Refused(Error),
 }
 
-/// Looks at what is here. Blocks.
-pub(super) fn look(place: &Place, size: u64, policy: IfExists) -> Here {
+/// Looks at what is here; the directory of the file before is open still. Blocks.
+pub(super) fn look(place: &Place, size: u64, policy: IfExists, parents: &mut storage::Parents) -> Here {
     if policy == IfExists::Rename {
         return Here::Free;
     }
     if policy == IfExists::Overwrite {
         place.store.bring_back(&place.path);
+    }
+    if parents.lacks(&place.store, &place.path) {
+        return Here::Free;
     }
     let entry = match place.store.stat(&place.path) {
         Ok(entry) => entry,

@@ -172,7 +172,7 @@ impl Job {
             *partial = None;
             file.item.restart();
             let (place, size, policy) = (file.place.clone(), answer.size, self.if_exists);
-            match blocking(move || Ok(look(&place, size, policy))).await? {
+            match blocking(move || Ok(look(&place, size, policy, &mut storage::Parents::default()))).await? {
                 Here::Kept => return Ok(End::Kept),
                 Here::Refused(error) => return Err(error),
                 Here::Free => {}
@@ -232,7 +232,8 @@ impl Job {
         let (place, policy, size) = (file.place.clone(), self.if_exists, answer.size);
         let key = keep::key(self.client.server_name(), &file.remote, &file.place.path);
         let (upload, kept, record, old) = blocking(move || {
-            let options = NewFile { size: Some(size), if_exists: policy_to_storage(policy), make_parents: true };
+            let if_exists = policy_to_storage(policy);
+            let options = NewFile { size: Some(size), if_exists, make_parents: true, mode: None };
             let found = if size >= KEPT_SIZE_MIN { place.store.begin_found(&place.path, options, &key)? } else { None };
             let (upload, kept, record) = match found {
                 Some((upload, kept, record)) => (upload, Some(kept), record),

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::here::{Compared, Here, look};
 use super::large::mismatch;
 use super::{FileJob, Job, Place, blocking, mtime_to_storage, panicked, policy_to_storage};
+use crate::buffer::Buffer;
 use crate::client::api::random_id;
 use crate::client::blocking::spawn_blocking;
 use crate::client::event::Outcome;
@@ -35,7 +36,8 @@ const ANSWERS_PER_FILE: usize = 3;
 struct Fetched {
     file: FileJob,
     answer: GetAnswer,
-    content: Vec<u8>,
+    /// None when there is none.
+    content: Option<Buffer>,
     root: Root,
 }
 
@@ -69,13 +71,15 @@ fn stage_small(
     root: Root,
     (policy, with_xattrs): (IfExists, bool),
 ) -> Result<storage::Staged> {
-    let options = NewFile { size: Some(answer.size), if_exists: policy_to_storage(policy), make_parents: true };
+    let mode = Some(answer.mode & 0o7777);
+    let if_exists = policy_to_storage(policy);
+    let options = NewFile { size: Some(answer.size), if_exists, make_parents: true, mode };
     let upload = place.store.begin_in(parents, &place.path, options)?;
     if !content.is_empty() {
         upload.write_at(0, content)?;
     }
     let metadata = FileMetadata {
-        mode: Some(answer.mode & 0o7777),
+        mode,
         mtime: mtime_to_storage(answer.mtime),
         root,
         upload_id: random_id()?.0,
@@ -117,8 +121,11 @@ impl Job {
     async fn compare_batch(&self, session: &Session, files: Vec<FileJob>, again: &mut Again) -> Vec<FileJob> {
         let policy = self.if_exists;
         let places: Vec<(Place, u64)> = files.iter().map(|file| (file.place.clone(), file.size)).collect();
-        let looked =
-            blocking(move || Ok(places.iter().map(|(place, size)| look(place, *size, policy)).collect::<Vec<_>>()));
+        let looked = blocking(move || {
+            let mut parents = storage::Parents::default();
+            let look = |(place, size): &(Place, u64)| look(place, *size, policy, &mut parents);
+            Ok(places.iter().map(look).collect::<Vec<_>>())
+        });
         let looked = match looked.await {
             Ok(looked) => looked,
             Err(error) => {
@@ -177,13 +184,13 @@ impl Job {
     /// Asks for small files all at once and takes them as they come.
     async fn fetch_batch(&self, session: &Session, files: Vec<FileJob>, again: &mut Again) -> Vec<Fetched> {
         let (replies, mut answers) = mpsc::channel((ANSWERS_PER_FILE * files.len()).max(1));
-        let mut asked: HashMap<u32, (FileJob, Option<GetAnswer>, Vec<u8>)> = HashMap::new();
+        let mut asked: HashMap<u32, (FileJob, Option<GetAnswer>, Option<Buffer>)> = HashMap::new();
         for file in files {
             file.item.started(Some(file.size)).await;
             let get = self.get_message(&file.remote, UNASKED_FILE_MAX);
             match session.get_into(&get, replies.clone()).await {
                 Ok(transfer) => {
-                    asked.insert(transfer, (file, None, Vec::new()));
+                    asked.insert(transfer, (file, None, None));
                 }
                 Err(error) => again.add(vec![file], error),
             }
@@ -206,15 +213,15 @@ impl Job {
                     grown.push(file);
                     continue;
                 }
-                // A copy, so that its buffer is free again while the batch is gathered.
-                Reply::Group(0, buffer) => content = buffer.to_vec(),
+                Reply::Group(0, buffer) => content = Some(buffer),
                 Reply::Finish(finish) => {
                     let Some(answer) = answer else {
                         again.add(vec![file], session.unexpected(&Reply::Finish(finish)));
                         continue;
                     };
-                    let root = Root::of(&content);
-                    if root != finish.root || finish.size != answer.size || content.len() as u64 != answer.size {
+                    let bytes = content.as_deref().unwrap_or_default();
+                    let root = Root::of(bytes);
+                    if root != finish.root || finish.size != answer.size || bytes.len() as u64 != answer.size {
                         again.add(vec![file], mismatch(root, finish.root));
                         continue;
                     }
@@ -263,7 +270,8 @@ impl Job {
             let staged: Vec<Result<storage::Staged>> = contents
                 .into_iter()
                 .map(|(place, answer, content, root)| {
-                    let staged = stage_small(&place, &mut parents, answer, &content, root, (policy, with_xattrs));
+                    let content = content.as_deref().unwrap_or_default();
+                    let staged = stage_small(&place, &mut parents, answer, content, root, (policy, with_xattrs));
                     store = Some(place.store);
                     staged
                 })
