@@ -183,12 +183,13 @@ impl Session {
         pool: Pool,
         stalls: Arc<Stalls>,
     ) -> (Session, impl Future<Output = ()>) {
-        let tcp = connection.socket().tcp();
-        // Without addresses there is one connection, and that works.
-        let ends = tcp.local_addr().and_then(|here| Ok((here, tcp.peer_addr()?))).ok();
-        let processors = available_parallelism().map_or(1, usize::from);
+        let socket = connection.socket();
+        // Without an address there is one connection, and that works.
+        let address = socket.tcp().peer_addr().ok();
+        let all = available_parallelism().map_or(1, usize::from);
+        let processors = workplace::processors(all, socket.stays_on_machine());
         let round_trip = connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min);
-        let session = Session::of((hello, pin, book), (ends, round_trip), processors, stalls);
+        let session = Session::of((hello, pin, book), (address, round_trip), processors, stalls);
         let work = drive(connection, session.clone(), pool);
         (session, work)
     }
@@ -196,7 +197,7 @@ impl Session {
     /// A session that something shall drive.
     fn of(
         (hello, pin, book): (ServerHello, Option<Pin>, Option<Book>),
-        (ends, round_trip): (Option<(SocketAddr, SocketAddr)>, Duration),
+        (address, round_trip): (Option<SocketAddr>, Duration),
         processors: usize,
         stalls: Arc<Stalls>,
     ) -> Session {
@@ -214,8 +215,8 @@ impl Session {
             hello,
             pin,
             book,
-            address: ends.map(|(_, there)| there),
-            processors: workplace::processors(processors, ends),
+            address,
+            processors,
             round_trip,
             desk: Mutex::new(desk),
             open: Arc::new(Semaphore::new(open_max)),

@@ -91,6 +91,14 @@ impl Socket {
         &self.tcp
     }
 
+    /// Whether the other end is on the same machine, which it is when both have the same address.
+    #[must_use]
+    pub fn stays_on_machine(&self) -> bool {
+        let ends = self.tcp.local_addr().and_then(|here| Ok((here.ip(), self.tcp.peer_addr()?.ip())));
+        // Without addresses nobody knows.
+        ends.is_ok_and(|(here, there)| here.to_canonical() == there.to_canonical())
+    }
+
     /// Asks for a congestion control. To be called when the round trip is known: after the handshake.
     pub fn set_congestion(&self, congestion: &Congestion) {
         congestion.apply(&self.tcp);
@@ -230,6 +238,25 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_within_the_machine_is_told_by_its_addresses() {
+        for (listens, connects) in
+            [("127.0.0.1:0", "127.0.0.1:0"), ("[::]:0", "127.0.0.1:0"), ("127.0.0.1:0", "127.0.0.2:0")]
+        {
+            // Where there is no IPv6 there is nothing to see of it.
+            let Ok(listener) = TcpListener::bind(listens).await else { continue };
+            let at = std::net::SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
+            let from = tokio::net::TcpSocket::new_v4().unwrap();
+            from.bind(connects.parse().unwrap()).unwrap();
+            let tcp = from.connect(at).await.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            for tcp in [tcp, accepted] {
+                let socket = Socket::new(tcp, SocketBuffers::new());
+                assert_eq!(socket.stays_on_machine(), connects == "127.0.0.1:0", "{listens}, {connects}");
+            }
+        }
+    }
 
     /// What a peer that reads only later gets of what was written before the connection was dropped, and whether it
     /// ends like a whole one.

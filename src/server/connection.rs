@@ -365,7 +365,11 @@ fn run(
 ) -> impl Future<Output = ()> + Send {
     let attendance = who.attendance().cloned();
     let session = Arc::clone(&opened.session);
-    let driver = Driver::new(shared, connection, who, session, id);
+    let shares_machine = connection.socket().stays_on_machine();
+    let mut driver = Driver::new(shared, connection, who, session, id);
+    if shares_machine {
+        driver.flow.shares_machine();
+    }
     attend(Box::new(driver), opened, attendance, started)
 }
 

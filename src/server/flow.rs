@@ -239,6 +239,8 @@ pub(super) struct Flow {
     writing: usize,
     /// It moves large files, or did since it was last without a transfer.
     mover: Option<Mover>,
+    /// The client is on this machine.
+    is_client_near: bool,
     unasked: u64,
     standing: Standing,
     small: Vec<SmallUpload>,
@@ -284,6 +286,7 @@ impl Flow {
             begun: 0,
             writing: 0,
             mover: None,
+            is_client_near: false,
             unasked: 0,
             small: Vec::new(),
             committing_small: false,
@@ -299,6 +302,11 @@ impl Flow {
             taken: Instant::now(),
             latest_lease: None,
         }
+    }
+
+    /// The client is on the same machine, and needs processors of it.
+    pub(super) fn shares_machine(&mut self) {
+        self.is_client_near = true;
     }
 
     /// Whether a job runs, so that the server owes something.
@@ -641,7 +649,7 @@ impl Flow {
         let (groups, session) = (Arc::clone(&upload.groups), Arc::clone(&self.session));
         self.writing += 1;
         upload.writing += 1;
-        let is_here = file.is_in_memory() && self.works_here();
+        let is_here = file.is_in_memory() && self.writes_here();
         let write = move || {
             let done = job(&groups, file);
             if groups.failure().is_some() || groups.lock().receiver.finish().is_some() {
@@ -661,13 +669,19 @@ impl Flow {
 
     /// Whether what waits for no disk is done by this connection's thread, because disk threads have no processor to
     /// themselves. Not on a lane, where it may be the last that lets go of an upload.
-    fn works_here(&mut self) -> bool {
+    fn works_here(&mut self, each: usize) -> bool {
         #[cfg(test)]
         if storage::simulated::is_on() {
             return false;
         }
         let mover = self.mover.get_or_insert_with(|| self.shared.movers.enter());
-        mover.is_one_of_many() && !self.is_lane
+        mover.is_one_of_many(each) && !self.is_lane
+    }
+
+    /// As [`Flow::works_here`], for what comes. A client that reads for us on this machine keeps a processor busy; what
+    /// goes out is fetched ahead of such a client by disk threads, as it waits for nothing else.
+    fn writes_here(&mut self) -> bool {
+        self.works_here(if self.is_client_near { 2 } else { 1 })
     }
 
     /// Forgets what has come of a group that is another connection's by now, or of no use.
@@ -978,7 +992,7 @@ impl Flow {
         {
             let Some(download) = self.downloads.get(&transfer) else { continue };
             let file = Arc::clone(&download.source.file);
-            let is_here = len > limits::UNASKED_FILE_MAX as usize && file.is_in_memory() && self.works_here();
+            let is_here = len > limits::UNASKED_FILE_MAX as usize && file.is_in_memory() && self.works_here(1);
             // What is handed out over an invite is recorded first, on a disk.
             let is_here = is_here && self.who.attendance().is_none();
             if is_here && self.slots.len() >= READ_AHEAD_HERE {
@@ -1377,7 +1391,7 @@ impl Handler for Flow {
             self.spill(transfer);
         } else if open.filled >= PIECE_HERE
             && upload.groups.lock().file.as_ref().is_some_and(|file| file.is_in_memory())
-            && self.works_here()
+            && self.writes_here()
         {
             self.write_piece(transfer);
         }

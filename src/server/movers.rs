@@ -3,6 +3,7 @@
 //! A disk thread that takes a group over lets the connection go on meanwhile; that pays while a processor is free for
 //! it. Where every thread for connections has something to move, it only costs: two wake-ups for each group, and a
 //! group that lies in the cache of another processor. Then what cannot wait for a disk is done where it arises.
+//! A client on the same machine has something to do for each group, too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,9 +34,10 @@ impl Movers {
 }
 
 impl Mover {
-    /// Whether there are as many as threads for them, or more.
-    pub(super) fn is_one_of_many(&self) -> bool {
-        self.0.count.load(Ordering::Relaxed) >= self.0.threads
+    /// Whether there are as many as threads for them, or more. `each`: how many processors one keeps busy, two where
+    /// its client is on the same machine.
+    pub(super) fn is_one_of_many(&self, each: usize) -> bool {
+        self.0.count.load(Ordering::Relaxed).saturating_mul(each) >= self.0.threads
     }
 }
 
@@ -53,10 +55,10 @@ mod tests {
     fn there_are_many_when_no_thread_is_without_one() {
         let movers = Movers::new(2);
         let first = movers.enter();
-        assert!(!first.is_one_of_many());
+        assert!(!first.is_one_of_many(1) && first.is_one_of_many(2));
         let second = movers.enter();
-        assert!(first.is_one_of_many() && second.is_one_of_many());
+        assert!(first.is_one_of_many(1) && second.is_one_of_many(1));
         drop(first);
-        assert!(!second.is_one_of_many());
+        assert!(!second.is_one_of_many(1));
     }
 }

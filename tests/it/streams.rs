@@ -231,9 +231,9 @@ fn on_one_processor<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
-fn a_client_with_one_processor_moves_files_in_memory() {
+fn both_sides_with_one_processor_move_files_in_memory() {
     let world = World::in_memory();
-    let server = world.serve();
+    let server = on_one_processor(|| world.serve());
     for (number, size) in [0, 1, MIB, MIB + 1, 9 * MIB + 4097].into_iter().enumerate() {
         for streams in [1, 4] {
             let mut whole = content(number as u64, size);
