@@ -6,6 +6,7 @@
 //! removed when the root is served again. Those that nobody works on *rest*: they are counted, go when they have
 //! rested too long or are too many, and are taken back by the next attempt of their owner.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -230,8 +231,12 @@ impl Store {
 
     /// Forgets an upload that came to its end, in whichever way. Its content is gone or has its name.
     pub fn forget_partial(&self, key: &PartialKey, place: &[u8]) {
+        self.remove_record(&mut lock(&self.inner.partials.table), key, place);
+    }
+
+    fn remove_record(&self, table: &mut Table, key: &PartialKey, place: &[u8]) {
         if let Some((&BESIDE, name)) = place.split_first() {
-            lock(&self.inner.partials.table).beside.remove(name);
+            table.beside.remove(name);
         }
         if let Some(state) = &self.inner.state {
             // Deliberate loss: a record without content is removed at the next start.
@@ -241,13 +246,26 @@ impl Store {
 
     /// Removes an unfinished upload that rests, content and all. One that is not resting is left alone.
     pub fn drop_partial(&self, key: &PartialKey) {
-        let Some(resting) = lock(&self.inner.partials.table).resting.remove(key) else { return };
+        self.drop_partial_if(key, |_| true);
+    }
+
+    /// As [`Store::drop_partial`], where this holds of what rests now. Tells whether it did.
+    fn drop_partial_if(&self, key: &PartialKey, is_to_go: impl Fn(&Resting) -> bool) -> bool {
+        let mut table = lock(&self.inner.partials.table);
+        let Entry::Occupied(entry) = table.resting.entry(*key) else { return false };
+        if !is_to_go(entry.get()) {
+            return false;
+        }
+        let resting = entry.remove();
+        // In one step for those that look here: an attempt that begins afterwards has a record of its own by this name.
+        self.remove_record(&mut table, key, &resting.place);
+        drop(table);
         self.inner.partials.changed();
-        self.forget_partial(key, &resting.place);
         if let Some(state) = &self.inner.state {
             // Deliberate loss: content without a record is removed at the next start.
             let _ = self.inner.remove_content(&state.partial, &resting.path, &resting.place);
         }
+        true
     }
 
     /// Removes what has rested too long; tells how many that were.
@@ -258,8 +276,8 @@ impl Store {
         let old: Vec<PartialKey> =
             table.resting.iter().filter(|(_, resting)| is_old(resting)).map(|(key, _)| *key).collect();
         drop(table);
-        old.iter().for_each(|key| self.drop_partial(key));
-        old.len()
+        // One may have been taken up and come to rest again meanwhile.
+        old.iter().filter(|key| self.drop_partial_if(key, is_old)).count()
     }
 
     /// How many unfinished uploads rest, and their bytes on disk.
