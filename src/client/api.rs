@@ -452,20 +452,25 @@ impl Client {
         Ok(session)
     }
 
-    /// Opens the further connections that a transfer of this size gets at its beginning.
+    /// Opens the further connections that a transfer of this size gets at its beginning. Asked once more, it opens those
+    /// that are still missing.
     pub(crate) fn widen(&self, session: &Session, size: u64) {
         if size < LANES_FROM {
             return;
         }
-        let count = match self.inner.streams {
-            Some(count) => usize::from(count),
-            None => {
-                let count = Width::first(session.round_trip(), size);
-                session.lanes().begin_with(count);
-                count
-            }
-        };
-        self.open_lanes(session, count);
+        if self.inner.streams.is_none() {
+            session.lanes().begin_with(self.width(session, size));
+        }
+        self.open_lanes(session, self.width(session, size));
+    }
+
+    /// Whether a transfer of this size gets further connections at its beginning.
+    pub(crate) fn widens(&self, session: &Session, size: u64) -> bool {
+        size >= LANES_FROM && self.width(session, size) > 1
+    }
+
+    fn width(&self, session: &Session, size: u64) -> usize {
+        self.inner.streams.map_or_else(|| Width::first(session.round_trip(), size), usize::from)
     }
 
     /// More connections would be better, by what was measured.

@@ -24,7 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
 use crate::client::life::Life;
-use crate::client::session::{CLOSE_TIMEOUT, EVENTS_MAX, Leases, give_up};
+use crate::client::session::{EVENTS_MAX, Leases, end, give_up};
 use crate::client::shelf::{Filling, Shelf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
@@ -41,7 +41,7 @@ const WANTED_MIN: usize = 2;
 /// Groups that a lane owes at most.
 const WANTED_MAX: usize = 32;
 /// A lane that brings a group this soon after it was asked for may owe more of them; one that takes longer than the
-/// second, fewer.
+/// second, half as many: once a path has lost something, what is owed over it takes many times as long.
 const PACE_MIN: Duration = Duration::from_millis(500);
 const PACE_MAX: Duration = Duration::from_millis(1500);
 /// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
@@ -112,7 +112,7 @@ impl Pace {
         if time < PACE_MIN {
             self.0 = (self.0 + 1).min(WANTED_MAX);
         } else if time > PACE_MAX {
-            self.0 = (self.0 - 1).max(WANTED_MIN);
+            self.0 = (self.0 / 2).max(WANTED_MIN);
         }
     }
 
@@ -272,7 +272,7 @@ impl Lanes {
         self.leave(number);
         match ended {
             // Nothing is owed to anybody: how the connection goes is a courtesy.
-            Ok(()) => drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await),
+            Ok(()) => end(connection, true).await,
             Err(error) => give_up(&connection, error.kind()),
         }
     }

@@ -30,7 +30,8 @@ use crate::client::workplace::{self, Workplace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{group_len, group_offset};
 use crate::limits::{
-    DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX, ZERO_RUNS_IN_MESSAGE,
+    DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, NEAR_ROUND_TRIP, UNASKED_FILE_MAX, WANTED_MAX,
+    ZERO_RUNS_IN_MESSAGE,
 };
 use crate::net::{Connection, Event, Handler};
 use crate::path::RemotePath;
@@ -52,7 +53,7 @@ const REPLIES_MAX: usize = 1024;
 /// Frames that are taken before others have their turn.
 pub(crate) const EVENTS_MAX: usize = 256;
 /// How long the end of a connection may take once everything is answered: it is a courtesy.
-pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What comes back in an exchange.
 #[derive(Debug)]
@@ -876,15 +877,23 @@ async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     front.seen.look(&connection, &session.0.stalls);
     match ended {
         Ok(()) => {
+            let is_answered = session.desk().slots.is_empty();
             session.end(Error::new(ErrorKind::Connection, "the connection was closed"));
-            // The server has answered everything that we asked; how the connection goes is a courtesy.
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
+            end(connection, is_answered).await;
         }
         Err(error) => {
             give_up(&connection, error.kind());
             session.end(error);
         }
     }
+}
+
+/// Ends a connection in order. How it goes is a courtesy: where a server that has answered everything would take a round
+/// trip to say goodbye, too, that is not waited for.
+pub(super) async fn end(connection: Connection, is_answered: bool) {
+    let is_far = connection.socket().info().is_some_and(|info| info.rtt_min > NEAR_ROUND_TRIP);
+    let ending = async { if is_far && is_answered { connection.leave().await } else { connection.close().await } };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, ending).await;
 }
 
 /// What is not sent yet of a connection that broke, or that nobody answers any more, shall not arrive late: what was

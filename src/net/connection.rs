@@ -459,6 +459,17 @@ impl Connection {
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "the peer does not read what it is sent")))
     }
 
+    /// Ends the connection in order, without waiting for what the peer says to that: what is queued is written and TLS is
+    /// closed. For a side that was answered all that it asked.
+    ///
+    /// # Cancel safety
+    /// Not safe, and harmless: the connection is gone in any case.
+    pub async fn leave(mut self) {
+        // Whether the peer is still there to hear it makes no difference to us.
+        let _ = self.flush(limits::REFUSAL_DRAIN_TIMEOUT).await;
+        let _ = self.tls.shutdown().await;
+    }
+
     /// Ends the connection in order: what is queued is written, TLS is closed, and what the peer still sends is read
     /// for a bounded time, so that a reset does not destroy what it has not read yet.
     ///

@@ -160,6 +160,7 @@ impl Job {
         let session = self.session().await?;
         let get = self.get_message(&file.remote, 0);
         let mut exchange = session.open_get(&get).await?;
+        self.widen_early(&session, file).await?;
         let answer = match exchange.next().await? {
             Reply::GetAnswer(answer) => answer,
             other => return Err(exchange.unexpected(&other)),
@@ -225,6 +226,17 @@ impl Job {
         }));
         let (published, lost) = published.await?;
         Ok(End::Saved(file.size, root, published, lost))
+    }
+
+    /// Opens further connections while the server opens the file, if its content will surely be needed.
+    async fn widen_early(&self, session: &Session, file: &FileJob) -> Result<()> {
+        if self.client.widens(session, file.size) {
+            let (place, size, policy) = (file.place.clone(), file.size, self.if_exists);
+            if matches!(blocking(move || Ok(look(&place, size, policy))).await?, Here::Free) {
+                self.client.widen(session, file.size);
+            }
+        }
+        Ok(())
     }
 
     /// Begins to save an open download, with what is here of it.

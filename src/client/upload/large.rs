@@ -261,6 +261,10 @@ impl Job {
         }
         let session = self.session().await?;
         let mut exchange = session.open_put(put).await?;
+        if put.same_as.is_none() && self.if_exists == IfExists::Overwrite {
+            // While the server looks what it has: most of that time is the way there and back.
+            self.client.widen(&session, size);
+        }
         match exchange.next().await? {
             Reply::Stored(stored) => {
                 if put.same_as.is_some() {

@@ -1,0 +1,164 @@
+//! Connections that are begun before it is known what they join.
+//!
+//! A transfer over a long link gets several connections, and each takes a round trip for TCP, one for TLS and one for
+//! the hellos. Where a large file is sure to be moved, the first two of these pass while the first connection does the
+//! same; what is left is to show the token that its hello brings. Nothing but handshakes leaves before that.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+
+use crate::error::Result;
+use crate::limits::{HELLO_TIMEOUT, MIB, NEAR_ROUND_TRIP};
+use crate::net::{Socket, tcp_info};
+use crate::transfer::Width;
+
+/// A server waits for a hello as long as [`HELLO_TIMEOUT`]. What is nearly as old as that is not used.
+const USED_WITHIN: Duration = Duration::from_secs(HELLO_TIMEOUT.as_secs() / 2);
+
+/// A file smaller than this gets no further connections, whatever number is asked for.
+pub(crate) const LANES_FROM: u64 = 4 * MIB as u64;
+
+/// How many connections there should be, as far as it is known before there is one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Expected {
+    /// Bytes of the largest file that is to be moved.
+    pub(crate) size: u64,
+    /// Connections of one transfer, if that was fixed.
+    pub(crate) streams: Option<u16>,
+}
+
+impl Expected {
+    /// Connections besides the first, over a path with this round trip.
+    fn further(self, round_trip: Duration) -> usize {
+        if self.size < LANES_FROM || round_trip <= NEAR_ROUND_TRIP {
+            return 0;
+        }
+        self.streams.map_or_else(|| Width::first(round_trip, self.size), usize::from).saturating_sub(1)
+    }
+}
+
+/// What comes of one that was begun.
+pub(crate) type Shaken = Result<TlsStream<Socket>>;
+
+/// The connections that were begun and are not used yet. Those that never are end with this.
+#[derive(Default)]
+pub(crate) struct Ahead(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    tasks: JoinSet<()>,
+    /// Of each, where it goes, since when, and where it will come out.
+    begun: VecDeque<(SocketAddr, Instant, oneshot::Receiver<Shaken>)>,
+}
+
+impl Ahead {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Two collections; no statement between lock and unlock leaves them half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins as many connections as will be wanted, now that the first has reached the server. What was begun before
+    /// is forgotten.
+    pub(crate) fn begin<F>(&self, expected: Expected, first: &TcpStream, shake: impl FnMut(SocketAddr) -> F)
+    where
+        F: Future<Output = Shaken> + Send + 'static,
+    {
+        let round_trip = tcp_info(first.as_fd()).map_or(Duration::ZERO, |info| info.rtt);
+        if let Ok(address) = first.peer_addr() {
+            self.begin_to(address, round_trip, expected, shake);
+        }
+    }
+
+    fn begin_to<F>(
+        &self,
+        address: SocketAddr,
+        round_trip: Duration,
+        expected: Expected,
+        mut shake: impl FnMut(SocketAddr) -> F,
+    ) where
+        F: Future<Output = Shaken> + Send + 'static,
+    {
+        let mut state = self.lock();
+        *state = State::default();
+        for _ in 0..expected.further(round_trip) {
+            let (sender, receiver) = oneshot::channel();
+            let shaking = shake(address);
+            state.tasks.spawn(async move {
+                // Nobody there any more: it is not needed.
+                let _ = sender.send(shaking.await);
+            });
+            state.begun.push_back((address, Instant::now(), receiver));
+        }
+    }
+
+    /// One that was begun to this address, when its handshake is done; none when there is none that can be used.
+    pub(crate) async fn next(&self, address: SocketAddr) -> Option<TlsStream<Socket>> {
+        let (to, since, shaken) = self.lock().begun.pop_front()?;
+        if to != address || since.elapsed() > USED_WITHIN {
+            return None;
+        }
+        shaken.await.ok()?.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_used_is_not_waited_for() {
+        let (address, elsewhere) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:1".parse().unwrap());
+        let (ahead, expected) = (Ahead::default(), Expected { size: 1 << 30, streams: Some(4) });
+        let asked = Cell::new(0);
+        let fails = |_| {
+            asked.set(asked.get() + 1);
+            async { Err(Error::new(ErrorKind::Connection, "refused")) }
+        };
+        let hangs = |_| {
+            asked.set(asked.get() + 1);
+            std::future::pending()
+        };
+        ahead.begin_to(address, Duration::from_millis(100), expected, fails);
+        assert_eq!(asked.get(), 3);
+        assert!(ahead.next(address).await.is_none(), "its handshake failed");
+        ahead.begin_to(address, Duration::from_millis(100), expected, hangs);
+        assert_eq!(asked.get(), 6);
+        assert_eq!(ahead.lock().begun.len(), 3, "those before are forgotten");
+        assert!(ahead.next(elsewhere).await.is_none(), "it goes somewhere else");
+        tokio::time::advance(USED_WITHIN + Duration::from_millis(1)).await;
+        assert!(ahead.next(address).await.is_none(), "the server waits no longer for its hello");
+        assert_eq!(ahead.lock().begun.len(), 1, "each is taken once");
+    }
+
+    #[test]
+    fn connections_are_begun_for_a_large_file_and_a_far_server() {
+        const MIB: u64 = 1 << 20;
+        let ms = Duration::from_millis;
+        let cases = [
+            (ms(100), 1024 * MIB, None, 7),
+            (ms(100), 20 * MIB, None, 1),
+            (ms(100), 0, None, 0),
+            (ms(100), 0, Some(8), 0),
+            (ms(100), 5 * MIB, Some(8), 7),
+            (ms(100), 1024 * MIB, Some(1), 0),
+            (ms(1), 1024 * MIB, Some(8), 0),
+            (Duration::ZERO, 1024 * MIB, None, 0),
+        ];
+        for (round_trip, size, streams, further) in cases {
+            let expected = Expected { size, streams };
+            assert_eq!(expected.further(round_trip), further, "{round_trip:?}, {expected:?}");
+        }
+    }
+}
