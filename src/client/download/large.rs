@@ -232,7 +232,10 @@ impl Job {
     async fn widen_early(&self, session: &Session, file: &FileJob) -> Result<()> {
         if self.client.widens(session, file.size) {
             let (place, size, policy) = (file.place.clone(), file.size, self.if_exists);
-            if matches!(blocking(move || Ok(look(&place, size, policy))).await?, Here::Free) {
+            if matches!(
+                blocking(move || Ok(look(&place, size, policy, &mut storage::Parents::default()))).await?,
+                Here::Free
+            ) {
                 self.client.widen(session, file.size);
             }
         }
