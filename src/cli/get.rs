@@ -34,6 +34,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
         endpoint: named.endpoint.clone(),
         data_on_stdout: to_stream,
         has_summary: true,
+        expected: 0,
         receipts: None,
     };
     session.run(async |client| {

@@ -135,7 +135,16 @@ fn place(argument: &OsString) -> Result<(Endpoint, RemotePath)> {
 
 fn session(connect: &ConnectArgs, endpoint: Endpoint) -> Session<'_> {
     let data_on_stdout = !connect.json;
-    Session { command: "invite", connect, pace: None, endpoint, data_on_stdout, has_summary: false, receipts: None }
+    Session {
+        command: "invite",
+        connect,
+        pace: None,
+        endpoint,
+        data_on_stdout,
+        has_summary: false,
+        expected: 0,
+        receipts: None,
+    }
 }
 
 fn give(args: &InviteArgs) -> Result<u8> {

@@ -18,7 +18,7 @@ use crate::protocol::{Entry, EntryKind};
 fn session<'a>(command: &'static str, connect: &'a ConnectArgs, endpoint: Endpoint, prints: bool) -> Session<'a> {
     // In JSON what is printed and the summary are one stream.
     let data_on_stdout = prints && !connect.json;
-    Session { command, connect, pace: None, endpoint, data_on_stdout, has_summary: false, receipts: None }
+    Session { command, connect, pace: None, endpoint, data_on_stdout, has_summary: false, expected: 0, receipts: None }
 }
 
 /// The names that arguments stand for. A pattern that matches nothing is told as a failure.

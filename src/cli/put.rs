@@ -1,7 +1,7 @@
 //! `sealift put`.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Child, Command, Stdio};
@@ -40,6 +40,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,
         has_summary: true,
+        expected: if args.transfer.dry_run { 0 } else { largest(&plan) },
         receipts,
     };
     session.run(async |client| {
@@ -77,6 +78,15 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
         let kept = book.map_or(Ok(()), |book| book.sync());
         result.and(kept)
     })
+}
+
+/// Bytes of the largest file that was named. What lies in directories is found later.
+fn largest(plan: &PutPlan) -> u64 {
+    let size = |item: &PutItem| match &item.source {
+        PutSource::Local(path) => path.metadata().ok().filter(Metadata::is_file).map(|metadata| metadata.len()),
+        PutSource::Stream => None,
+    };
+    plan.items.iter().filter_map(size).max().unwrap_or(0)
 }
 
 /// Whether this is something that can take the place of another as a whole.

@@ -37,6 +37,8 @@ pub(super) struct Session<'a> {
     pub(super) data_on_stdout: bool,
     /// Whether counts at the end say more than what was printed.
     pub(super) has_summary: bool,
+    /// Bytes of the largest file that is to be moved, as far as that is known.
+    pub(super) expected: u64,
     /// Where receipts are kept, if they are asked for.
     pub(super) receipts: Option<Arc<Receipts>>,
 }
@@ -78,6 +80,7 @@ impl Session<'_> {
             invite,
             timeout: self.connect.timeout(trust::environment)?,
             receipts: self.receipts,
+            expected: self.expected,
             streams: self.connect.streams(self.pace.and_then(|pace| pace.streams), trust::environment)?,
             congestion: self.pace.and_then(|pace| pace.cc.clone()).unwrap_or_default(),
             rate: self.pace.and_then(|pace| pace.bwlimit),

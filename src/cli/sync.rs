@@ -35,6 +35,7 @@ pub(super) fn run(args: &SyncArgs) -> Result<u8> {
         command: "sync",
         connect: &args.connect,
         pace: Some(&args.pace.0),
+        expected: 0,
         receipts: None,
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,

@@ -12,6 +12,7 @@ use crate::error::Result;
 pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
     let plan = sources::verify_plan(args)?;
     let session = Session {
+        expected: 0,
         receipts: None,
         command: "verify",
         connect: &args.connect,

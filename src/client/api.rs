@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::buffer::Pool;
+use crate::client::ahead::{Expected, LANES_FROM};
 use crate::client::atomic::OpenTree;
 use crate::client::connect::{Dialer, Greeted, jittered};
 use crate::client::event::{Event, Events, ItemId};
@@ -31,8 +32,6 @@ use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
-/// A smaller transfer is over before further connections would help.
-const LANES_FROM: u64 = 4 * MIB as u64;
 /// Attempts at a file that changes every time it is read, or arrives as another one.
 const CHANGED_MAX: u32 = 5;
 /// How often the progress of an item is told at most.
@@ -63,6 +62,9 @@ pub struct ClientOptions {
     pub resume_secret: Option<Bytes16>,
     /// The invite that is redeemed. The client shows no certificate then, and knows the server by the link's pin.
     pub invite: Option<Redemption>,
+    /// Bytes of the largest file that is to be moved as soon as there is a connection, as far as that is known. Over a
+    /// long link, further connections for it are begun beside the first.
+    pub expected: u64,
 }
 
 impl ClientOptions {
@@ -78,6 +80,7 @@ impl ClientOptions {
             rate: None,
             resume_secret: None,
             invite: None,
+            expected: 0,
             receipts: None,
         }
     }
@@ -182,6 +185,7 @@ impl Client {
     fn new(options: ClientOptions, events: Events) -> Client {
         let now = Instant::now();
         let server = options.endpoint.to_string();
+        let expected = Expected { size: options.expected, streams: options.streams };
         let resume_key = options.resume_secret.map(|secret| resume_key(&secret, &options.endpoint));
         Client {
             inner: Arc::new(Inner {
@@ -192,7 +196,8 @@ impl Client {
                     options.rate,
                     options.receipts.is_some(),
                     options.invite,
-                ),
+                )
+                .expecting(expected),
                 receipts: options.receipts,
                 timeout: options.timeout,
                 streams: options.streams,

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::{TlsConnector, TlsStream, client};
 
+use crate::client::ahead::{Ahead, Expected, Shaken};
 use crate::client::event::{self, Events};
 use crate::client::invite::Redemption;
 use crate::client::remote::Endpoint;
@@ -42,6 +43,9 @@ pub(crate) struct Dialer {
     invite: Option<Redemption>,
     congestion: Congestion,
     limits: Limits,
+    /// What the first connection will be followed by.
+    expected: Expected,
+    ahead: Ahead,
 }
 
 /// A connection on which both sides have greeted.
@@ -66,7 +70,23 @@ impl Dialer {
         invite: Option<Redemption>,
     ) -> Dialer {
         let limits = Limits::of([rate]);
-        Dialer { endpoint, tls, buffers: SocketBuffers::new(), with_receipts, invite, congestion, limits }
+        let (expected, ahead) = (Expected::default(), Ahead::default());
+        Dialer {
+            endpoint,
+            tls,
+            buffers: SocketBuffers::new(),
+            with_receipts,
+            invite,
+            congestion,
+            limits,
+            expected,
+            ahead,
+        }
+    }
+
+    /// Beside the first connection, it begins those that a transfer like this will want.
+    pub(crate) fn expecting(self, expected: Expected) -> Dialer {
+        Dialer { expected, ..self }
     }
 
     /// Connects and greets, all within [`CONNECT_TIMEOUT`].
@@ -91,6 +111,11 @@ impl Dialer {
     /// Safe.
     pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Connection> {
         let joining = async {
+            if let Some(tls) = self.ahead.next(address).await
+                && let Ok(greeted) = self.greet_over_tls(tls, Some(token)).await
+            {
+                return Ok(greeted);
+            }
             let tcp = reach(&self.endpoint, vec![address], &self.congestion).await?;
             self.greet_over(tcp, Some(token)).await
         };
@@ -116,7 +141,9 @@ impl Dialer {
             let attempt = async {
                 let reached = self.reach().await;
                 was_reached = reached.as_ref().map_or_else(was_reset, |_| true);
-                self.greet_over(reached?, None).await
+                let tcp = reached?;
+                self.ahead.begin(self.expected, &tcp, |address| self.shake(address));
+                self.greet_over(tcp, None).await
             };
             let error = match timeout(left, attempt).await {
                 Ok(Ok(greeted)) => return Ok(greeted),
@@ -144,15 +171,24 @@ impl Dialer {
         Ok(tcp)
     }
 
+    /// Connects, and shakes hands, and no more.
+    fn shake(&self, address: SocketAddr) -> impl Future<Output = Shaken> + Send + use<> {
+        let (endpoint, congestion, handshake) = (self.endpoint.clone(), self.congestion.clone(), self.handshake());
+        async move { handshake.over(reach(&endpoint, vec![address], &congestion).await?).await }
+    }
+
+    fn handshake(&self) -> Handshake {
+        let (tls, host) = (TlsConnector::from(self.tls.config()), self.endpoint.host().to_owned());
+        Handshake { tls, host, buffers: self.buffers.clone(), congestion: self.congestion.clone() }
+    }
+
     async fn greet_over(&self, tcp: TcpStream, join: Option<Bytes16>) -> Result<Greeted> {
+        let tls = self.handshake().over(tcp).await?;
+        self.greet_over_tls(tls, join).await
+    }
+
+    async fn greet_over_tls(&self, tls: client::TlsStream<Socket>, join: Option<Bytes16>) -> Result<Greeted> {
         let host = self.endpoint.host();
-        watch_over(&tcp);
-        let socket = Socket::new(tcp, self.buffers.clone());
-        socket.set_congestion(&self.congestion);
-        let tls = TlsConnector::from(self.tls.config())
-            .connect(server_name(host)?, socket)
-            .await
-            .map_err(|error| explain_client_error(error, host))?;
         let warnings = self.tls.accept_server(tls.get_ref().1, host)?;
         let description = describe(tls.get_ref().1);
         let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -167,6 +203,24 @@ impl Dialer {
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         Ok(Greeted { connection, hello, pin, description, warnings })
+    }
+}
+
+/// What a TLS handshake with the server needs.
+struct Handshake {
+    tls: TlsConnector,
+    host: String,
+    buffers: SocketBuffers,
+    congestion: Congestion,
+}
+
+impl Handshake {
+    async fn over(self, tcp: TcpStream) -> Shaken {
+        watch_over(&tcp);
+        let socket = Socket::new(tcp, self.buffers);
+        socket.set_congestion(&self.congestion);
+        let shaken = self.tls.connect(server_name(&self.host)?, socket).await;
+        shaken.map_err(|error| explain_client_error(error, &self.host))
     }
 }
 

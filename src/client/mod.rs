@@ -5,6 +5,7 @@
 //! way to a server: it keeps a connection (`connect`, `session`), makes another one when it breaks, and moves files
 //! over it (`upload`, `download`).
 
+mod ahead;
 mod api;
 mod atomic;
 mod blocking;

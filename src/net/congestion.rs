@@ -157,6 +157,19 @@ mod tests {
         assert!(!is_bbr(&accepted), "the peer is near");
     }
 
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_lies_unsent_for_a_far_peer_is_bounded_and_for_a_near_one_is_not() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let bound = || socket2::SockRef::from(&client).tcp_notsent_lowat().unwrap();
+        let unbound = bound();
+        Congestion::Suitable.apply(&client);
+        assert_eq!(bound(), unbound, "the peer is near");
+        bound_unsent(&client);
+        assert_eq!(bound(), UNSENT_MAX);
+    }
+
     #[tokio::test]
     #[cfg(target_os = "linux")]
     async fn a_dialled_connection_has_what_was_asked() {
