@@ -3,7 +3,8 @@
 //! A [`Limiter`] keeps the time at which all that was granted so far is paid for. A connection that wants to move
 //! more asks for a grant, gets the time at which it begins, and waits until then: so connections are served in the
 //! order in which they asked, none starves, and all together move exactly the rate, however late their timers are.
-//! What was moved beyond a grant is added to the next.
+//! What was moved beyond a grant is added to the next. A grant whose connection comes much too late for it is void, or
+//! all of them together would make up for more time than one limit may.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,6 +92,8 @@ pub(super) struct Meter {
     /// What it may move; below zero what it has moved beyond that.
     credit: i64,
     wait: Option<Pin<Box<Sleep>>>,
+    /// The last grant was void. Two in a row are not, so that something moves on a machine that is late always.
+    was_void: bool,
     /// Since when it waits, and how long it has waited before that.
     since: Option<Instant>,
     waited: Duration,
@@ -98,7 +101,7 @@ pub(super) struct Meter {
 
 impl Meter {
     fn new(limiters: Vec<Arc<Limiter>>) -> Meter {
-        Meter { limiters, credit: 0, wait: None, since: None, waited: Duration::ZERO }
+        Meter { limiters, credit: 0, wait: None, was_void: false, since: None, waited: Duration::ZERO }
     }
 
     /// Ready when something may be moved; [`Meter::took`] says how much was.
@@ -106,19 +109,24 @@ impl Meter {
         if self.limiters.is_empty() || self.credit > 0 {
             return Poll::Ready(());
         }
-        if self.wait.is_none() {
+        loop {
             let now = Instant::now();
             let len = self.grant_len() as u64 + self.credit.unsigned_abs();
-            let begin = self.limiters.iter().map(|limiter| limiter.reserve(now, len)).max().unwrap_or(now);
-            self.wait = Some(Box::pin(sleep_until(begin)));
-            self.since = Some(now);
-        }
-        if let Some(wait) = &mut self.wait {
+            let wait = self.wait.get_or_insert_with(|| {
+                let begin = self.limiters.iter().map(|limiter| limiter.reserve(now, len)).max().unwrap_or(now);
+                Box::pin(sleep_until(begin))
+            });
+            self.since.get_or_insert(now);
+            let begin = wait.deadline();
             ready!(wait.as_mut().poll(cx));
             self.wait = None;
-            self.waited += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-            self.credit = i64::try_from(self.grant_len()).unwrap_or(i64::MAX);
+            self.was_void = !self.was_void && now.saturating_duration_since(begin) > MADE_UP_FOR;
+            if !self.was_void {
+                break;
+            }
         }
+        self.waited += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.credit = i64::try_from(self.grant_len()).unwrap_or(i64::MAX);
         Poll::Ready(())
     }
 
@@ -231,6 +239,27 @@ mod tests {
         // Only what is named is bound.
         let (sending, receiving) = Limits::each_way(None, Some(MIB)).meters();
         assert_eq!((sending.grant_len() == usize::MAX, receiving.grant_len() == usize::MAX), (true, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_machine_was_late_for_is_no_burst_of_all_connections() {
+        const MIB: u64 = 1 << 20;
+        for stall in [50, 120, 160, 300, 2000].map(Duration::from_millis) {
+            let limits = Limits::of([Some(MIB)]);
+            let mut meters: Vec<Meter> = (0..8).map(|_| limits.meters().0).collect();
+            for meter in &mut meters {
+                // Each has its next grant, which lies ahead of it.
+                poll_fn(|cx| meter.poll(cx)).await;
+                meter.took(20_972);
+                let _ = poll_fn(|cx| Poll::Ready(meter.poll(cx))).await;
+            }
+            tokio::time::advance(stall).await;
+            let mut tasks = JoinSet::new();
+            meters.into_iter().for_each(|meter| drop(tasks.spawn(moved(meter, 4096))));
+            let sum: u64 = tasks.join_all().await.into_iter().sum();
+            let (least, most) = (5 * MIB * 97 / 100, 5 * MIB * 103 / 100);
+            assert!((least..=most).contains(&sum), "{sum} bytes after {stall:?}, instead of {}", 5 * MIB);
+        }
     }
 
     #[tokio::test(start_paused = true)]
