@@ -128,7 +128,8 @@ struct FileJob {
     metadata: (u32, Mtime),
     /// What its extended attributes were known by when it was listed.
     xattrs_digest: Option<Bytes16>,
-    place: Place,
+    /// Shared with whoever looks at it or fills it on another thread.
+    place: Arc<Place>,
     /// The directory that it goes into, which is done when nobody holds it any more.
     _directory: Option<Arc<Filled>>,
     role: Role,
@@ -290,7 +291,16 @@ impl Run {
         self.job.client.events().tell(Event::Found { files: 1, bytes: size }).await;
         let metadata = (entry.mode, entry.mtime);
         let (xattrs_digest, role) = (entry.xattrs_digest, Role::Alone);
-        let mut file = FileJob { item, remote, size, metadata, xattrs_digest, place, _directory: directory, role };
+        let mut file = FileJob {
+            item,
+            remote,
+            size,
+            metadata,
+            xattrs_digest,
+            place: Arc::new(place),
+            _directory: directory,
+            role,
+        };
         match entry.same.map(|same| (same, self.names.meet(same))) {
             None => {}
             Some((_, Met::First(lead))) => file.role = Role::First(lead),

@@ -126,14 +126,25 @@ pub(super) fn commit(
 }
 
 /// Commits small uploads together, with one write before and one after.
-pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<SmallAnswer> {
+pub(super) fn commit_small(
+    shared: &Shared,
+    who: &Who,
+    batch: Vec<SmallUpload>,
+    spare: &mut Vec<Vec<u8>>,
+) -> Vec<SmallAnswer> {
     match &shared.audit {
-        None => commit::commit_small(shared, who, batch),
-        Some(audit) => commit_small_with(audit, shared, who, batch),
+        None => commit::commit_small(shared, who, batch, spare),
+        Some(audit) => commit_small_with(audit, shared, who, batch, spare),
     }
 }
 
-fn commit_small_with(audit: &Audit, shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<SmallAnswer> {
+fn commit_small_with(
+    audit: &Audit,
+    shared: &Shared,
+    who: &Who,
+    batch: Vec<SmallUpload>,
+    spare: &mut Vec<Vec<u8>>,
+) -> Vec<SmallAnswer> {
     let of = |upload: &SmallUpload| Entry { size: Some(upload.finish.size), ..entry(who, "put", &upload.put.path) };
     let entries: Vec<(u32, Entry)> = batch.iter().map(|upload| (upload.transfer, of(upload))).collect();
     if let Err(error) = audit.ask(entries.iter().map(|(_, entry)| asked(entry)).collect()) {
@@ -146,7 +157,7 @@ fn commit_small_with(audit: &Audit, shared: &Shared, who: &Who, batch: Vec<Small
         };
         return batch.into_iter().map(refuse).collect();
     }
-    let answers = commit::commit_small(shared, who, batch);
+    let answers = commit::commit_small(shared, who, batch, spare);
     let mut entries: HashMap<u32, Entry> = entries.into_iter().collect();
     let told = answers.iter().filter_map(|answer| Some(stored(entries.remove(&answer.transfer)?, &answer.stored)));
     audit.tell(told.collect());

@@ -70,6 +70,8 @@ pub(super) struct SmallUpload {
     pub(super) transfer: u32,
     pub(super) put: Put,
     pub(super) content: Vec<u8>,
+    /// The root of the content that came.
+    pub(super) root: Root,
     pub(super) finish: Finish,
     pub(super) seat: Seat,
     /// When its client surely was there.
@@ -635,8 +637,13 @@ pub(super) struct SmallAnswer {
     pub(super) asked: Option<(Bytes16, u64)>,
 }
 
-/// Commits small uploads together: many writes, then one publication.
-pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> Vec<SmallAnswer> {
+/// Commits small uploads together: many writes, then one publication. The memory of what was written goes to `spare`.
+pub(super) fn commit_small(
+    shared: &Shared,
+    who: &Who,
+    batch: Vec<SmallUpload>,
+    spare: &mut Vec<Vec<u8>>,
+) -> Vec<SmallAnswer> {
     let answer = |transfer, put: &Put, size, stored: Result<Stored>| {
         let receipt = stored.as_ref().ok().and_then(|stored| receipt(shared, who, &put.path, stored));
         SmallAnswer { transfer, size: unasked_len(put, size), stored, receipt, asked: None }
@@ -647,13 +654,15 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     let mut seats = Vec::with_capacity(batch.len());
     let mut claims = Vec::with_capacity(batch.len());
     let mut parents = storage::Parents::default();
-    for SmallUpload { transfer, put, content, finish, seat, turn } in batch {
+    for SmallUpload { transfer, put, content, root, finish, seat, turn } in batch {
         seats.push(seat);
         let mut asked = None;
         let small = shared.pass(who).and_then(|pass| {
-            let small = stage_small(shared, who, &pass, &mut parents, &put, &content, &finish, (turn, &mut asked))?;
+            let small =
+                stage_small(shared, who, &pass, &mut parents, &put, (&content, root), &finish, (turn, &mut asked))?;
             Ok((small, pass))
         });
+        spare.push(content);
         match small {
             Ok((Small::Ended(stored), _)) => answers.push(answer(transfer, &put, finish.size, Ok(stored))),
             Ok((Small::Staged(file, attempt, entered, reservation, claim), pass)) => {
@@ -710,7 +719,7 @@ fn stage_small(
     pass: &Pass,
     parents: &mut storage::Parents,
     put: &Put,
-    content: &[u8],
+    (content, root): (&[u8], Root),
     finish: &Finish,
     (turn, asked): (Turn, &mut Option<u64>),
 ) -> Result<Small> {
@@ -733,7 +742,6 @@ fn stage_small(
         entered.iter().for_each(Entered::stored);
         Ok(Small::Ended(stored))
     };
-    let root = Root::of(content);
     if root != finish.root {
         return Err(mismatch(put, root, finish.root));
     }

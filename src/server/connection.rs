@@ -909,7 +909,7 @@ impl<C: Outlet> Driver<C> {
                 let written = self.flow.spilled(transfer, group, result);
                 self.written(written)?;
             }
-            Job::CommittedSmall(answers) => self.stored_small(answers),
+            Job::CommittedSmall(answers, spare) => self.stored_small(answers, spare),
             Job::Read(slot, result) => {
                 if let Err((transfer, error)) = self.flow.read(slot, result) {
                     self.failed(transfer, &error);
@@ -1120,7 +1120,7 @@ impl<C: Outlet> Driver<C> {
         self.connection.send(transfer, stored);
     }
 
-    fn stored_small(&mut self, answers: Vec<SmallAnswer>) {
+    fn stored_small(&mut self, answers: Vec<SmallAnswer>, spare: Vec<Vec<u8>>) {
         let mut items = Vec::new();
         for SmallAnswer { transfer, size, stored, receipt, asked } in answers {
             self.flow.answered_unasked(size, asked);
@@ -1151,7 +1151,7 @@ impl<C: Outlet> Driver<C> {
         if !batch.is_empty() {
             self.connection.send(0, &StoredBatch { items: List(batch) });
         }
-        self.flow.committed_small();
+        self.flow.committed_small(spare);
     }
 
     /// Ends an open transfer or request by failure.

@@ -31,7 +31,7 @@ use super::shared::{Shared, Who};
 use super::spent::On;
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{GroupHash, GroupHasher, GroupValue, Tree, group_count, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, DATA_LEN_MAX, GROUP_LEN};
 use crate::net::Handler;
 use crate::path::RemotePath;
@@ -51,7 +51,8 @@ pub(super) enum Job {
     Committed(u32, Result<Stored>, Option<Receipt>),
     /// Some groups of zeros are made.
     Zeroed(u32, Result<()>),
-    CommittedSmall(Vec<SmallAnswer>),
+    /// Small uploads are committed; the memory that they came into is free again.
+    CommittedSmall(Vec<SmallAnswer>, Vec<Vec<u8>>),
     Read(u64, Result<(Bytes, GroupHash)>),
     /// A file whose root is asked for is open.
     OpenedToHash(u32, Result<HashRun>),
@@ -209,6 +210,10 @@ const PIECE_HERE: usize = 256 * limits::KIB;
 /// Small uploads that are committed at once where nothing waits for a disk: a quarter of what a client has under way
 /// when they are of 10 KiB.
 const SMALL_BATCH_IN_MEMORY: usize = 96;
+/// Pieces of memory of a connection that wait for the next small uploads: as many as are committed at once in memory.
+const SPARE_MAX: usize = SMALL_BATCH_IN_MEMORY;
+/// Bytes of one of them; what was larger is given back. Together 1.5 MiB, while small uploads come.
+const SPARE_LEN_MAX: usize = 16 * limits::KIB;
 /// Bytes of a lease after one was not filled in time.
 const LEASE_LEN_LEAST: usize = 16 * limits::KIB;
 
@@ -247,6 +252,8 @@ pub(super) struct Flow {
     committing_small: bool,
     /// Whether what is stored here lies in memory.
     is_in_memory: bool,
+    /// Memory of small uploads that are done, for those that come.
+    spare: Vec<Vec<u8>>,
     gets: VecDeque<(u32, Get)>,
     getting: bool,
     /// Files whose next step of hashing waits for its turn; each belongs to a transfer or request that is open.
@@ -290,6 +297,7 @@ impl Flow {
             unasked: 0,
             small: Vec::new(),
             committing_small: false,
+            spare: Vec::new(),
             gets: VecDeque::new(),
             getting: false,
             hash_runs: VecDeque::new(),
@@ -445,7 +453,9 @@ impl Flow {
             }
             let Some(upload) = self.uploads.remove(&transfer) else { return Ok(()) };
             let Upload { put, content, seat, turn, .. } = upload;
-            self.small.push(SmallUpload { transfer, put, content, finish, seat, turn });
+            // While it is in the cache of this processor, and before its turn comes to be committed.
+            let root = self.session.spent.during(On::Processor, || Root::of(&content));
+            self.small.push(SmallUpload { transfer, put, content, root, finish, seat, turn });
             self.commit_small();
             return Ok(());
         }
@@ -465,7 +475,9 @@ impl Flow {
             let batch = self.next_small();
             let spent = Arc::clone(&self.session.spent);
             self.spawn_commit(move |shared, who| {
-                Job::CommittedSmall(spent.during(On::Disk, || audited::commit_small(shared, who, batch)))
+                let mut spare = Vec::with_capacity(batch.len());
+                let answers = spent.during(On::Disk, || audited::commit_small(shared, who, batch, &mut spare));
+                Job::CommittedSmall(answers, spare)
             });
         }
     }
@@ -480,17 +492,28 @@ impl Flow {
         self.small.drain(..count).collect()
     }
 
-    /// A batch is done.
-    pub(super) fn committed_small(&mut self) {
+    /// A batch is done, and some of its memory is kept for what comes next, if something does.
+    pub(super) fn committed_small(&mut self, spare: Vec<Vec<u8>>) {
         self.committing_small = false;
+        if self.unasked > 0 {
+            let fits = spare.into_iter().filter(|memory| (1..=SPARE_LEN_MAX).contains(&memory.capacity()));
+            self.spare.extend(fits.take(SPARE_MAX.saturating_sub(self.spare.len())));
+        }
         self.commit_small();
     }
 
     /// An unasked upload is answered: its bytes count no more. Its client may have been asked to say it again.
     pub(super) fn answered_unasked(&mut self, size: u64, asked: Option<(Bytes16, u64)>) {
-        self.unasked = self.unasked.saturating_sub(size);
+        self.lessen_unasked(size);
         if let Some((upload, moment)) = asked {
             self.standing.ask(upload, moment);
+        }
+    }
+
+    fn lessen_unasked(&mut self, len: u64) {
+        self.unasked = self.unasked.saturating_sub(len);
+        if self.unasked == 0 {
+            self.spare = Vec::new();
         }
     }
 
@@ -1165,8 +1188,7 @@ impl Flow {
         if let Some(upload) = self.uploads.remove(&transfer) {
             self.begun -= usize::from(upload.open.is_some());
             if matches!(upload.phase, Phase::Unasked) {
-                let len = commit::unasked_len(&upload.put, upload.put.size.unwrap_or(0));
-                self.unasked = self.unasked.saturating_sub(len);
+                self.lessen_unasked(commit::unasked_len(&upload.put, upload.put.size.unwrap_or(0)));
             }
             if upload.groups.lock().receiver.finish().is_none() && !matches!(upload.phase, Phase::Committing) {
                 self.ended.insert(transfer);
@@ -1291,6 +1313,10 @@ impl Handler for Flow {
         let Some(upload) = self.uploads.get_mut(&transfer) else { return Poll::Ready(Ok(&mut [])) };
         if matches!(upload.phase, Phase::Unasked) {
             // The memory follows the bytes that come.
+            if upload.content.capacity() == 0 {
+                upload.content = self.spare.pop().unwrap_or_default();
+                upload.content.clear();
+            }
             let end = piece.start + len.min(LEASE_LEN_FIRST);
             upload.content.resize(end, 0);
             return Poll::Ready(Ok(&mut upload.content[piece.start..end]));

@@ -120,10 +120,10 @@ impl Job {
     /// Tells of the files that are here already, and returns the others.
     async fn compare_batch(&self, session: &Session, files: Vec<FileJob>, again: &mut Again) -> Vec<FileJob> {
         let policy = self.if_exists;
-        let places: Vec<(Place, u64)> = files.iter().map(|file| (file.place.clone(), file.size)).collect();
+        let places: Vec<(Arc<Place>, u64)> = files.iter().map(|file| (file.place.clone(), file.size)).collect();
         let looked = blocking(move || {
             let mut parents = storage::Parents::default();
-            let look = |(place, size): &(Place, u64)| look(place, *size, policy, &mut parents);
+            let look = |(place, size): &(Arc<Place>, u64)| look(place, *size, policy, &mut parents);
             Ok(places.iter().map(look).collect::<Vec<_>>())
         });
         let looked = match looked.await {
@@ -272,7 +272,7 @@ impl Job {
                 .map(|(place, answer, content, root)| {
                     let content = content.as_deref().unwrap_or_default();
                     let staged = stage_small(&place, &mut parents, answer, content, root, (policy, with_xattrs));
-                    store = Some(place.store);
+                    store.get_or_insert_with(|| place.store.clone());
                     staged
                 })
                 .collect();
