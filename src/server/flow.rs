@@ -401,7 +401,7 @@ impl Flow {
             });
         }
         let upload = Upload {
-            groups: Groups::new(put.size),
+            groups: Groups::new(put.size, self.id),
             put,
             phase,
             content: Vec::new(),
@@ -871,19 +871,30 @@ impl Flow {
     }
 
     /// Some of a group was thrown away. At its end its sender may be told that it is there.
-    fn drained(&mut self, transfer: u32, end: u64) {
-        let Some(upload) = self.uploads.get_mut(&transfer) else { return };
+    ///
+    /// # Errors
+    /// On a lane, when that was a group that another connection took over and has not brought whole: that one may die
+    /// before it does, and this peer would wait in vain to be told. It sends anew what it was not told of.
+    fn drained(&mut self, transfer: u32, end: u64) -> Result<()> {
+        let Some(upload) = self.uploads.get_mut(&transfer) else { return Ok(()) };
         let size = upload.put.size.unwrap_or(u64::MAX);
         if end < size && !end.is_multiple_of(GROUP_LEN as u64) {
             upload.drained = Some(end);
-            return;
+            return Ok(());
         }
         upload.drained = None;
         let group = (end - 1) / GROUP_LEN as u64;
-        if upload.groups.lock().is_whole(group) {
+        let groups = upload.groups.lock();
+        let (is_whole, is_over) = (groups.is_whole(group), groups.is_over());
+        drop(groups);
+        if is_whole {
             self.tell_written(transfer, group);
         }
         self.forget_lent(transfer);
+        if self.is_lane && !is_whole && !is_over {
+            return Err(Error::new(ErrorKind::Session, "another connection has begun a group that came over this one"));
+        }
+        Ok(())
     }
 
     /// The peer of a lane may forget a group.
@@ -1385,8 +1396,7 @@ impl Handler for Flow {
         let Some(piece) = accepted else {
             // Thrown away, or taken over by another connection while it came.
             self.let_go(transfer);
-            self.drained(transfer, offset + len as u64);
-            return Ok(());
+            return self.drained(transfer, offset + len as u64);
         };
         if matches!(upload.phase, Phase::Unasked) {
             upload.content.truncate(piece.start + len);

@@ -21,6 +21,8 @@ use crate::transfer::{Piece, Receiver};
 pub(super) struct Groups(Mutex<State>);
 
 pub(super) struct State {
+    /// The first connection of the session.
+    first: u64,
     pub(super) receiver: Receiver,
     /// Where content goes; none before the file is made, and none after the commit has taken over.
     pub(super) file: Option<Arc<Sink>>,
@@ -52,9 +54,10 @@ pub(super) enum Place {
 }
 
 impl Groups {
-    /// An upload of this size; none for a stream.
-    pub(super) fn new(size: Option<u64>) -> Arc<Groups> {
+    /// An upload of this size, none for a stream, whose session has this first connection.
+    pub(super) fn new(size: Option<u64>, first: u64) -> Arc<Groups> {
         Arc::new(Groups(Mutex::new(State {
+            first,
             receiver: Receiver::new(size),
             file: None,
             owners: HashMap::new(),
@@ -280,6 +283,11 @@ impl State {
                 return Poll::Ready(Ok(Place::Nowhere));
             }
             if is_start && (owner.is_some() || self.receiver.is_open(group)) {
+                if owner == Some(self.first) {
+                    // Its finish follows what it brings, and there it must not find that a lane took a group over, and
+                    // may have died since.
+                    return Poll::Ready(Ok(Place::Nowhere));
+                }
                 if self.writing.contains_key(&group) {
                     return self.wait(cx);
                 }

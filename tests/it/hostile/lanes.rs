@@ -161,6 +161,58 @@ async fn the_latest_to_begin_a_group_has_it() {
     world.check(&[("x", &whole)]).await;
 }
 
+/// What a lane had sent before it died can be read later than what was sent anew for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_lane_takes_nothing_from_the_first_connection() {
+    let world = World::new().await;
+    let (whole, other) = (content(2 * G), content(5));
+    let mut first = world.greeted().await;
+    let mut late = world.lane_of(&first).await;
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    let (second, _) = first.begin(&put("y", other.len() as u64)).await;
+    first.bytes(&group(transfer, 1, &whole)).await;
+    first.data(transfer, 0, &whole[..PIECE]).await;
+    assert!(first.is_alive().await, "the server has read what came before that");
+    late.data(transfer, 0, &vec![7; PIECE]).await;
+    late.bytes(&group(second, 0, &other)).await;
+    written(&mut late, second, &[0]).await;
+    drop(late);
+    for piece in 1..4 {
+        first.data(transfer, (piece * PIECE) as u64, &whole[piece * PIECE..][..PIECE]).await;
+    }
+    finished(&mut first, transfer, &whole).await;
+    finished(&mut first, second, &other).await;
+    drop(first);
+    world.check(&[("x", &whole), ("y", &other)]).await;
+}
+
+/// Who loses a group to a lane that dies must hear of it, or it would wait to be told that it is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_lost_a_group_to_a_late_one_ends() {
+    let world = World::new().await;
+    let (whole, other) = (content(G), content(2 * G));
+    let mut first = world.greeted().await;
+    let (mut lane, mut late) = (world.lane_of(&first).await, world.lane_of(&first).await);
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    let (second, _) = first.begin(&put("y", other.len() as u64)).await;
+    for (index, (lane, piece)) in [(&mut lane, &whole[..PIECE]), (&mut late, &[7; PIECE])].into_iter().enumerate() {
+        lane.data(transfer, 0, piece).await;
+        // When this is written, the server has read what came before it.
+        lane.bytes(&group(second, index, &other)).await;
+        written(lane, second, &[index as u64]).await;
+    }
+    for piece in 1..4 {
+        lane.data(transfer, (piece * PIECE) as u64, &whole[piece * PIECE..][..PIECE]).await;
+    }
+    assert_eq!(lane.end().await, End::Goodbye(ErrorKind::Session));
+    drop(late);
+    first.bytes(&group(transfer, 0, &whole)).await;
+    finished(&mut first, transfer, &whole).await;
+    finished(&mut first, second, &other).await;
+    drop((first, lane));
+    world.check(&[("x", &whole), ("y", &other)]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dead_lane_had_begun_comes_again() {
     let world = World::new().await;
