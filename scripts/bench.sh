@@ -2,7 +2,7 @@
 # Measures sealift beside the tools that are installed here, all in one run, and prints ratios.
 #
 #   scripts/bench.sh                 the whole table; writes docs/bench-results.json and the tables of docs/PERFORMANCE.md
-#   scripts/bench.sh quick           small sizes and one round, under two minutes; writes nothing into docs/
+#   scripts/bench.sh quick           small sizes and one round, a few minutes; writes nothing into docs/
 #   scripts/bench.sh --help          all options: single workloads, sizes, rounds, directories
 #
 # It works on loopback, or in namespaces that it makes itself, and ends only processes that it started. With
