@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import selectors
 import shlex
 import shutil
 import signal
@@ -60,25 +61,31 @@ def stat_of(pid):
     return None
 
 
-def tree_of(root):
-    """The processes below and including `root`, with what `stat_of` says."""
+def all_stats():
+    """All processes, with what `stat_of` says."""
     stats = {int(pid): stat_of(pid) for pid in os.listdir("/proc") if pid.isdigit()}
+    return {pid: stat for pid, stat in stats.items() if stat}
+
+
+def tree_of(root, stats=None):
+    """The processes below and including `root`, with what `stat_of` says, of those in this table."""
+    stats = all_stats() if stats is None else stats
     found, grew = {root}, True
     while grew:
-        more = {pid for pid, stat in stats.items() if stat and stat[0] in found} - found
+        more = {pid for pid, stat in stats.items() if stat[0] in found} - found
         found |= more
         grew = bool(more)
-    return {pid: stats[pid] for pid in found if stats.get(pid)}
+    return {pid: stats[pid] for pid in found if pid in stats}
 
 
 def cpu_of(root):
     return sum(stat[1] for stat in tree_of(root).values())
 
 
-def peak_of(root):
+def peak_of(root, stats=None):
     """Peak resident bytes of the processes that run, by the kernel's own count since each began its program."""
     total = 0
-    for pid in tree_of(root):
+    for pid in tree_of(root, stats):
         with contextlib.suppress(OSError):
             with open(f"/proc/{pid}/status") as file:
                 total += sum(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
@@ -110,8 +117,9 @@ class Sampler(threading.Thread):
 
     def run(self):
         while not self.over.wait(0.1):
+            stats = all_stats()
             for side, roots in self.sides.items():
-                self.peak[side] = max(self.peak[side], sum(peak_of(root) for root in roots))
+                self.peak[side] = max(self.peak[side], sum(peak_of(root, stats) for root in roots))
 
 
 # ---- tools -----------------------------------------------------------------------------------------------------
@@ -479,26 +487,25 @@ class Bench:
         timer.start()
         ended, client_cpu, codes = [], 0.0, []
         left = {process.pid: process for process in processes}
+        ends = selectors.DefaultSelector()
+        for pid in left:
+            ends.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
         try:
             while left:
-                # Any child of ours may end first; the server's own end is noticed by its failure to answer.
-                pid = next(iter(left)) if len(left) == 1 else None
-                if pid is None:
-                    for candidate in list(left):
-                        found, status, usage = os.wait4(candidate, os.WNOHANG)
-                        if found:
-                            break
-                    else:
-                        time.sleep(0.001)
-                        continue
-                else:
-                    found, status, usage = os.wait4(pid, 0)
-                ended.append(time.monotonic() - began)
-                left.pop(found).returncode = os.waitstatus_to_exitcode(status)
-                codes.append(os.waitstatus_to_exitcode(status))
-                client_cpu += usage.ru_utime + usage.ru_stime
+                # Any of them may end first; the server's own end is noticed by its failure to answer.
+                for key, _ in ends.select():
+                    _, status, usage = os.wait4(key.data, 0)
+                    ended.append(time.monotonic() - began)
+                    ends.unregister(key.fd)
+                    os.close(key.fd)
+                    left.pop(key.data).returncode = os.waitstatus_to_exitcode(status)
+                    codes.append(os.waitstatus_to_exitcode(status))
+                    client_cpu += usage.ru_utime + usage.ru_stime
         finally:
             timer.cancel()
+            for key in list(ends.get_map().values()):
+                os.close(key.fd)
+            ends.close()
             for process in left.values():
                 end_group(process)
         wall = max(ended)
@@ -845,10 +852,12 @@ class Bench:
 
     def w7_round(self, number, control, here, on_link):
         # One lossy CUBIC stream gets a hundredth of the link: less content, the same rate.
-        size = self.options.wan_mib * MIB // (1 if control == "bbr" else 8)
+        size = self.options.wan_mib * MIB // (1 if control == "bbr" else 16)
         source = self.file(size, "wan")
-        kinds = [(cls, None) for cls in (Scp, Rsync)]
-        kinds += [(Sealift, streams) for streams in ((None, 1) if control == "bbr" else (None, 1, 8, 16))]
+        kinds = [(Sealift, streams) for streams in ((None,) if control == "bbr" else (None, 8, 16))]
+        if number == 1:
+            # One connection takes minutes, and hardly differs from round to round.
+            kinds += [(Scp, None), (Rsync, None), (Sealift, 1)]
         for cls, streams in rotate(kinds, number):
             for tool in self.tools(cls):
                 tool.extra = ("--streams", str(streams)) if streams else ()
@@ -857,8 +866,8 @@ class Bench:
                 label = f"{tool.name} --streams {streams}" if streams else tool.name
                 self.sample(f"W7 {control}", tool, number, lambda _: [[*here, *tool.put(source, "f")]],
                             lambda root: same(source, f"{root}/f"), size=size, label=label, **on_link)
-                # One CUBIC stream takes minutes; of the peers, one direction says enough.
-                if cls is Sealift and (control == "bbr" or number == 1):
+                # Of the peers, one direction says enough.
+                if cls is Sealift:
                     target = f"{self.shm}/got"
                     self.sample(f"W7 {control} down", tool, number, lambda _: [[*here, *tool.get("f", target)]],
                                 lambda _: same(source, target), size=size, label=label, targets=[target],
@@ -1212,6 +1221,8 @@ def main():
     try:
         for name in chosen:
             getattr(bench, name)()
+            # What was measured stays, whatever happens to the rest.
+            write(bench, options)
         print()
         for work, record in bench.results.items():
             if work != "bound":
