@@ -147,7 +147,7 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let ms = Duration::from_millis;
         let cases = [
-            (ms(100), 1024 * MIB, None, 7),
+            (ms(100), 1024 * MIB, None, 15),
             (ms(100), 20 * MIB, None, 1),
             (ms(100), 0, None, 0),
             (ms(100), 0, Some(8), 0),

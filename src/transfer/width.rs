@@ -11,6 +11,10 @@ use crate::limits::{MIB, NEAR_ROUND_TRIP};
 /// Bytes under way on one connection at most, by the 4 MiB of send buffer that systems allow, more than half of which
 /// is overhead: as measured, 1.7 MB.
 const WINDOW_USUAL: u64 = 1_600_000;
+/// How many times as many connections there are at the beginning as would fill a path: what waits to be sent again
+/// takes the room of what is new, so that some always have less under way than they might, and twice as many are a
+/// round trip sooner at the rate of the path.
+const SPARE: usize = 2;
 /// Bytes per second that a path is taken to carry.
 const RATE_USUAL: u64 = 125_000_000;
 /// A connection more is worth at least so many bytes.
@@ -18,7 +22,7 @@ const SHARE_MIN: u64 = 8 * MIB as u64;
 /// The most connections that are opened uncalled for.
 const COUNT_MAX: usize = 16;
 /// The most at the beginning, before anything was measured.
-const COUNT_FIRST_MAX: usize = 8;
+const COUNT_FIRST_MAX: usize = 16;
 /// A path on which so little is under way while packets are lost is held up by the loss.
 const WINDOW_LOSSY: u64 = 3 * MIB as u64 / 2;
 /// Round trips, and the least time, between two looks.
@@ -60,7 +64,7 @@ impl Width {
         let under_way = u128::from(RATE_USUAL) * rtt.as_micros() / 1_000_000;
         let needed = usize::try_from(under_way.div_ceil(u128::from(WINDOW_USUAL))).unwrap_or(COUNT_FIRST_MAX);
         let worth = usize::try_from(size / SHARE_MIN).unwrap_or(COUNT_FIRST_MAX);
-        needed.min(worth).clamp(1, COUNT_FIRST_MAX)
+        if needed < 2 { 1 } else { needed.saturating_mul(SPARE).min(worth).clamp(1, COUNT_FIRST_MAX) }
     }
 
     /// With so many connections at the beginning.
@@ -118,13 +122,13 @@ mod tests {
             (MS / 20, GIB, 1),
             (MS, GIB, 1),
             (10 * MS, GIB, 1),
-            (20 * MS, GIB, 2),
-            (50 * MS, GIB, 4),
-            (100 * MS, GIB, 8),
+            (20 * MS, GIB, 4),
+            (50 * MS, GIB, 8),
+            (100 * MS, GIB, 16),
             (100 * MS, 20 << 20, 2),
             (100 * MS, 5 << 20, 1),
-            (300 * MS, GIB, 8),
-            (Duration::from_secs(3600), u64::MAX, 8),
+            (300 * MS, GIB, 16),
+            (Duration::from_secs(3600), u64::MAX, 16),
         ];
         for (rtt, size, expected) in cases {
             assert_eq!(Width::first(rtt, size), expected, "{rtt:?}, {size} bytes");
