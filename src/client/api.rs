@@ -1,10 +1,12 @@
 //! The client as a library: one server, a connection that is made again when it breaks, and plain requests.
 
 use std::cell::RefCell;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -14,6 +16,7 @@ use crate::client::atomic::OpenTree;
 use crate::client::connect::{Dialer, Greeted, jittered};
 use crate::client::event::{Event, Events, ItemId};
 use crate::client::invite::Redemption;
+use crate::client::lanes::Place;
 use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
@@ -32,6 +35,8 @@ use crate::transfer::Width;
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
+/// A download is worth a second thread from this size on: that takes a handshake, of which both sides have a millisecond.
+const THREADS_FROM: u64 = 64 * MIB as u64;
 /// Attempts at a file that changes every time it is read, or arrives as another one.
 const CHANGED_MAX: u32 = 5;
 /// How often the progress of an item is told at most.
@@ -485,20 +490,43 @@ impl Client {
         }
     }
 
+    /// Opens connections with threads of their own, for a download of this size that is worked on where its connections
+    /// are.
+    pub(crate) fn share_out(&self, session: &Session, size: u64) {
+        if self.inner.streams.is_none() && size >= THREADS_FROM {
+            self.open_lanes_on(session, session.threads(), Place::Thread);
+        }
+    }
+
     fn open_lanes(&self, session: &Session, count: usize) {
+        self.open_lanes_on(session, count, Place::Task);
+    }
+
+    fn open_lanes_on(&self, session: &Session, count: usize, place: Place) {
         let (Some(token), Some(address)) = (session.hello().token, session.address()) else { return };
         for _ in 0..session.lanes().missing(count) {
             let (inner, lanes, pool) = (Arc::downgrade(&self.inner), session.lanes().clone(), self.pool().clone());
-            self.drivers().spawn(async move {
+            let work = async move {
                 let Some(joining) = inner.upgrade() else { return };
                 let joined = joining.dialer.join(address, token).await;
                 drop(joining);
                 match joined {
-                    Ok(connection) => lanes.drive(connection, pool).await,
+                    Ok(connection) => lanes.drive(connection, pool, place).await,
                     // It goes on with the connections that it has.
                     Err(_) => lanes.not_opened(),
                 }
-            });
+            };
+            match place {
+                Place::Task => drop(self.drivers().spawn(work)),
+                Place::Thread => {
+                    let lanes = session.lanes().clone();
+                    self.drivers().spawn(async move {
+                        if on_thread(work).await.is_err() {
+                            lanes.not_opened();
+                        }
+                    });
+                }
+            }
         }
     }
 
@@ -592,6 +620,32 @@ impl Client {
         let (untold, moved) = (Untold::default(), Moved::default());
         Item { client: self.clone(), id, name, counted: 0, best: 0, untold, told: None, moved }
     }
+}
+
+/// Does something on a thread of its own, with a runtime of its own.
+///
+/// # Errors
+/// When the system gives none; nothing was done then.
+///
+/// # Cancel safety
+/// Safe: the work is dropped at its next step.
+async fn on_thread(work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (over, is_over) = oneshot::channel::<()>();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("sealift".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = stopped => {}
+                () = work => {}
+            }
+        });
+        drop(over);
+    })?;
+    // Either end of it, a panic included.
+    let _ = is_over.await;
+    drop(stop);
+    Ok(())
 }
 
 /// Whether a failure is one of the connection rather than of what was asked.

@@ -7,7 +7,8 @@
 //! it on the same connection.
 //!
 //! Groups of a download are asked for over whichever connection has few that it was asked for and has not brought;
-//! those that a lane still owes when it dies are asked for again.
+//! those that a lane still owes when it dies are asked for again. A lane that has a thread of its own does there with
+//! a group what is to be done with it, too.
 //!
 //! Invariants: a lane never opens or ends a transfer; the queue is bounded by permits, what is under way by what the
 //! network holds; when the session ends, so do its lanes.
@@ -27,7 +28,7 @@ use crate::client::life::Life;
 use crate::client::session::{EVENTS_MAX, Leases, end, give_up};
 use crate::client::shelf::{Filling, Shelf};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{group_len, group_offset};
+use crate::hash::{GroupHash, group_len, group_offset};
 use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX};
 use crate::net::{Connection, Event, Handler};
 use crate::protocol::{Breach, Goodbye, Kind, List, Message, Want, Working, Written};
@@ -69,11 +70,32 @@ struct State {
     next: u64,
     /// The server takes no more.
     is_full: bool,
-    /// Who is told what became of the groups of each, and where beginnings of groups are laid.
-    transfers: HashMap<u32, (mpsc::Sender<Report>, Shelf)>,
+    transfers: HashMap<u32, Carried>,
     /// How many connections there should be by what is measured.
     width: Width,
     has_ended: bool,
+}
+
+/// A transfer whose groups go over all connections.
+struct Carried {
+    /// Who is told what became of them.
+    reports: mpsc::Sender<Report>,
+    /// Where beginnings of groups are laid.
+    shelf: Shelf,
+    /// What is done with each by a lane that has a thread of its own.
+    work: Option<Work>,
+}
+
+/// Hashes and writes a group of a download: its index, its content.
+pub(crate) type Work = Arc<dyn Fn(u64, Buffer) -> Result<GroupHash> + Send + Sync>;
+
+/// What drives a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A task beside others.
+    Task,
+    /// A thread that does nothing else, and may so work on what comes.
+    Thread,
 }
 
 struct Lane {
@@ -100,25 +122,33 @@ struct Wanted {
 /// How many groups a connection may owe, or have taken and not be told to be written: enough that it never runs dry, and few, so that a slow one does not hold up
 /// the end.
 #[derive(Clone, Copy)]
-pub(crate) struct Pace(usize);
+pub(crate) struct Pace {
+    groups: usize,
+    max: usize,
+}
 
 impl Pace {
     pub(crate) fn new() -> Pace {
-        Pace(WANTED_MIN)
+        Pace { groups: WANTED_MIN, max: WANTED_MAX }
+    }
+
+    /// For who works on a group before the next one is taken: one comes meanwhile. More would get cold.
+    fn steady() -> Pace {
+        Pace { groups: WANTED_MIN, max: WANTED_MIN }
     }
 
     /// A group has come that was asked for so long ago.
     pub(crate) fn came_after(&mut self, time: Duration) {
         if time < PACE_MIN {
-            self.0 = (self.0 + 1).min(WANTED_MAX);
+            self.groups = (self.groups + 1).min(self.max);
         } else if time > PACE_MAX {
-            self.0 = (self.0 / 2).max(WANTED_MIN);
+            self.groups = (self.groups / 2).max(WANTED_MIN);
         }
     }
 
     /// How many there may be.
     pub(crate) fn groups(self) -> usize {
-        self.0
+        self.groups
     }
 }
 
@@ -149,6 +179,8 @@ pub(crate) enum Report {
     Sent(u64),
     /// It has come over a lane.
     Came(u64, Buffer),
+    /// It has come over a lane, and the lane's thread has done with it what was to be done.
+    Worked(u64, Result<GroupHash>),
     /// The lane that had it, or owed it, has died.
     Lost(u64),
     /// There is one more lane.
@@ -190,7 +222,7 @@ impl Lanes {
     /// Enters a transfer. One number is entered once.
     pub(crate) fn carry(&self, transfer: u32, shelf: Shelf) -> Carrier {
         let (sender, reports) = mpsc::channel(REPORTS_MAX);
-        self.lock().transfers.insert(transfer, (sender, shelf.clone()));
+        self.lock().transfers.insert(transfer, Carried { reports: sender, shelf: shelf.clone(), work: None });
         Carrier { lanes: self.clone(), transfer, reports, shelf }
     }
 
@@ -246,7 +278,8 @@ impl Lanes {
             limited_by_buffers: info.limited_by_buffers,
         };
         if let Some(count) = state.width.look(seen) {
-            state.transfers.values().for_each(|(reports, _)| drop(reports.try_send(Report::Wider(count))));
+            let carried = state.transfers.values();
+            carried.for_each(|carried| drop(carried.reports.try_send(Report::Wider(count))));
         }
     }
 
@@ -258,10 +291,10 @@ impl Lanes {
     }
 
     /// Drives a lane until it or the session ends.
-    pub(crate) async fn drive(self, mut connection: Connection, pool: Pool) {
-        let Some(number) = self.enter() else { return };
+    pub(crate) async fn drive(self, mut connection: Connection, pool: Pool, place: Place) {
+        let Some(number) = self.enter(place) else { return };
         let (filling, leases) = (HashMap::new(), Leases::new(pool));
-        let mut front = Front { lanes: self.clone(), number, taken: None, filling, leases };
+        let mut front = Front { lanes: self.clone(), number, place, taken: None, filling, leases };
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut life = Life::new();
@@ -277,7 +310,7 @@ impl Lanes {
         }
     }
 
-    fn enter(&self) -> Option<u64> {
+    fn enter(&self, place: Place) -> Option<u64> {
         let mut state = self.lock();
         state.opening -= 1;
         if state.has_ended {
@@ -291,11 +324,25 @@ impl Lanes {
             requests: Vec::new(),
             wanted: HashMap::new(),
             asked: 0,
-            pace: Pace::new(),
+            pace: if place == Place::Thread { Pace::steady() } else { Pace::new() },
         };
         state.lanes.insert(number, lane);
-        state.transfers.values().for_each(|(reports, _)| drop(reports.try_send(Report::Joined)));
+        state.transfers.values().for_each(|carried| drop(carried.reports.try_send(Report::Joined)));
         Some(number)
+    }
+
+    /// Lets go of a transfer.
+    fn forget(&self, transfer: u32) {
+        let mut state = self.lock();
+        let carried = state.transfers.remove(&transfer);
+        state.queue.retain(|queued| queued.group.transfer != transfer);
+        state.lanes.values_mut().for_each(|lane| {
+            lane.under_way.retain(|&(other, _), _| other != transfer);
+            lane.wanted.remove(&transfer);
+        });
+        drop(state);
+        // The work may be the last that holds a file.
+        drop(carried);
     }
 
     fn leave(&self, number: u64) {
@@ -354,9 +401,9 @@ impl State {
     }
 
     fn report(&self, transfer: u32, report: Report) {
-        if let Some((reports, _)) = self.transfers.get(&transfer) {
+        if let Some(carried) = self.transfers.get(&transfer) {
             // Nobody listening any more is all right: the transfer was given up. There always is room.
-            let _ = reports.try_send(report);
+            let _ = carried.reports.try_send(report);
         }
     }
 }
@@ -407,6 +454,29 @@ impl Carrier {
         count
     }
 
+    /// From now on, lanes with threads of their own do this with groups that come.
+    pub(crate) fn let_work(&self, work: Work) {
+        if let Some(carried) = self.lanes.lock().transfers.get_mut(&self.transfer) {
+            carried.work = Some(work);
+        }
+    }
+
+    /// Takes the transfer back from the lanes, and tells one after the other what becomes of the groups that one of
+    /// them is working on. After the last, no lane does anything for this transfer.
+    ///
+    /// # Cancel safety
+    /// Safe, but for what is said of the end.
+    pub(crate) async fn next_of_rest(&mut self) -> Option<(u64, Result<GroupHash>)> {
+        self.lanes.forget(self.transfer);
+        // Who is at work holds a sender, and lets go of all else before that.
+        loop {
+            match self.reports.recv().await? {
+                Report::Worked(group, worked) => return Some((group, worked)),
+                Report::Sent(_) | Report::Came(..) | Report::Lost(_) | Report::Joined | Report::Wider(_) => {}
+            }
+        }
+    }
+
     /// What became of a group that was queued. Pending for ever once the session has ended.
     ///
     /// # Cancel safety
@@ -421,14 +491,7 @@ impl Carrier {
 
 impl Drop for Carrier {
     fn drop(&mut self) {
-        let mut state = self.lanes.lock();
-        let transfer = self.transfer;
-        state.transfers.remove(&transfer);
-        state.queue.retain(|queued| queued.group.transfer != transfer);
-        state.lanes.values_mut().for_each(|lane| {
-            lane.under_way.retain(|&(other, _), _| other != transfer);
-            lane.wanted.remove(&transfer);
-        });
+        self.lanes.forget(self.transfer);
     }
 }
 
@@ -436,6 +499,7 @@ impl Drop for Carrier {
 struct Front {
     lanes: Lanes,
     number: u64,
+    place: Place,
     taken: Option<Group>,
     /// Groups that are being received, by transfer.
     filling: HashMap<u32, Filling>,
@@ -456,8 +520,8 @@ impl Handler for Front {
                 return Poll::Ready(Ok(&mut []));
             };
             match (wanted.ranges.front(), state.transfers.get(&transfer)) {
-                (Some(&(start, rest, _)), Some((_, shelf))) if offset == start && len <= rest => {
-                    (group_len(wanted.size, offset / GROUP_LEN as u64), shelf.clone())
+                (Some(&(start, rest, _)), Some(carried)) if offset == start && len <= rest => {
+                    (group_len(wanted.size, offset / GROUP_LEN as u64), carried.shelf.clone())
                 }
                 _ => return Poll::Ready(Err(Breach::Data("content that was not asked for, or out of order").into())),
             }
@@ -487,8 +551,19 @@ impl Handler for Front {
         }
         lane.pace.came_after(asked.elapsed());
         wanted.ranges.pop_front();
-        if let Some(buffer) = self.filling.remove(&transfer).and_then(Filling::into_buffer) {
-            state.report(transfer, Report::Came(offset / GROUP_LEN as u64, buffer));
+        let Some(buffer) = self.filling.remove(&transfer).and_then(Filling::into_buffer) else { return Ok(()) };
+        let group = offset / GROUP_LEN as u64;
+        let carried = state.transfers.get(&transfer).filter(|_| self.place == Place::Thread);
+        let work = carried.and_then(|carried| Some((carried.work.clone()?, carried.reports.clone())));
+        match work {
+            Some((work, reports)) => {
+                drop(state);
+                let worked = work(group, buffer);
+                // Before it is told: whoever hears of the last group takes the file for its own.
+                drop(work);
+                let _ = reports.try_send(Report::Worked(group, worked));
+            }
+            None => state.report(transfer, Report::Came(group, buffer)),
         }
         Ok(())
     }
@@ -589,3 +664,91 @@ impl Front {
 #[cfg(test)]
 #[path = "../../tests/sim/lane.rs"]
 pub(crate) mod simulated;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc as std_mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_transfer_ends_when_the_thread_of_a_lane_has_let_go_of_it() {
+        const LEN: u64 = 2 * GROUP_LEN as u64;
+        let lanes = Lanes::new();
+        let mut carrier = lanes.carry(7, Shelf::default());
+        let file = Arc::new(());
+        let (begun, is_begun) = std_mpsc::channel();
+        let (go, may_go) = std_mpsc::channel::<()>();
+        let may_go = Mutex::new(may_go);
+        let held = Arc::clone(&file);
+        carrier.let_work(Arc::new(move |index, buffer| {
+            begun.send(index).unwrap();
+            may_go.lock().unwrap().recv().unwrap();
+            assert!(buffer.iter().all(|&byte| byte == 3));
+            let _held = &held;
+            Ok(GroupHash::of(index, &buffer))
+        }));
+        assert_eq!(lanes.missing(2), 1);
+        let number = lanes.enter(Place::Thread).unwrap();
+        let mut groups = 0..3;
+        assert_eq!(carrier.ask(LEN + 1, || groups.next()), WANTED_MIN, "it works on one while the other comes");
+        let mut front = Front {
+            lanes: lanes.clone(),
+            number,
+            place: Place::Thread,
+            taken: None,
+            filling: HashMap::new(),
+            leases: Leases::new(Pool::new(4 * GROUP_LEN)),
+        };
+        let lane = std::thread::spawn(move || {
+            let mut cx = Context::from_waker(Waker::noop());
+            let Poll::Ready(Ok(space)) = front.poll_space(&mut cx, 7, 0, GROUP_LEN) else { panic!("no space") };
+            space.fill(3);
+            front.filled(7, 0, GROUP_LEN).unwrap();
+            // Given up meanwhile: what still comes is thrown away.
+            let Poll::Ready(Ok(space)) = front.poll_space(&mut cx, 7, GROUP_LEN as u64, 9) else { panic!("refused") };
+            assert!(space.is_empty());
+        });
+        assert_eq!(is_begun.recv().unwrap(), 0);
+        {
+            let mut rest = pin!(carrier.next_of_rest());
+            let is_over = std::future::poll_fn(|cx| Poll::Ready(rest.as_mut().poll(cx).is_ready()));
+            assert!(!is_over.await, "it waits for who is at work");
+            assert!(lanes.0.state.lock().unwrap().transfers.is_empty());
+            go.send(()).unwrap();
+            let (group, worked) = rest.await.unwrap();
+            assert_eq!(worked.unwrap().value, GroupHash::of(group, &[3; GROUP_LEN]).value);
+        }
+        assert!(carrier.next_of_rest().await.is_none());
+        assert_eq!(Arc::strong_count(&file), 1, "nobody holds the file any more");
+        lane.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_session_that_ends_leaves_who_is_at_work_to_be_waited_for() {
+        let lanes = Lanes::new();
+        let mut carrier = lanes.carry(1, Shelf::default());
+        let reports = lanes.lock().transfers[&1].reports.clone();
+        lanes.end();
+        let at_work = async move {
+            tokio::task::yield_now().await;
+            drop(reports.try_send(Report::Worked(5, Ok(GroupHash::of(5, b"x")))));
+        };
+        let (rest, ()) = tokio::join!(carrier.next_of_rest(), at_work);
+        assert_eq!(rest.map(|(group, _)| group), Some(5));
+        assert!(carrier.next_of_rest().await.is_none());
+    }
+
+    #[test]
+    fn the_pace_of_who_works_on_groups_is_steady() {
+        let (mut steady, mut other) = (Pace::steady(), Pace::new());
+        for pace in [&mut steady, &mut other] {
+            (0..99).for_each(|_| pace.came_after(Duration::ZERO));
+        }
+        assert_eq!((steady.groups(), other.groups()), (WANTED_MIN, WANTED_MAX));
+        for pace in [&mut steady, &mut other] {
+            (0..99).for_each(|_| pace.came_after(2 * PACE_MAX));
+        }
+        assert_eq!((steady.groups(), other.groups()), (WANTED_MIN, WANTED_MIN));
+    }
+}

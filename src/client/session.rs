@@ -129,6 +129,8 @@ struct Shared {
     round_trip: Duration,
     /// The processors that this side may take for its own.
     processors: usize,
+    /// Threads that one download may keep busy.
+    threads: usize,
     desk: Mutex<Desk>,
     open: Arc<Semaphore>,
     unasked: Arc<Semaphore>,
@@ -188,7 +190,8 @@ impl Session {
         // Without an address there is one connection, and that works.
         let address = socket.tcp().peer_addr().ok();
         let all = available_parallelism().map_or(1, usize::from);
-        let processors = workplace::processors(all, socket.stays_on_machine());
+        let is_shared = socket.stays_on_machine();
+        let processors = (workplace::processors(all, is_shared), workplace::threads(all, is_shared));
         let round_trip = connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min);
         let session = Session::of((hello, pin, book), (address, round_trip), processors, stalls);
         let work = drive(connection, session.clone(), pool);
@@ -199,7 +202,7 @@ impl Session {
     fn of(
         (hello, pin, book): (ServerHello, Option<Pin>, Option<Book>),
         (address, round_trip): (Option<SocketAddr>, Duration),
-        processors: usize,
+        (processors, threads): (usize, usize),
         stalls: Arc<Stalls>,
     ) -> Session {
         let unasked_kib = usize::try_from(hello.unasked_max / KIB as u64).unwrap_or(usize::MAX).min(64 * KIB);
@@ -218,6 +221,7 @@ impl Session {
             book,
             address,
             processors,
+            threads,
             round_trip,
             desk: Mutex::new(desk),
             open: Arc::new(Semaphore::new(open_max)),
@@ -253,6 +257,11 @@ impl Session {
     /// Where groups of a file are worked on that lies in memory or not.
     pub(crate) fn workplace(&self, is_in_memory: bool) -> Workplace {
         Workplace::of(is_in_memory, self.0.processors)
+    }
+
+    /// How many threads, each with a connection of its own, may work on a download that is worked on here.
+    pub(crate) fn threads(&self) -> usize {
+        self.0.threads
     }
 
     /// The further connections of this session.

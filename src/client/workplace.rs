@@ -46,6 +46,13 @@ pub(crate) fn processors(all: usize, shares_machine: bool) -> usize {
     if shares_machine { all / 2 } else { all }
 }
 
+/// How many threads, each with a connection of its own, do all that there is to do for one download whose groups are
+/// worked on [`Workplace::Here`]: two where both sides share processors, because with one of each side none of them is
+/// busy all the time.
+pub(crate) fn threads(all: usize, shares_machine: bool) -> usize {
+    if shares_machine { all.clamp(1, 2) } else { 1 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +73,14 @@ mod tests {
         }
         assert_eq!(Workplace::Here.at_once(4), 1);
         assert_eq!(Workplace::DiskThreads.at_once(4), 4);
+    }
+
+    #[test]
+    fn two_threads_share_a_download_where_both_sides_share_processors() {
+        let cases = [(1, true, 1), (2, true, 2), (3, true, 2), (64, true, 2), (1, false, 1), (8, false, 1)];
+        for (all, shares, expected) in cases {
+            assert_eq!(threads(all, shares), expected, "{all} processors, shared: {shares}");
+        }
     }
 
     #[tokio::test]

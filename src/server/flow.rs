@@ -691,20 +691,21 @@ impl Flow {
     }
 
     /// Whether what waits for no disk is done by this connection's thread, because disk threads have no processor to
-    /// themselves. Not on a lane, where it may be the last that lets go of an upload.
+    /// themselves.
     fn works_here(&mut self, each: usize) -> bool {
         #[cfg(test)]
         if storage::simulated::is_on() {
             return false;
         }
         let mover = self.mover.get_or_insert_with(|| self.shared.movers.enter());
-        mover.is_one_of_many(each) && !self.is_lane
+        mover.is_one_of_many(each)
     }
 
     /// As [`Flow::works_here`], for what comes. A client that reads for us on this machine keeps a processor busy; what
-    /// goes out is fetched ahead of such a client by disk threads, as it waits for nothing else.
+    /// goes out is fetched ahead of such a client by disk threads, as it waits for nothing else. Not on a lane, where it
+    /// may be the last that lets go of an upload.
     fn writes_here(&mut self) -> bool {
-        self.works_here(if self.is_client_near { 2 } else { 1 })
+        !self.is_lane && self.works_here(if self.is_client_near { 2 } else { 1 })
     }
 
     /// Forgets what has come of a group that is another connection's by now, or of no use.

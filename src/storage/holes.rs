@@ -12,6 +12,10 @@ impl StoredFile {
     #[must_use]
     pub fn zero_groups(&self) -> Option<Vec<(u64, u64)>> {
         let (size, count) = (self.size(), group_count(self.size()));
+        // On tmpfs the search would go through all pages.
+        if self.is_in_memory() && self.has_all_blocks() {
+            return None;
+        }
         // The place in the file is nobody's: all reads say where they begin.
         let seek = |from| rustix::fs::seek(self, from);
         let mut runs = Vec::new();
@@ -41,5 +45,12 @@ impl StoredFile {
             offset = end;
         }
         (!runs.is_empty()).then_some(runs)
+    }
+
+    /// Whether there are as many blocks as the size needs.
+    fn has_all_blocks(&self) -> bool {
+        let blocks = rustix::fs::fstat(self).ok().and_then(|stat| u64::try_from(stat.st_blocks).ok());
+        // In units of 512 bytes, whatever the file system has.
+        blocks.is_some_and(|blocks| blocks >= self.size().div_ceil(512))
     }
 }

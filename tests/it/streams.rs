@@ -1,6 +1,8 @@
 //! One transfer over several connections: the bytes are right, and what a lane that dies had is sent again.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::time::Instant;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -216,18 +218,23 @@ fn a_congestion_control_is_taken_or_refused_before_anything() {
     assert!(!world.root().join("y").exists());
 }
 
-/// Runs something that sees one processor only, and so do the programs that it starts.
-fn on_one_processor<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+/// Runs something that sees so many processors only, and so do the programs that it starts. None where there are fewer.
+fn on_processors<T: Send>(count: usize, work: impl FnOnce() -> T + Send) -> Option<T> {
     std::thread::scope(|scope| {
         let pinned = scope.spawn(|| {
             let all = sched_getaffinity(None).unwrap();
-            let mut one = CpuSet::new();
-            one.set((0..CpuSet::MAX_CPU).find(|&number| all.is_set(number)).unwrap());
-            sched_setaffinity(None, &one).unwrap();
-            work()
+            let some: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&number| all.is_set(number)).take(count).collect();
+            let mut set = CpuSet::new();
+            some.iter().for_each(|&number| set.set(number));
+            sched_setaffinity(None, &set).unwrap();
+            (some.len() == count).then(work)
         });
         pinned.join().unwrap()
     })
+}
+
+fn on_one_processor<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    on_processors(1, work).unwrap()
 }
 
 #[test]
@@ -268,4 +275,63 @@ fn both_sides_with_one_processor_move_files_in_memory() {
             assert_eq!((staged(&world.root()), leftovers(&world.root()).len()), (0, 0));
         }
     }
+}
+
+#[test]
+fn a_download_that_both_sides_have_two_processors_for_goes_over_two_connections() {
+    let world = World::in_memory();
+    let server = on_processors(2, || world.serve());
+    let Some(server) = server else { return eprintln!("skipped: this machine has one processor") };
+    let size = 66 * MIB + 4097;
+    let whole = content(9, size);
+    fs::write(world.root().join("x"), &whole).unwrap();
+    let quarter = size as u64 / 4;
+    // Which connection is cut, and after how much.
+    let cases = [
+        None,
+        Some((1, quarter, Cut::Reset)),
+        Some((1, quarter + 300_000, Cut::End)),
+        Some((0, quarter, Cut::Reset)),
+        Some((1, 100, Cut::Reset)),
+    ];
+    for case in cases {
+        let proxy = Proxy::new(server.port, move |number| Plan {
+            cut: case.filter(|&(which, ..)| which == number).map(|(_, at, how)| (at, how)),
+            ..Plan::default()
+        });
+        let got = world.path("got");
+        let ran = on_processors(2, || server.run("get", [remote(proxy.port, "x").as_str(), got.to_str().unwrap()]));
+        let ran = ran.unwrap();
+        assert_eq!(ran.code, 0, "{case:?}: {ran:?}");
+        assert!(fs::read(&got).unwrap() == whole, "{case:?}: other bytes");
+        if case.is_none() && Path::new("/dev/shm").is_dir() {
+            assert_eq!(proxy.connections(), 2);
+        }
+        let (_, down) = proxy.bytes();
+        assert!(down < size as u64 + 6 * MIB as u64, "{case:?}: {down} bytes came");
+        fs::remove_file(&got).unwrap();
+    }
+    // One that was fixed is one.
+    let proxy = Proxy::new(server.port, |_| Plan::default());
+    let ran = on_processors(2, || run(&server, "get", 1, &remote(proxy.port, "x"), world.path("y").to_str().unwrap()));
+    assert_eq!((ran.unwrap().code, proxy.connections()), (0, 1));
+    assert_eq!((staged(&world.root()), leftovers(&world.root()).len()), (0, 0));
+}
+
+#[test]
+fn holes_of_files_in_memory_are_not_sent_either() {
+    let world = World::in_memory();
+    let server = world.serve();
+    let mut whole = content(3, 9 * MIB);
+    whole[2 * MIB..8 * MIB].fill(0);
+    let file = fs::File::create(world.root().join("x")).unwrap();
+    file.set_len(whole.len() as u64).unwrap();
+    file.write_all_at(&whole[..2 * MIB], 0).unwrap();
+    file.write_all_at(&whole[8 * MIB..], 8 * MIB as u64).unwrap();
+    let proxy = Proxy::new(server.port, |_| Plan::default());
+    let ran = run(&server, "get", 1, &remote(proxy.port, "x"), world.path("y").to_str().unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(fs::read(world.path("y")).unwrap() == whole);
+    let (_, down) = proxy.bytes();
+    assert!(down < 4 * MIB as u64, "{down} bytes came");
 }

@@ -13,9 +13,9 @@ impl Line {
         if lanes.missing(count) == 0 {
             return None;
         }
-        let number = lanes.enter()?;
+        let number = lanes.enter(Place::Task)?;
         let (filling, leases) = (HashMap::new(), Leases::new(pool));
-        Some(Line(Front { lanes: lanes.clone(), number, taken: None, filling, leases }))
+        Some(Line(Front { lanes: lanes.clone(), number, place: Place::Task, taken: None, filling, leases }))
     }
 
     /// What the client sends now, as whole frames.

@@ -8,7 +8,7 @@ pub(crate) struct Line(Front);
 impl Line {
     /// A session with a server that says this, and its connection.
     pub(crate) fn new(hello: ServerHello, pool: Pool, stalls: Arc<Stalls>) -> (Session, Line) {
-        let session = Session::of((hello, None, None), (None, Duration::ZERO), 8, stalls);
+        let session = Session::of((hello, None, None), (None, Duration::ZERO), (8, 1), stalls);
         (session.clone(), Line(Front::new(session, pool)))
     }
 

@@ -18,7 +18,7 @@ use crate::client::keep::{self, Found, Keeper};
 use crate::client::lanes::{Pace, Report};
 use crate::client::session::{Exchange, Reply, Session};
 use crate::client::shelf::Shelf;
-use crate::client::stalls::Cause;
+use crate::client::stalls::{Cause, Stalls};
 use crate::client::workplace::Workplace;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
@@ -113,6 +113,17 @@ impl Sink {
 pub(super) fn mismatch(ours: Root, theirs: Root) -> Error {
     let message = format!("the content that arrived has the hash {ours}, the server says {theirs}");
     Error::new(ErrorKind::Mismatch, message)
+}
+
+/// Hashes and writes a group. Blocks.
+fn save(sink: &Sink, stalls: &Stalls, index: u64, content: &Buffer) -> Result<GroupHash> {
+    let hash = stalls.working(Cause::Hashing, || GroupHash::of(index, content));
+    #[cfg(test)]
+    if index > 0 && storage::simulated::planted(storage::simulated::Planted::DownloadUnwritten) {
+        return Ok(hash);
+    }
+    stalls.working(Cause::Writing, || sink.write(index, content))?;
+    Ok(hash)
 }
 
 const _: () = assert!(WINDOW * GROUP_LEN <= crate::limits::WANTED_MAX as usize, "one file may fill its window");
@@ -338,11 +349,17 @@ impl Job {
         let mut writes: JoinSet<Result<(u64, GroupHash, usize)>> = JoinSet::new();
         let is_ordered = partial.sink.is_ordered();
         let workplace = session.workplace(partial.sink.is_in_memory());
+        let is_here = workplace == Workplace::Here;
         let writes_max = if is_ordered { 1 } else { workplace.at_once(WRITES_MAX) };
         let count = group_count(partial.size);
         let mut carrier = exchange.carry(&partial.shelf);
         if !is_ordered {
             self.client.widen(session, partial.size);
+        }
+        if is_here && !is_ordered {
+            let (sink, stalls) = (partial.sink.clone(), Arc::clone(self.client.stalls()));
+            carrier.let_work(Arc::new(move |index, buffer| save(&sink, &stalls, index, &buffer)));
+            self.client.share_out(session, partial.size);
         }
         // Groups that lanes owe, and those that one of them owed when it died.
         // What was begun over a connection that broke comes first: it holds buffers.
@@ -352,17 +369,9 @@ impl Job {
         let mut pace = Pace::new();
         let write = |writes: &mut JoinSet<Result<(u64, GroupHash, usize)>>, sink: Sink, index: u64, buffer: Buffer| {
             let stalls = Arc::clone(self.client.stalls());
-            workplace.spawn(writes, move || {
-                let hash = stalls.working(Cause::Hashing, || GroupHash::of(index, &buffer));
-                #[cfg(test)]
-                if index > 0 && storage::simulated::planted(storage::simulated::Planted::DownloadUnwritten) {
-                    return Ok((index, hash, buffer.len()));
-                }
-                stalls.working(Cause::Writing, || sink.write(index, &buffer))?;
-                Ok((index, hash, buffer.len()))
-            });
+            workplace.spawn(writes, move || Ok((index, save(&sink, &stalls, index, &buffer)?, buffer.len())));
         };
-        let result = loop {
+        let result = 'moving: loop {
             let Partial { size, tree, next, shelf, .. } = &mut *partial;
             let mut take = || {
                 again.pop_front().or_else(|| {
@@ -379,13 +388,13 @@ impl Job {
             if !is_ordered {
                 elsewhere += carrier.ask(*size, &mut take);
             }
-            let window = match session.round_trip() {
+            // Where the system does not tell, it is zero.
+            let round_trip = session.round_trip();
+            let is_near = !round_trip.is_zero() && round_trip < NEAR_ROUND_TRIP;
+            let window = match workplace {
+                Workplace::Here if is_near => WINDOW_HERE,
                 _ if session.lanes().are_there() && !is_ordered => pace.groups(),
-                // Where the system does not tell, it is zero.
-                round_trip if !round_trip.is_zero() && round_trip < NEAR_ROUND_TRIP => match workplace {
-                    Workplace::Here => WINDOW_HERE,
-                    Workplace::DiskThreads => WINDOW_NEAR,
-                },
+                Workplace::DiskThreads if is_near => WINDOW_NEAR,
                 _ => WINDOW,
             };
             let mut ranges = Vec::new();
@@ -393,7 +402,10 @@ impl Job {
                 // Only who has nothing on its way waits: what is on its way needs nobody's leave to arrive.
                 let permit = match session.try_want() {
                     Some(permit) => permit,
-                    None if asked.is_empty() && elsewhere == 0 => session.want().await?,
+                    None if asked.is_empty() && elsewhere == 0 => match session.want().await {
+                        Ok(permit) => permit,
+                        Err(error) => break 'moving Err(error),
+                    },
                     None => break,
                 };
                 let Some(group) = take() else { break };
@@ -426,6 +438,17 @@ impl Job {
                         elsewhere -= 1;
                         write(&mut writes, partial.sink.clone(), index, buffer);
                     }
+                    Report::Worked(index, worked) => {
+                        elsewhere -= 1;
+                        match worked {
+                            Ok(hash) => {
+                                let len = group_len(partial.size, index);
+                                partial.insert(index, hash, len);
+                                item.advance_group(index, len, 0);
+                            }
+                            Err(error) => break Err(error),
+                        }
+                    }
                     Report::Lost(index) => {
                         elsewhere -= 1;
                         again.push_back(index);
@@ -448,6 +471,13 @@ impl Job {
         // What came before a failure is kept: the next attempt goes on from there.
         while let Some(written) = writes.join_next().await {
             if let Ok(Ok((index, hash, len))) = written {
+                partial.insert(index, hash, len);
+                item.advance_group(index, len, 0);
+            }
+        }
+        while let Some((index, worked)) = carrier.next_of_rest().await {
+            if let Ok(hash) = worked {
+                let len = group_len(partial.size, index);
                 partial.insert(index, hash, len);
                 item.advance_group(index, len, 0);
             }

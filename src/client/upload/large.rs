@@ -396,7 +396,7 @@ impl Job {
                     }
                     Report::Lost(group) => sender.give_back(group),
                     Report::Wider(count) => self.client.widen_to(exchange.session(), count),
-                    Report::Joined | Report::Came(..) => {}
+                    Report::Joined | Report::Came(..) | Report::Worked(..) => {}
                 },
                 reply = exchange.next() => match reply? {
                     Reply::Values(values) => sender.add_values(values.first, &values.values.0)?,
