@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -249,7 +249,10 @@ pub(super) struct Flow {
     unasked: u64,
     standing: Standing,
     small: Vec<SmallUpload>,
-    committing_small: bool,
+    /// Batches of small uploads that are being committed, or will be as soon as the one before them is.
+    committing_small: usize,
+    /// Held by the thread that commits one.
+    small_turn: Arc<Mutex<()>>,
     /// Whether what is stored here lies in memory.
     is_in_memory: bool,
     /// Memory of small uploads that are done, for those that come.
@@ -296,7 +299,8 @@ impl Flow {
             is_client_near: false,
             unasked: 0,
             small: Vec::new(),
-            committing_small: false,
+            committing_small: 0,
+            small_turn: Arc::default(),
             spare: Vec::new(),
             gets: VecDeque::new(),
             getting: false,
@@ -468,13 +472,17 @@ impl Flow {
         self.commit_if_ready(transfer)
     }
 
-    /// Commits what small uploads have come, as soon as the batch before them is done.
+    /// Commits what small uploads have come, as soon as the batch before them is done. In memory the next batch waits at
+    /// the disk threads: there, one is done sooner than this connection hears of it.
     fn commit_small(&mut self) {
-        if !self.committing_small && !self.small.is_empty() {
-            self.committing_small = true;
+        let count_max = if self.is_in_memory { 2 } else { 1 };
+        while self.committing_small < count_max && !self.small.is_empty() {
+            self.committing_small += 1;
             let batch = self.next_small();
-            let spent = Arc::clone(&self.session.spent);
+            let (spent, turn) = (Arc::clone(&self.session.spent), Arc::clone(&self.small_turn));
             self.spawn_commit(move |shared, who| {
+                // The one before has a thread already. It changes nothing here, so a panic in it is of no concern.
+                let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut spare = Vec::with_capacity(batch.len());
                 let answers = spent.during(On::Disk, || audited::commit_small(shared, who, batch, &mut spare));
                 Job::CommittedSmall(answers, spare)
@@ -494,7 +502,7 @@ impl Flow {
 
     /// A batch is done, and some of its memory is kept for what comes next, if something does.
     pub(super) fn committed_small(&mut self, spare: Vec<Vec<u8>>) {
-        self.committing_small = false;
+        self.committing_small -= 1;
         if self.unasked > 0 {
             let fits = spare.into_iter().filter(|memory| (1..=SPARE_LEN_MAX).contains(&memory.capacity()));
             self.spare.extend(fits.take(SPARE_MAX.saturating_sub(self.spare.len())));

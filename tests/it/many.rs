@@ -150,3 +150,23 @@ fn a_server_without_descriptors_neither_spins_nor_dies() {
         (server.run("put", [source.as_os_str(), server.at("z").as_ref()]).code == 0).then_some(())
     });
 }
+
+/// More than are committed at once, so that batches wait for one another.
+#[test]
+fn small_files_onto_a_file_system_in_memory() {
+    let world = World::in_memory();
+    let server = world.serve();
+    let whole = |number: usize, round: u64| content(number as u64 + 1000 * round, (number * 37) % 5000);
+    for round in 0..2 {
+        for number in 0..1000 {
+            world.file(&format!("source/{}/{number}", number % 7), &whole(number, round));
+        }
+        let ran = server.run("put", [world.path("source").to_str().unwrap(), &remote(server.port, "tree")]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        for number in 0..1000 {
+            let got = fs::read(world.root().join(format!("tree/{}/{number}", number % 7))).unwrap();
+            assert!(got == whole(number, round), "file {number}, round {round}");
+        }
+    }
+    assert_eq!(staged(&world.root()), 0);
+}
