@@ -403,6 +403,8 @@ class Bench:
         self.disk = tempfile.mkdtemp(prefix="sealift-bench.", dir=options.disk_dir)
         self.state = tempfile.mkdtemp(prefix="sealift-bench.")
         self.results, self.mounted, self.sources = {}, None, {}
+        # What runs beside client and server and belongs to the work: the emulator of a link.
+        self.aside = []
         all_certs = f"{self.state}/certs"
         must([self.sealift, "certs", "--dir", all_certs, "--host", "localhost", "--host", "127.0.0.1", "--host", "10.77.0.2"])
         self.client_certs, self.server_certs = f"{self.state}/client-certs", f"{self.state}/server-certs"
@@ -478,6 +480,7 @@ class Bench:
         """Runs these commands at once; the figures. `server` is a pid or none."""
         log = open(f"{self.state}/client.log", "ab")
         before = cpu_of(server) if server else 0
+        aside = sum(map(cpu_of, self.aside))
         busy, began = machine_busy(), time.monotonic()
         processes = [subprocess.Popen(argv, env=ENV, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
                      for argv in commands]
@@ -518,7 +521,7 @@ class Bench:
                 break
             latest = now
         server_cpu = latest - before
-        others = machine_busy() - busy - client_cpu - server_cpu
+        others = machine_busy() - busy - client_cpu - server_cpu - (sum(map(cpu_of, self.aside)) - aside)
         sampler.over.set()
         sampler.join()
         return {
@@ -840,6 +843,7 @@ class Bench:
             link = self.wan(["--delay", "50ms", "--rate", rate, "--queue", "50ms", "--cc", control, "--seed", "1", *more])
             if not link:
                 return self.say_once(f"SKIPPED {work}: the link emulator does not start")
+            self.aside = [link.pid]
             try:
                 for number in range(1, (1 if self.options.rounds == 1 else 3) + 1):
                     if work == "W7":
@@ -847,12 +851,13 @@ class Bench:
                     else:
                         self.w8_round(number, here, on_link)
             finally:
+                self.aside = []
                 end_group(link)
         return None
 
     def w7_round(self, number, control, here, on_link):
         # One lossy CUBIC stream gets a hundredth of the link: less content, the same rate.
-        size = self.options.wan_mib * MIB // (1 if control == "bbr" else 16)
+        size = self.options.wan_mib * MIB if control == "bbr" else max(self.options.wan_mib // 16, 8) * MIB
         source = self.file(size, "wan")
         kinds = [(Sealift, streams) for streams in ((None,) if control == "bbr" else (None, 8, 16))]
         if number == 1:
