@@ -23,7 +23,7 @@ use crate::client::session::{Reply, Session};
 use crate::client::stalls::{Cause, Stalls, Waited};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
-use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, RETRY_BACKOFF};
+use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, NEAR_ROUND_TRIP, RETRY_BACKOFF};
 use crate::net::Congestion;
 use crate::path::RemotePath;
 use crate::protocol::{
@@ -474,9 +474,9 @@ impl Client {
         self.open_lanes(session, self.width(session, size));
     }
 
-    /// Whether a transfer of this size gets further connections at its beginning.
-    pub(crate) fn widens(&self, session: &Session, size: u64) -> bool {
-        size >= LANES_FROM && self.width(session, size) > 1
+    /// Whether a transfer of this size gets further connections over a long link at its beginning.
+    pub(crate) fn widens_early(&self, session: &Session, size: u64) -> bool {
+        size >= LANES_FROM && session.round_trip() >= NEAR_ROUND_TRIP && self.width(session, size) > 1
     }
 
     fn width(&self, session: &Session, size: u64) -> usize {
@@ -491,10 +491,15 @@ impl Client {
     }
 
     /// Opens connections with threads of their own, for a download of this size that is worked on where its connections
-    /// are.
-    pub(crate) fn share_out(&self, session: &Session, size: u64) {
-        if self.inner.streams.is_none() && size >= THREADS_FROM {
-            self.open_lanes_on(session, session.threads(), Place::Thread);
+    /// are: when there is room for another thread, or in any case where their number is fixed.
+    pub(crate) fn share_out(&self, session: &Session, size: u64, has_room: bool) {
+        let (from, count) = match self.inner.streams {
+            Some(streams) => (LANES_FROM, session.threads().min(usize::from(streams))),
+            None if has_room => (THREADS_FROM, session.threads()),
+            None => return,
+        };
+        if size >= from {
+            self.open_lanes_on(session, count, Place::Thread);
         }
     }
 

@@ -253,7 +253,7 @@ impl Lanes {
 
     /// Takes note of how many connections a transfer begins with.
     pub(crate) fn begin_with(&self, count: usize) {
-        self.lock().width = Width::new(count);
+        self.lock().width.begin_with(count);
     }
 
     /// Looks at the first connection while something is moved over it, and tells the transfers when there should be

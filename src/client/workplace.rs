@@ -53,6 +53,60 @@ pub(crate) fn threads(all: usize, shares_machine: bool) -> usize {
     if shares_machine { all.clamp(1, 2) } else { 1 }
 }
 
+/// Groups between two looks.
+const LOOK_AFTER: usize = 32;
+
+/// Looks at whether the thread of a connection gets a processor when it wants one. Where others want it, too, another
+/// thread makes nothing faster, and all of them slower.
+pub(crate) struct Room {
+    groups: usize,
+    before: Option<Times>,
+}
+
+/// How long a thread has run, and how long it has waited for a processor, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    ran: u64,
+    waited: u64,
+}
+
+impl Room {
+    pub(crate) fn new() -> Room {
+        Room { groups: 0, before: Times::of_this_thread() }
+    }
+
+    /// Another group is done. Whether this thread has waited little while the last ones were; false between two looks,
+    /// and where the system does not tell.
+    pub(crate) fn is_there(&mut self) -> bool {
+        self.groups += 1;
+        if !self.groups.is_multiple_of(LOOK_AFTER) {
+            return false;
+        }
+        let now = Times::of_this_thread();
+        let before = std::mem::replace(&mut self.before, now);
+        before.zip(now).is_some_and(|(before, now)| now.is_mostly_run_since(before))
+    }
+}
+
+impl Times {
+    /// By the scheduler's statistics (Linux, Documentation/scheduler/sched-stats.rst).
+    fn of_this_thread() -> Option<Times> {
+        Times::parse(&std::fs::read_to_string("/proc/thread-self/schedstat").ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Times> {
+        let mut numbers = text.split_whitespace().map(str::parse);
+        let mut next = || numbers.next()?.ok();
+        Some(Times { ran: next()?, waited: next()? })
+    }
+
+    /// With one client, a thread was seen to wait a fifth of the time that it ran; with a second one, as long.
+    fn is_mostly_run_since(self, before: Times) -> bool {
+        let (ran, waited) = (self.ran.saturating_sub(before.ran), self.waited.saturating_sub(before.waited));
+        waited < ran / 2
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +135,33 @@ mod tests {
         for (all, shares, expected) in cases {
             assert_eq!(threads(all, shares), expected, "{all} processors, shared: {shares}");
         }
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_its_processor_is_told_from_one_that_does_not() {
+        let times = |ran, waited| Times { ran, waited };
+        assert_eq!(Times::parse("399873982 92243924 572\n"), Some(times(399_873_982, 92_243_924)));
+        assert_eq!(Times::parse("399873982"), None);
+        assert_eq!(Times::parse("0 x 0"), None);
+        let before = times(1000, 5000);
+        let cases = [((2000, 5200), true), ((2000, 5499), true), ((2000, 5500), false), ((2000, 7000), false)];
+        for ((ran, waited), expected) in cases {
+            assert_eq!(times(ran, waited).is_mostly_run_since(before), expected, "{ran}, {waited}");
+        }
+        // Of another thread, or of nothing at all.
+        assert!(!times(500, 100).is_mostly_run_since(before) && !before.is_mostly_run_since(before));
+    }
+
+    #[test]
+    fn there_is_a_look_after_some_groups() {
+        let mut room = Room::new();
+        room.before = Some(Times { ran: 0, waited: 0 });
+        for _ in 1..LOOK_AFTER {
+            assert!(!room.is_there());
+        }
+        assert_eq!(room.before, Some(Times { ran: 0, waited: 0 }));
+        room.is_there();
+        assert_ne!(room.before, Some(Times { ran: 0, waited: 0 }), "it looks");
     }
 
     #[tokio::test]

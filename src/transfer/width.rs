@@ -73,6 +73,13 @@ impl Width {
         Width { count, before: None }
     }
 
+    /// A transfer begins with so many. What was measured of fewer says nothing of these.
+    pub fn begin_with(&mut self, count: usize) {
+        if count > self.count {
+            *self = Width::new(count);
+        }
+    }
+
     /// Looks at one of the connections; tells how many there should be when that is more than before.
     pub fn look(&mut self, seen: Seen) -> Option<usize> {
         let Some(before) = self.before else {
@@ -147,6 +154,25 @@ mod tests {
             limited_by_buffers: limited * second,
         };
         (0..20).filter_map(|second| width.look(seen(second))).collect()
+    }
+
+    #[test]
+    fn a_further_transfer_goes_on_from_what_was_measured() {
+        // Begun anew in between, it would never have two looks to compare.
+        let mut width = Width::new(1);
+        let seen = |second: u32| Seen {
+            at: second * Duration::from_secs(1),
+            rtt_min: 100 * MS,
+            rtt: 104 * MS,
+            moved: 700_000 * u64::from(second),
+            lost: 5 * u64::from(second),
+            ..Seen::default()
+        };
+        let told = (0..3).filter_map(|second| {
+            width.begin_with(4);
+            width.look(seen(second))
+        });
+        assert_eq!(told.collect::<Vec<_>>(), [16]);
     }
 
     #[test]

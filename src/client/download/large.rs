@@ -19,7 +19,7 @@ use crate::client::lanes::{Pace, Report};
 use crate::client::session::{Exchange, Reply, Session};
 use crate::client::shelf::Shelf;
 use crate::client::stalls::{Cause, Stalls};
-use crate::client::workplace::Workplace;
+use crate::client::workplace::{Room, Workplace};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, NEAR_ROUND_TRIP, UNASKED_FILE_MAX};
@@ -241,7 +241,7 @@ impl Job {
 
     /// Opens further connections while the server opens the file, if its content will surely be needed.
     async fn widen_early(&self, session: &Session, file: &FileJob) -> Result<()> {
-        if self.client.widens(session, file.size) {
+        if self.client.widens_early(session, file.size) {
             let (place, size, policy) = (file.place.clone(), file.size, self.if_exists);
             if matches!(
                 blocking(move || Ok(look(&place, size, policy, &mut storage::Parents::default()))).await?,
@@ -353,13 +353,14 @@ impl Job {
         let writes_max = if is_ordered { 1 } else { workplace.at_once(WRITES_MAX) };
         let count = group_count(partial.size);
         let mut carrier = exchange.carry(&partial.shelf);
-        if !is_ordered {
-            self.client.widen(session, partial.size);
-        }
-        if is_here && !is_ordered {
+        let mut room = (is_here && !is_ordered).then(Room::new);
+        if room.is_some() {
             let (sink, stalls) = (partial.sink.clone(), Arc::clone(self.client.stalls()));
             carrier.let_work(Arc::new(move |index, buffer| save(&sink, &stalls, index, &buffer)));
-            self.client.share_out(session, partial.size);
+            self.client.share_out(session, partial.size, false);
+        }
+        if !is_ordered {
+            self.client.widen(session, partial.size);
         }
         // Groups that lanes owe, and those that one of them owed when it died.
         // What was begun over a connection that broke comes first: it holds buffers.
@@ -461,6 +462,9 @@ impl Job {
                         Ok((index, hash, len)) => {
                             partial.insert(index, hash, len);
                             item.advance_group(index, len, 0);
+                            if room.as_mut().is_some_and(Room::is_there) {
+                                self.client.share_out(session, partial.size, true);
+                            }
                         }
                         Err(error) => break Err(error),
                     }
