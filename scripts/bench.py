@@ -399,6 +399,8 @@ class Bench:
     def __init__(self, options):
         self.options = options
         self.sealift = os.path.abspath(options.sealift)
+        # Asked before anything is written.
+        self.versions = versions(self.sealift)
         self.shm = tempfile.mkdtemp(prefix="sealift-bench.", dir=options.memory_dir)
         self.disk = tempfile.mkdtemp(prefix="sealift-bench.", dir=options.disk_dir)
         self.state = tempfile.mkdtemp(prefix="sealift-bench.")
@@ -1163,7 +1165,7 @@ def write(bench, options):
     if options.write and os.path.exists(path):
         with open(path) as file:
             results = json.load(file)
-    results["machine"], results["versions"] = machine(), versions(bench.sealift)
+    results["machine"], results["versions"] = machine(), bench.versions
     about = {"date": datetime.date.today().isoformat(), "versions": results["versions"],
              "what": f"file {options.mib} MiB, {options.directories * 100:,} small files of 10 KiB, "
                      f"{options.clients} clients of {options.client_mib} MiB, {options.rounds} rounds"}
