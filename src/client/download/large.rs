@@ -73,6 +73,13 @@ impl Partial {
             keeper.holds(group, hash.value, len);
         }
     }
+
+    /// A group that came is hashed and written.
+    fn saved(&mut self, group: u64, hash: GroupHash, item: &mut Item) {
+        let len = group_len(self.size, group);
+        self.insert(group, hash, len);
+        item.advance_group(group, len, 0);
+    }
 }
 
 /// Where groups go.
@@ -346,7 +353,7 @@ impl Job {
         item: &mut Item,
     ) -> Result<()> {
         let mut asked: VecDeque<(u64, OwnedSemaphorePermit, Instant)> = VecDeque::new();
-        let mut writes: JoinSet<Result<(u64, GroupHash, usize)>> = JoinSet::new();
+        let mut writes: JoinSet<Result<(u64, GroupHash)>> = JoinSet::new();
         let is_ordered = partial.sink.is_ordered();
         let workplace = session.workplace(partial.sink.is_in_memory());
         let is_here = workplace == Workplace::Here;
@@ -368,9 +375,9 @@ impl Job {
         let mut again: VecDeque<u64> = begun.iter().copied().collect();
         let mut elsewhere = 0;
         let mut pace = Pace::new();
-        let write = |writes: &mut JoinSet<Result<(u64, GroupHash, usize)>>, sink: Sink, index: u64, buffer: Buffer| {
+        let write = |writes: &mut JoinSet<Result<(u64, GroupHash)>>, sink: Sink, index: u64, buffer: Buffer| {
             let stalls = Arc::clone(self.client.stalls());
-            workplace.spawn(writes, move || Ok((index, save(&sink, &stalls, index, &buffer)?, buffer.len())));
+            workplace.spawn(writes, move || Ok((index, save(&sink, &stalls, index, &buffer)?)));
         };
         let result = 'moving: loop {
             let Partial { size, tree, next, shelf, .. } = &mut *partial;
@@ -442,11 +449,7 @@ impl Job {
                     Report::Worked(index, worked) => {
                         elsewhere -= 1;
                         match worked {
-                            Ok(hash) => {
-                                let len = group_len(partial.size, index);
-                                partial.insert(index, hash, len);
-                                item.advance_group(index, len, 0);
-                            }
+                            Ok(hash) => partial.saved(index, hash, item),
                             Err(error) => break Err(error),
                         }
                     }
@@ -459,9 +462,8 @@ impl Job {
                 },
                 Some(written) = writes.join_next() => {
                     match written.map_err(panicked).and_then(|written| written) {
-                        Ok((index, hash, len)) => {
-                            partial.insert(index, hash, len);
-                            item.advance_group(index, len, 0);
+                        Ok((index, hash)) => {
+                            partial.saved(index, hash, item);
                             if room.as_mut().is_some_and(Room::is_there) {
                                 self.client.share_out(session, partial.size, true);
                             }
@@ -474,16 +476,13 @@ impl Job {
         };
         // What came before a failure is kept: the next attempt goes on from there.
         while let Some(written) = writes.join_next().await {
-            if let Ok(Ok((index, hash, len))) = written {
-                partial.insert(index, hash, len);
-                item.advance_group(index, len, 0);
+            if let Ok(Ok((index, hash))) = written {
+                partial.saved(index, hash, item);
             }
         }
         while let Some((index, worked)) = carrier.next_of_rest().await {
             if let Ok(hash) = worked {
-                let len = group_len(partial.size, index);
-                partial.insert(index, hash, len);
-                item.advance_group(index, len, 0);
+                partial.saved(index, hash, item);
             }
         }
         result
