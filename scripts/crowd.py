@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What an honest client keeps of its rate while others misbehave: a table in Markdown (docs/PERFORMANCE.md).
 
-  scripts/crowd.py [--binary target/release/sealift] [--rate 20M] [--seconds 15] [--peers 2000] [MODE ...]
+  scripts/crowd.py [--binary FILE] [--rate 20M] [--seconds 15] [--peers 2000] [MODE ...]
 
-Starts a server of its own on this machine's loopback and stops it again. The honest client comes from 127.0.0.1 and
-moves content at --rate, which it limits itself: so what it loses is lost to the others, and not to a processor that
-they and their load generator share with it. The others come from 127.0.0.2 with another certificate, or with none.
+FILE is the release build, if it is not given. Starts a server of its own on this machine's loopback and stops it again.
+The honest client comes from 127.0.0.1 and moves content at --rate, which it limits itself: so what it loses is lost to
+the others, and not to a processor that they and their load generator share with it. The others come from 127.0.0.2 with
+another certificate, or with none.
 Modes: trickle, unread, flood, idle (default: all), and `slow`: as many peers as the others', half of --peers, that all
 upload 1 MiB as fast as they can to a disk on which every write takes 0.2 s longer (strace), with --memory 64M.
 Takes up to 2.2 GiB in the temporary folder, looks whether there is so much, and removes it, also at SIGTERM.
@@ -27,6 +28,7 @@ import tempfile
 import threading
 import time
 
+TARGET = os.environ.get("CARGO_TARGET_DIR") or "target"
 OTHER = ("127.0.0.2", 0)
 FROM_HELLO = bytes.fromhex("010000000000000000000013a2008101016d7365616c6966742f302e312e30")
 
@@ -342,7 +344,7 @@ def size(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", default="target/release/sealift")
+    parser.add_argument("--binary", default=f"{TARGET}/release/sealift")
     parser.add_argument("--rate", type=size, default="10M")
     parser.add_argument("--seconds", type=int, default=15)
     parser.add_argument("--peers", type=int, default=2000)

@@ -16,6 +16,7 @@ import time
 
 MIB = 1 << 20
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TARGET = os.environ.get("CARGO_TARGET_DIR") or os.path.join(HERE, "target")
 PIECE_LEN = 128 << 10
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("SEALIFT_")}
 
@@ -266,7 +267,7 @@ class Bench:
 def main():
     parser = argparse.ArgumentParser(prog="scripts/link-torture.sh")
     parser.add_argument("--mib", type=int, default=10240)
-    parser.add_argument("--binary", default=os.path.join(HERE, "target", "release", "sealift"))
+    parser.add_argument("--binary", default=os.path.join(TARGET, "release", "sealift"))
     parser.add_argument("--only", default="cuts,slow,outage,lossy,damaged")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

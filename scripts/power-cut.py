@@ -15,6 +15,7 @@ import time
 
 DISK_LEN = 640 << 20
 OUTER_LEN = 6 << 30
+TARGET = os.environ.get("CARGO_TARGET_DIR") or "target"
 ABSENT = "absent"
 WORKERS = 4
 SMALL_NAMES = 60
@@ -360,7 +361,7 @@ def main():
     parser.add_argument("--fs", default="ext4,xfs")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--limit", type=float, default=None)
-    parser.add_argument("--binary", default="target/debug/sealift")
+    parser.add_argument("--binary", default=f"{TARGET}/debug/sealift")
     args = parser.parse_args()
     if args.seed is None:
         args.seed = random.SystemRandom().randrange(1 << 30)

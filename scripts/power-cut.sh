@@ -11,7 +11,7 @@
 #
 #   --cuts N           cuts for each file system (default 5; the long form is 200)
 #   --limit SECONDS    for each file system; then it ends with the cuts that it has done (default 40 + 8 for each cut)
-#   --binary FILE      the program (default: target/debug/sealift, built if it is missing)
+#   --binary FILE      the program (default: the debug build, built if it is missing)
 #
 # Needs root, loop devices, mkfs.ext4 and mkfs.xfs, python3 and 1 GiB in the temporary folder; says so where it can't run,
 # and exits with 0. Exit code 1: something that was acknowledged was lost; the folder with the evidence is named and kept.

@@ -22,7 +22,7 @@ if [ -z "$tool" ]; then
 fi
 
 cargo build --locked --quiet
-sealift=$PWD/target/debug/sealift
+sealift=$(cd "${CARGO_TARGET_DIR:-target}/debug" && pwd)/sealift
 folder=$(mktemp -d)
 server=
 cleanup() {

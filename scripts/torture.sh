@@ -16,6 +16,7 @@ case ${1:-} in
     ;;
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+target=${CARGO_TARGET_DIR:-target}
 tests=("$@")
 whole=no
 if ((${#tests[@]} == 0)); then
@@ -40,9 +41,9 @@ status=${PIPESTATUS[0]}
 set -e
 if [ "$whole" = yes ]; then
     echo "== cutting the power"
-    scripts/power-cut.sh --cuts "${CUTS:-200}" --binary target/release/sealift 2>&1 | tee -a "$log" || status=1
+    scripts/power-cut.sh --cuts "${CUTS:-200}" --binary "$target/release/sealift" 2>&1 | tee -a "$log" || status=1
     echo "== breaking links"
-    scripts/link-torture.sh --mib "${LINK_MIB:-10240}" --binary target/release/sealift 2>&1 | tee -a "$log" || status=1
+    scripts/link-torture.sh --mib "${LINK_MIB:-10240}" --binary "$target/release/sealift" 2>&1 | tee -a "$log" || status=1
 fi
 
 echo
