@@ -577,6 +577,11 @@ impl Client {
         dead.as_ref().map_or(Ok(()), |reason| Err(reason.duplicate()))
     }
 
+    /// Whether the connections are made on the strength of an invite.
+    pub(crate) fn redeems_invite(&self) -> bool {
+        self.inner.dialer.redeems_invite()
+    }
+
     /// The server, as it was named.
     pub(crate) fn server_name(&self) -> &str {
         &self.inner.server

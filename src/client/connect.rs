@@ -160,6 +160,11 @@ impl Dialer {
         }
     }
 
+    /// Whether it redeems an invite.
+    pub(crate) fn redeems_invite(&self) -> bool {
+        self.invite.is_some()
+    }
+
     fn too_late(&self) -> Error {
         let seconds = CONNECT_TIMEOUT.as_secs();
         Error::new(ErrorKind::Timeout, format!("{} did not answer within {seconds} seconds", self.endpoint))

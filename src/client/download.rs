@@ -9,6 +9,7 @@
 //! was not asked for ends the connection (`session`); modes and times of directories are set last.
 
 mod confirm;
+mod early;
 mod here;
 mod large;
 mod names;
@@ -29,6 +30,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::client::api::{Client, Item};
 use crate::client::blocking::spawn_blocking;
 use crate::client::compare::Links;
+use crate::client::download::early::Existing;
 use crate::client::download::names::{Landed, Role};
 use crate::client::download::small::{BATCH_FILES, BATCH_LEN, BATCHES_MAX};
 use crate::client::download::tree::{Filled, Settling};
@@ -36,7 +38,7 @@ use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::{Filter, Subject};
 use crate::client::names::{Met, Names};
 use crate::client::plan::{self, GetItem, GetTarget, check_target};
-use crate::client::session::Session;
+use crate::client::session::{Exchange, Session};
 use crate::client::walk::Skip;
 use crate::client::xattrs::{Lost, check_server};
 use crate::error::{Error, ErrorKind, Result};
@@ -133,6 +135,8 @@ struct FileJob {
     /// The directory that it goes into, which is done when nobody holds it any more.
     _directory: Option<Arc<Filled>>,
     role: Role,
+    /// Its first attempt, if that was begun before it was known to be a file.
+    opened: Option<Exchange>,
 }
 
 impl Client {
@@ -149,6 +153,7 @@ impl Client {
             check_server(self.session().await?.hello())?;
         }
         let mut run = Run::new(self, &options);
+        let is_alone = items.len() == 1;
         for item in items {
             self.check_alive()?;
             match item.target {
@@ -160,7 +165,7 @@ impl Client {
                 }
                 GetTarget::Local(target) => {
                     let name = item.source.to_bytes();
-                    if let Err(error) = run.get_named(item.source, &target, &options).await {
+                    if let Err(error) = run.get_named(item.source, &target, &options, is_alone).await {
                         self.check_alive()?;
                         self.events().tell(Event::Failed { item: None, name, error }).await;
                     }
@@ -213,12 +218,18 @@ impl Run {
         }
     }
 
-    /// Fetches what stands under a name: a file or a tree.
-    async fn get_named(&mut self, source: RemotePath, target: &Path, options: &GetOptions) -> Result<()> {
+    /// Fetches what stands under a name, perhaps the only one: a file or a tree.
+    async fn get_named(
+        &mut self,
+        source: RemotePath,
+        target: &Path,
+        options: &GetOptions,
+        is_alone: bool,
+    ) -> Result<()> {
+        let existing = Existing::at(target).await?;
+        let opened = if is_alone { self.job.open_early(&source, existing).await? } else { None };
         let entry = self.job.client.stat(&source).await?;
-        let looked_at = target.to_path_buf();
-        let existing = blocking(move || Ok(looked_at.metadata().ok().map(|metadata| metadata.is_dir()))).await?;
-        let existing = existing.map(|is_directory| if is_directory { plan::Kind::Directory } else { plan::Kind::File });
+        let existing = existing.map(Existing::kind);
         let shown = Escaped(target.as_os_str().as_bytes());
         match entry.kind {
             EntryKind::File => {
@@ -234,9 +245,10 @@ impl Run {
                     return self.job.client.foresee_get(source, entry, target, options).await;
                 }
                 let place = self.place_of(target).await?;
-                self.take_file(source, &entry, place, None).await
+                self.take_file(source, &entry, place, None, opened).await
             }
             EntryKind::Directory => {
+                drop(opened);
                 check_target(plan::Kind::Directory, existing, &shown, self.into_directory)?;
                 if self.job.dry_run {
                     return Box::pin(self.job.client.foresee_get(source, entry, target, options)).await;
@@ -285,6 +297,7 @@ impl Run {
         entry: &Entry,
         place: Place,
         directory: Option<Arc<Filled>>,
+        opened: Option<Exchange>,
     ) -> Result<()> {
         let size = entry.size;
         let item = self.job.client.item(remote.to_bytes());
@@ -300,6 +313,7 @@ impl Run {
             place: Arc::new(place),
             _directory: directory,
             role,
+            opened,
         };
         match entry.same.map(|same| (same, self.names.meet(same))) {
             None => {}

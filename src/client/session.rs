@@ -579,6 +579,13 @@ impl Exchange {
         Ok(())
     }
 
+    /// Its number, and where its answers come: as [`Session::get_into`] leaves it.
+    pub(crate) fn into_parts(mut self) -> (u32, mpsc::Receiver<(u32, Reply)>) {
+        self.is_over = true;
+        let (_, nowhere) = mpsc::channel(1);
+        (self.transfer, std::mem::replace(&mut self.receiver, nowhere))
+    }
+
     /// Over which session it goes.
     pub(crate) fn session(&self) -> &Session {
         &self.session

@@ -69,14 +69,13 @@ pub(super) struct Fetcher {
     /// Downloads that are still to be made.
     left: usize,
     pub(super) done: usize,
+    /// How far away the server seems to be.
+    round_trip: Duration,
 }
 
-fn process() -> Process {
-    let (events, told) = channel();
-    let endpoint = crate::client::remote::Endpoint::parse(b"simulated").unwrap();
-    let dialed: Arc<Mutex<Vec<Line>>> = Arc::default();
-    let lines = Arc::clone(&dialed);
-    let hello = ServerHello {
+/// What the server says of itself.
+pub(super) fn hello() -> ServerHello {
+    ServerHello {
         version: protocol::VERSIONS[0],
         agent: String::new(),
         principal: None,
@@ -93,9 +92,17 @@ fn process() -> Process {
         invites: None,
         trees: Some(true),
         xattrs: Some(true),
-    };
+    }
+}
+
+fn process(round_trip: Duration) -> Process {
+    let (events, told) = channel();
+    let endpoint = crate::client::remote::Endpoint::parse(b"simulated").unwrap();
+    let dialed: Arc<Mutex<Vec<Line>>> = Arc::default();
+    let lines = Arc::clone(&dialed);
+    let hello = hello();
     let dial = move |client: &Client| {
-        let (session, line) = Line::new(hello.clone(), POOL.clone(), Arc::clone(client.stalls()));
+        let (session, line) = Line::new(hello.clone(), round_trip, POOL.clone(), Arc::clone(client.stalls()));
         lines.lock().unwrap().push(line);
         Ok(session)
     };
@@ -107,8 +114,9 @@ fn process() -> Process {
 impl Fetcher {
     /// A client whose files are here, which makes so many downloads.
     pub(super) fn new(root: PathBuf, random: Random, lie: Lie, count: usize) -> Fetcher {
+        let mut random = random;
+        let round_trip = [Duration::ZERO, Duration::from_millis(100)][random.below(2)];
         disk::on(Side::Client, || {
-            let mut random = random;
             let short = [0, 0, 20][random.below(3)];
             disk::begin(random, lie);
             fs::create_dir(&root).unwrap();
@@ -125,6 +133,7 @@ impl Fetcher {
             known: [None; 2],
             left: count,
             done: 0,
+            round_trip,
         }
     }
 
@@ -183,7 +192,8 @@ impl World {
             if self.fetcher.left == 0 {
                 return;
             }
-            self.fetcher.process = Some(self.fetcher.run(process));
+            let round_trip = self.fetcher.round_trip;
+            self.fetcher.process = Some(self.fetcher.run(|| process(round_trip)));
         }
         let Some(process) = &mut self.fetcher.process else { return };
         let is_dead = |links: &[Link], link: usize| links[link].end.is_none() && links[link].down.is_empty();

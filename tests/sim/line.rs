@@ -6,9 +6,9 @@ use super::*;
 pub(crate) struct Line(Front);
 
 impl Line {
-    /// A session with a server that says this, and its connection.
-    pub(crate) fn new(hello: ServerHello, pool: Pool, stalls: Arc<Stalls>) -> (Session, Line) {
-        let session = Session::of((hello, None, None), (None, Duration::ZERO), (8, 1), stalls);
+    /// A session with a server that says this and seems so far away, and its connection.
+    pub(crate) fn new(hello: ServerHello, round_trip: Duration, pool: Pool, stalls: Arc<Stalls>) -> (Session, Line) {
+        let session = Session::of((hello, None, None), (None, round_trip), (8, 1), stalls);
         (session.clone(), Line(Front::new(session, pool)))
     }
 

@@ -16,6 +16,7 @@
 //!
 //! `SIM_SEEDS=N` runs other numbers of seeds than the ordinary, `SIM_SEED=N` the one of this number, with its story.
 
+mod far;
 mod fetch;
 
 use std::collections::{BTreeSet, VecDeque};

@@ -175,11 +175,17 @@ impl Job {
 
     /// One attempt at a file. What it got stays in `partial` when the connection breaks.
     async fn get_file_once(&self, file: &mut FileJob, partial: &mut Option<Partial>) -> Result<End> {
-        let session = self.session().await?;
-        let get = self.get_message(&file.remote, 0);
-        let mut exchange = session.open_get(&get).await?;
+        let mut exchange = match file.opened.take() {
+            Some(opened) => opened,
+            None => self.session().await?.open_get(&self.get_message(&file.remote, 0)).await?,
+        };
+        let session = exchange.session().clone();
         self.widen_early(&session, file).await?;
         let answer = match exchange.next().await? {
+            // It was opened early, and has become small since: all of it follows.
+            Reply::GetAnswer(answer) if answer.unasked && answer.size > 0 => {
+                return Err(Error::new(ErrorKind::Changed, format!("{} is smaller than it was listed", file.remote)));
+            }
             Reply::GetAnswer(answer) => answer,
             other => return Err(exchange.unexpected(&other)),
         };

@@ -106,9 +106,13 @@ impl Job {
 
     /// One attempt at a batch. Returns what is to be tried again, and why.
     async fn get_batch_once(self: &Arc<Job>, files: Vec<FileJob>) -> (Vec<FileJob>, Option<Error>) {
-        let session = match self.session().await {
-            Ok(session) => session,
-            Err(error) => return (files, Some(error)),
+        let opened = files.iter().find_map(|file| file.opened.as_ref());
+        let session = match opened {
+            Some(opened) => opened.session().clone(),
+            None => match self.session().await {
+                Ok(session) => session,
+                Err(error) => return (files, Some(error)),
+            },
         };
         let mut again = Again::default();
         let wanted = self.compare_batch(&session, files, &mut again).await;
@@ -185,8 +189,15 @@ impl Job {
     async fn fetch_batch(&self, session: &Session, files: Vec<FileJob>, again: &mut Again) -> Vec<Fetched> {
         let (replies, mut answers) = mpsc::channel((ANSWERS_PER_FILE * files.len()).max(1));
         let mut asked: HashMap<u32, (FileJob, Option<GetAnswer>, Option<Buffer>)> = HashMap::new();
-        for file in files {
+        for mut file in files {
             file.item.started(Some(file.size)).await;
+            if let Some(opened) = file.opened.take() {
+                // It is the only one.
+                let transfer;
+                (transfer, answers) = opened.into_parts();
+                asked.insert(transfer, (file, None, None));
+                continue;
+            }
             let get = self.get_message(&file.remote, UNASKED_FILE_MAX);
             match session.get_into(&get, replies.clone()).await {
                 Ok(transfer) => {

@@ -257,7 +257,7 @@ impl Run {
         let place = Place { store: store.clone(), path: below.clone(), shown: plan::local_path(target, &below) };
         let skipped = match entry.kind {
             EntryKind::File => {
-                self.take_file(remote, &entry, place, directory.filled.clone()).await?;
+                self.take_file(remote, &entry, place, directory.filled.clone(), None).await?;
                 return Ok(None);
             }
             EntryKind::Directory => {
@@ -368,7 +368,7 @@ impl Run {
                     job.client.events().tell(event).await;
                 }
             }
-            (Step::File { entry, .. }, Some(place)) => self.take_file(remote, &entry, place, parent).await?,
+            (Step::File { entry, .. }, Some(place)) => self.take_file(remote, &entry, place, parent, None).await?,
             (Step::File { entry, .. }, None) => job.tell_planned(remote, ItemKind::File, entry.size).await,
             (Step::Link { entry, .. }, Some(place)) => {
                 job.save_link(&remote, place, entry.target.unwrap_or_default(), entry.mtime).await;

@@ -1,0 +1,74 @@
+//! A file that is asked for before it is known to be one.
+//!
+//! What stands under a name is told by a `Stat`, and a file is opened by a `Get`: over a long link, two round trips.
+//! Where one name is to be fetched, and nothing but the server's answer can say that it is not to be, both leave at once.
+//! What the `Stat` tells still decides what is done and said; where that is not to take the file, the opened exchange is
+//! dropped, which ends it on the server, and whatever it failed with is of no concern.
+
+use std::path::Path;
+
+use super::{Job, blocking};
+use crate::client::plan;
+use crate::client::session::Exchange;
+use crate::error::Result;
+use crate::limits::{NEAR_ROUND_TRIP, UNASKED_FILE_MAX};
+use crate::path::RemotePath;
+
+/// What stands under the name that a download goes to, links followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Existing {
+    File(u64),
+    Directory,
+}
+
+impl Existing {
+    /// What it is to a plan.
+    pub(super) fn kind(self) -> plan::Kind {
+        match self {
+            Existing::File(_) => plan::Kind::File,
+            Existing::Directory => plan::Kind::Directory,
+        }
+    }
+
+    /// Looks. Nothing that can be looked at is nothing.
+    pub(super) async fn at(target: &Path) -> Result<Option<Existing>> {
+        let target = target.to_path_buf();
+        blocking(move || {
+            let there = target.metadata().ok();
+            Ok(there.map(|there| if there.is_dir() { Existing::Directory } else { Existing::File(there.len()) }))
+        })
+        .await
+    }
+}
+
+/// How much may come of a file without being asked for, if it is opened early at all.
+///
+/// A small file comes whole with its answer: where something is here that may be the same, it is not asked for before
+/// that was looked at, so that nothing comes twice.
+fn unasked_max(existing: Option<Existing>) -> Option<u64> {
+    match existing {
+        None => Some(UNASKED_FILE_MAX),
+        Some(Existing::File(len)) if len > UNASKED_FILE_MAX => Some(0),
+        Some(Existing::File(_) | Existing::Directory) => None,
+    }
+}
+
+impl Job {
+    /// Opens the only file that is to be fetched, where that saves a round trip. Over an invite it does not: there, what
+    /// was handed out counts, taken or not.
+    ///
+    /// # Errors
+    /// Why there is no session.
+    pub(super) async fn open_early(&self, source: &RemotePath, existing: Option<Existing>) -> Result<Option<Exchange>> {
+        if self.dry_run || !self.filter.is_empty() || self.client.redeems_invite() {
+            return Ok(None);
+        }
+        let Some(unasked_max) = unasked_max(existing) else { return Ok(None) };
+        let session = self.session().await?;
+        if session.round_trip() < NEAR_ROUND_TRIP {
+            return Ok(None);
+        }
+        // Should the connection have broken, the request that comes next meets that too, and knows what to do.
+        Ok(session.open_get(&self.get_message(source, unasked_max)).await.ok())
+    }
+}

@@ -1,0 +1,221 @@
+//! What a download asks a far server for at once, and what it waits for. The server is the test.
+
+use std::sync::Mutex;
+
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, LocalSet};
+use tokio::time::sleep;
+
+use super::fetch::{TRUST, hello};
+use super::*;
+use crate::buffer::Pool;
+use crate::client::event::{Event, channel};
+use crate::client::filter::Filter;
+use crate::client::invite::Redemption;
+use crate::client::plan::{GetItem, GetTarget};
+use crate::client::remote::Endpoint;
+use crate::client::simulated_line::Line;
+use crate::client::{Client, ClientOptions, GetOptions};
+use crate::error::Error;
+use crate::limits::{KIB, MIB};
+use crate::protocol::{Entry, EntryKind, Get, GetAnswer, Mtime, Ticket};
+
+const FAR: Duration = Duration::from_millis(100);
+const LARGE: usize = 2 * MIB + 7;
+
+/// A client that downloads.
+struct Talk {
+    runtime: Runtime,
+    local: LocalSet,
+    line: Line,
+    task: JoinHandle<crate::error::Result<()>>,
+    events: mpsc::Receiver<Event>,
+    folder: tempfile::TempDir,
+}
+
+/// What is fetched, how, and what is here before.
+struct Case {
+    round_trip: Duration,
+    names: Vec<&'static str>,
+    /// Bytes of the file that is here.
+    here: Option<usize>,
+    options: GetOptions,
+    invite: Option<Redemption>,
+}
+
+impl Default for Case {
+    fn default() -> Case {
+        Case { round_trip: FAR, names: vec!["x"], here: None, options: GetOptions::default(), invite: None }
+    }
+}
+
+impl Talk {
+    fn begin(case: Case) -> Talk {
+        let folder = folder();
+        if let Some(len) = case.here {
+            fs::write(folder.path().join("x"), vec![1; len]).unwrap();
+        }
+        let (dialed, (events, told)) = (Arc::<Mutex<Option<Line>>>::default(), channel());
+        let (line, round_trip) = (Arc::clone(&dialed), case.round_trip);
+        let dial = move |client: &Client| {
+            let stalls = Arc::clone(client.stalls());
+            let (session, made) = Line::new(hello(), round_trip, Pool::new(64 * MIB), stalls);
+            *line.lock().unwrap() = Some(made);
+            Ok(session)
+        };
+        let mut options = ClientOptions::new(Endpoint::parse(b"simulated").unwrap(), TRUST.clone());
+        options.invite = case.invite;
+        let client = Client::simulated(options, events, Box::new(dial));
+        let item = |name: &&str| {
+            let target = GetTarget::Local(folder.path().join(name));
+            GetItem { source: RemotePath::parse(name.as_bytes()).unwrap(), target }
+        };
+        let items = case.names.iter().map(item).collect();
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let local = LocalSet::new();
+        let task = local.spawn_local(async move { client.get(items, case.options).await });
+        runtime.block_on(local.run_until(async { sleep(Duration::from_secs(10)).await }));
+        let line = dialed.lock().unwrap().take().unwrap();
+        Talk { runtime, local, line, task, events: told, folder }
+    }
+
+    /// What the client says until it waits.
+    fn said(&mut self) -> Vec<(Kind, u32, Vec<u8>)> {
+        // The clock stands while anything can go on.
+        self.runtime.block_on(self.local.run_until(async { sleep(Duration::from_secs(2)).await }));
+        let said = self.line.said(&mut Context::from_waker(Waker::noop()));
+        let parsed = said.iter().map(|frame| {
+            let (kind, transfer, payload) = parse(frame);
+            (kind, transfer, payload.to_vec())
+        });
+        parsed.collect()
+    }
+
+    #[track_caller]
+    fn says(&mut self, expected: &[(Kind, u32)]) {
+        let said: Vec<(Kind, u32)> = self.said().iter().map(|(kind, transfer, _)| (*kind, *transfer)).collect();
+        assert_eq!(said, expected);
+    }
+
+    fn hear<M: Message>(&mut self, transfer: u32, message: &M) {
+        let _entered = self.runtime.enter();
+        let frame = message.to_frame(transfer);
+        let (kind, transfer, payload) = parse(&frame);
+        self.line.hear(kind, transfer, payload).unwrap();
+    }
+
+    /// Whether it has ended, and what is here then.
+    fn got(&mut self) -> Option<Vec<u8>> {
+        while let Ok(event) = self.events.try_recv() {
+            assert!(!matches!(event, Event::Failed { .. }), "{event:?}");
+        }
+        self.task.is_finished().then(|| fs::read(self.folder.path().join("x")).unwrap())
+    }
+}
+
+fn entry(kind: EntryKind, size: usize) -> Entry {
+    let mtime = Mtime { seconds: 1, nanos: 0 };
+    let (size, name) = (size as u64, b"x".to_vec());
+    Entry { name, kind, size, mtime, mode: 0o644, target: None, same: None, xattrs_digest: None, xattrs: None }
+}
+
+fn answer(content: &[u8], unasked: bool) -> GetAnswer {
+    let mtime = Mtime { seconds: 1, nanos: 0 };
+    let (size, version) = (content.len() as u64, vec![1]);
+    GetAnswer { size, mtime, mode: 0o644, unasked, root: Some(Root::of(content)), version, zeros: None, xattrs: None }
+}
+
+fn content(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at / 7) as u8).collect()
+}
+
+#[test]
+fn what_a_download_asks_for_first() {
+    let early = [(Kind::Get, 1), (Kind::Stat, 2)];
+    let plain = [(Kind::Stat, 1)];
+    let case = Case::default;
+    let dry = || GetOptions { dry_run: true, ..GetOptions::default() };
+    let narrow = || {
+        let mut filter = Filter::default();
+        filter.max_size = Some(1);
+        Arc::new(filter)
+    };
+    let invite = Redemption { ticket: Ticket::new([1; 32]), run: Bytes16([2; 16]) };
+    let large = KIB * 257;
+    for (what, case, expected, unasked_max) in [
+        ("a far file", case(), &early[..], 256 * KIB),
+        ("a large one that is here", Case { here: Some(large), ..case() }, &early, 0),
+        ("a small one that is here", Case { here: Some(9), ..case() }, &plain, 0),
+        ("a near one", Case { round_trip: Duration::from_millis(1), ..case() }, &plain, 0),
+        ("one of several", Case { names: vec!["x", "y"], ..case() }, &plain, 0),
+        ("only to know", Case { options: dry(), ..case() }, &plain, 0),
+        (
+            "with a filter",
+            Case { options: GetOptions { filter: narrow(), ..GetOptions::default() }, ..case() },
+            &plain,
+            0,
+        ),
+        ("over an invite", Case { invite: Some(invite), ..case() }, &plain, 0),
+    ] {
+        let said = Talk::begin(case).said();
+        let kinds: Vec<(Kind, u32)> = said.iter().map(|(kind, transfer, _)| (*kind, *transfer)).collect();
+        assert_eq!(kinds, expected, "{what}");
+        if let (Kind::Get, _, payload) = &said[0] {
+            assert_eq!(Get::from_payload(payload).unwrap().unasked_max, unasked_max as u64, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_far_small_file_comes_with_the_first_answers() {
+    let content = content(9);
+    // Whichever answer comes first.
+    for is_stat_first in [false, true] {
+        let mut talk = Talk::begin(Case::default());
+        talk.says(&[(Kind::Get, 1), (Kind::Stat, 2)]);
+        if is_stat_first {
+            talk.hear(2, &entry(EntryKind::File, content.len()));
+            talk.says(&[]);
+        }
+        talk.hear(1, &answer(&content, true));
+        talk.line.hear_data(1, 0, &content).unwrap();
+        talk.hear(1, &Finish { size: content.len() as u64, root: Root::of(&content) });
+        if !is_stat_first {
+            talk.says(&[]);
+            assert_eq!(talk.got(), None, "it is not known to be a file");
+            talk.hear(2, &entry(EntryKind::File, content.len()));
+        }
+        talk.says(&[]);
+        assert_eq!(talk.got().as_deref(), Some(&content[..]));
+    }
+}
+
+#[test]
+fn what_was_opened_early_and_is_something_else_is_given_up() {
+    let mut talk = Talk::begin(Case::default());
+    talk.says(&[(Kind::Get, 1), (Kind::Stat, 2)]);
+    talk.hear(2, &entry(EntryKind::Directory, 0));
+    talk.says(&[(Kind::Failed, 1), (Kind::List, 3)]);
+    // Its answer comes late, and says nothing to anybody.
+    let refusal = Error::new(ErrorKind::IsDirectory, "it is a directory");
+    talk.hear(1, &Failed::from_error(&refusal));
+    talk.says(&[]);
+    assert_eq!(talk.got(), None);
+}
+
+#[test]
+fn a_file_that_changed_between_the_two_answers_is_opened_anew() {
+    // It was large, and is small: all of it comes with its answer.
+    let mut talk = Talk::begin(Case::default());
+    talk.says(&[(Kind::Get, 1), (Kind::Stat, 2)]);
+    talk.hear(2, &entry(EntryKind::File, LARGE));
+    talk.hear(1, &answer(&content(9), true));
+    talk.line.hear_data(1, 0, &content(9)).unwrap();
+    talk.says(&[(Kind::Failed, 1), (Kind::Get, 3)]);
+    // It was small, and is large.
+    let mut talk = Talk::begin(Case::default());
+    talk.says(&[(Kind::Get, 1), (Kind::Stat, 2)]);
+    talk.hear(2, &entry(EntryKind::File, 9));
+    talk.hear(1, &answer(&content(LARGE), false));
+    talk.says(&[(Kind::Failed, 1), (Kind::Get, 3)]);
+}
