@@ -643,7 +643,7 @@ async fn on_thread(work: impl Future<Output = ()> + Send + 'static) -> io::Resul
     let (stop, stopped) = oneshot::channel::<()>();
     let (over, is_over) = oneshot::channel::<()>();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("sealift".to_owned()).spawn(move || {
+    std::thread::Builder::new().name("sealift lane".to_owned()).spawn(move || {
         runtime.block_on(async {
             tokio::select! {
                 _ = stopped => {}
@@ -864,5 +864,23 @@ impl Untold {
     fn event(self, item: ItemId) -> Event {
         let Untold { bytes, moved, resent, held } = self;
         Event::Progress { item, bytes, moved, resent, held }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_whose_work_panics_has_let_go_of_what_it_held() {
+        let held = Arc::new(());
+        let holds = Arc::clone(&held);
+        let work = async move {
+            let _holds = holds;
+            tokio::task::yield_now().await;
+            panic!("on purpose");
+        };
+        on_thread(work).await.unwrap();
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 }

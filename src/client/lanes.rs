@@ -11,7 +11,9 @@
 //! a group what is to be done with it, too.
 //!
 //! Invariants: a lane never opens or ends a transfer; the queue is bounded by permits, what is under way by what the
-//! network holds; when the session ends, so do its lanes.
+//! network holds; when the session ends, so do its lanes; however a lane ends, a panic included, what it owed is told.
+
+mod at_work;
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -24,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
+use crate::client::lanes::at_work::AtWork;
 use crate::client::life::Life;
 use crate::client::session::{EVENTS_MAX, Leases, end, give_up};
 use crate::client::shelf::{Filling, Shelf};
@@ -302,7 +305,7 @@ impl Lanes {
             let step = std::future::poll_fn(|cx| front.poll_step(cx, &mut connection, &mut ticks, &mut life));
             pin!(step).await
         };
-        self.leave(number);
+        drop(front);
         match ended {
             // Nothing is owed to anybody: how the connection goes is a courtesy.
             Ok(()) => end(connection, true).await,
@@ -506,6 +509,14 @@ struct Front {
     leases: Leases,
 }
 
+impl Drop for Front {
+    fn drop(&mut self) {
+        // Before it is told: whoever is asked for a group next is asked for what is not on its shelf.
+        self.filling.clear();
+        self.lanes.leave(self.number);
+    }
+}
+
 impl Handler for Front {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
         let (whole, shelf) = {
@@ -558,10 +569,7 @@ impl Handler for Front {
         match work {
             Some((work, reports)) => {
                 drop(state);
-                let worked = work(group, buffer);
-                // Before it is told: whoever hears of the last group takes the file for its own.
-                drop(work);
-                let _ = reports.try_send(Report::Worked(group, worked));
+                AtWork::new(group, work, reports).go(buffer);
             }
             None => state.report(transfer, Report::Came(group, buffer)),
         }

@@ -32,6 +32,6 @@ impl Line {
 
     /// The connection has ended.
     pub(crate) fn end(self) {
-        self.0.lanes.leave(self.0.number);
+        drop(self);
     }
 }
