@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 use tracing::error;
 
 use super::audit::{self, Audit, around, asked, ended, entry, stored};
-use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
+use super::commit::{self, CommittedSmall, Incoming, Opened, SmallAnswer, SmallUpload};
 use super::newest::Turn;
 use super::receipts::receipt;
 use super::shared::{Shared, Who};
@@ -126,25 +126,14 @@ pub(super) fn commit(
 }
 
 /// Commits small uploads together, with one write before and one after.
-pub(super) fn commit_small(
-    shared: &Shared,
-    who: &Who,
-    batch: Vec<SmallUpload>,
-    spare: &mut Vec<Vec<u8>>,
-) -> Vec<SmallAnswer> {
+pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> CommittedSmall {
     match &shared.audit {
-        None => commit::commit_small(shared, who, batch, spare),
-        Some(audit) => commit_small_with(audit, shared, who, batch, spare),
+        None => commit::commit_small(shared, who, batch),
+        Some(audit) => commit_small_with(audit, shared, who, batch),
     }
 }
 
-fn commit_small_with(
-    audit: &Audit,
-    shared: &Shared,
-    who: &Who,
-    batch: Vec<SmallUpload>,
-    spare: &mut Vec<Vec<u8>>,
-) -> Vec<SmallAnswer> {
+fn commit_small_with(audit: &Audit, shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> CommittedSmall {
     let of = |upload: &SmallUpload| Entry { size: Some(upload.finish.size), ..entry(who, "put", &upload.put.path) };
     let entries: Vec<(u32, Entry)> = batch.iter().map(|upload| (upload.transfer, of(upload))).collect();
     if let Err(error) = audit.ask(entries.iter().map(|(_, entry)| asked(entry)).collect()) {
@@ -155,11 +144,12 @@ fn commit_small_with(
             receipt: None,
             asked: None,
         };
-        return batch.into_iter().map(refuse).collect();
+        return CommittedSmall { answers: batch.into_iter().map(refuse).collect(), spare: Vec::new() };
     }
-    let answers = commit::commit_small(shared, who, batch, spare);
+    let committed = commit::commit_small(shared, who, batch);
     let mut entries: HashMap<u32, Entry> = entries.into_iter().collect();
-    let told = answers.iter().filter_map(|answer| Some(stored(entries.remove(&answer.transfer)?, &answer.stored)));
+    let answers = committed.answers.iter();
+    let told = answers.filter_map(|answer| Some(stored(entries.remove(&answer.transfer)?, &answer.stored)));
     audit.tell(told.collect());
-    answers
+    committed
 }

@@ -637,18 +637,21 @@ pub(super) struct SmallAnswer {
     pub(super) asked: Option<(Bytes16, u64)>,
 }
 
-/// Commits small uploads together: many writes, then one publication. The memory of what was written goes to `spare`.
-pub(super) fn commit_small(
-    shared: &Shared,
-    who: &Who,
-    batch: Vec<SmallUpload>,
-    spare: &mut Vec<Vec<u8>>,
-) -> Vec<SmallAnswer> {
+/// What became of a batch of small uploads.
+pub(super) struct CommittedSmall {
+    pub(super) answers: Vec<SmallAnswer>,
+    /// The memory that their content came into, for what comes next.
+    pub(super) spare: Vec<Vec<u8>>,
+}
+
+/// Commits small uploads together: many writes, then one publication.
+pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> CommittedSmall {
     let answer = |transfer, put: &Put, size, stored: Result<Stored>| {
         let receipt = stored.as_ref().ok().and_then(|stored| receipt(shared, who, &put.path, stored));
         SmallAnswer { transfer, size: unasked_len(put, size), stored, receipt, asked: None }
     };
-    let mut answers = Vec::with_capacity(batch.len());
+    let (answers, spare) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+    let mut committed = CommittedSmall { answers, spare };
     let mut staged = Vec::with_capacity(batch.len());
     let mut waiting = Vec::with_capacity(batch.len());
     let mut seats = Vec::with_capacity(batch.len());
@@ -662,9 +665,9 @@ pub(super) fn commit_small(
                 stage_small(shared, who, &pass, &mut parents, &put, (&content, root), &finish, (turn, &mut asked))?;
             Ok((small, pass))
         });
-        spare.push(content);
+        committed.spare.push(content);
         match small {
-            Ok((Small::Ended(stored), _)) => answers.push(answer(transfer, &put, finish.size, Ok(stored))),
+            Ok((Small::Ended(stored), _)) => committed.answers.push(answer(transfer, &put, finish.size, Ok(stored))),
             Ok((Small::Staged(file, attempt, entered, reservation, claim), pass)) => {
                 claims.push(claim);
                 let kept = (reservation, file.xattrs_lost());
@@ -673,12 +676,12 @@ pub(super) fn commit_small(
             }
             Err(error) if asked.is_some() => {
                 let asked = asked.map(|moment| (put.upload_id, moment));
-                answers.push(SmallAnswer { asked, ..answer(transfer, &put, finish.size, Err(error)) });
+                committed.answers.push(SmallAnswer { asked, ..answer(transfer, &put, finish.size, Err(error)) });
             }
-            Err(error) => answers.push(answer(transfer, &put, finish.size, Err(error))),
+            Err(error) => committed.answers.push(answer(transfer, &put, finish.size, Err(error))),
         }
     }
-    let Some((.., pass)) = waiting.first() else { return answers };
+    let Some((.., pass)) = waiting.first() else { return committed };
     let size = waiting.iter().map(|(_, _, finish, ..)| finish.size).fold(0, u64::saturating_add);
     let mut spending = match who.spend(size, claims) {
         Ok(spending) => spending,
@@ -686,8 +689,8 @@ pub(super) fn commit_small(
             let refuse = |(transfer, put, finish, ..): (_, Put, Finish, _, _, _, _)| {
                 answer(transfer, &put, finish.size, Err(error.duplicate()))
             };
-            answers.extend(waiting.into_iter().map(refuse));
-            return answers;
+            committed.answers.extend(waiting.into_iter().map(refuse));
+            return committed;
         }
     };
     let published = pass.store.publish(staged);
@@ -701,9 +704,9 @@ pub(super) fn commit_small(
             entered.iter().for_each(Entered::stored);
             stored_otherwise(&pass.store, &who.principal, &put);
         }
-        answers.push(answer(transfer, &put, finish.size, stored));
+        committed.answers.push(answer(transfer, &put, finish.size, stored));
     }
-    answers
+    committed
 }
 
 #[expect(clippy::large_enum_variant, reason = "it lives for a moment, and most are staged")]

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use super::audited;
-use super::commit::{Opened, SmallAnswer};
+use super::commit::{CommittedSmall, Opened, SmallAnswer};
 use super::crowd;
 use super::flow::{Download, Flow, HashRun, Job, Purpose, drop_elsewhere};
 use super::held;
@@ -909,7 +909,7 @@ impl<C: Outlet> Driver<C> {
                 let written = self.flow.spilled(transfer, group, result);
                 self.written(written)?;
             }
-            Job::CommittedSmall(answers, spare) => self.stored_small(answers, spare),
+            Job::CommittedSmall(committed) => self.stored_small(committed),
             Job::Read(slot, result) => {
                 if let Err((transfer, error)) = self.flow.read(slot, result) {
                     self.failed(transfer, &error);
@@ -1120,7 +1120,7 @@ impl<C: Outlet> Driver<C> {
         self.connection.send(transfer, stored);
     }
 
-    fn stored_small(&mut self, answers: Vec<SmallAnswer>, spare: Vec<Vec<u8>>) {
+    fn stored_small(&mut self, CommittedSmall { answers, spare }: CommittedSmall) {
         let mut items = Vec::new();
         for SmallAnswer { transfer, size, stored, receipt, asked } in answers {
             self.flow.answered_unasked(size, asked);

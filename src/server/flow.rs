@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::audited;
-use super::commit::{self, Incoming, Opened, SmallAnswer, SmallUpload};
+use super::commit::{self, CommittedSmall, Incoming, Opened, SmallUpload};
 use super::groups::{Groups, Place};
 use super::held::Sink;
 use super::movers::Mover;
@@ -52,7 +52,7 @@ pub(super) enum Job {
     /// Some groups of zeros are made.
     Zeroed(u32, Result<()>),
     /// Small uploads are committed; the memory that they came into is free again.
-    CommittedSmall(Vec<SmallAnswer>, Vec<Vec<u8>>),
+    CommittedSmall(CommittedSmall),
     Read(u64, Result<(Bytes, GroupHash)>),
     /// A file whose root is asked for is open.
     OpenedToHash(u32, Result<HashRun>),
@@ -483,9 +483,7 @@ impl Flow {
             self.spawn_commit(move |shared, who| {
                 // The one before has a thread already. It changes nothing here, so a panic in it is of no concern.
                 let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut spare = Vec::with_capacity(batch.len());
-                let answers = spent.during(On::Disk, || audited::commit_small(shared, who, batch, &mut spare));
-                Job::CommittedSmall(answers, spare)
+                Job::CommittedSmall(spent.during(On::Disk, || audited::commit_small(shared, who, batch)))
             });
         }
     }
