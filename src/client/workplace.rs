@@ -4,6 +4,8 @@
 //! is free for it. Where there is none, it only costs: two wake-ups for each group, and a group that lies in the cache of
 //! another processor. Then what cannot wait for a disk is done where the connection is.
 
+use std::path::{Path, PathBuf};
+
 use tokio::task::JoinSet;
 
 use crate::client::blocking::spawn_blocking_in;
@@ -60,6 +62,8 @@ const LOOK_AFTER: usize = 32;
 /// thread makes nothing faster, and all of them slower.
 pub(crate) struct Room {
     groups: usize,
+    /// Where the system tells of the thread that reads it.
+    statistics: PathBuf,
     before: Option<Times>,
 }
 
@@ -71,8 +75,13 @@ struct Times {
 }
 
 impl Room {
+    /// By the scheduler's statistics (Linux, Documentation/scheduler/sched-stats.rst).
     pub(crate) fn new() -> Room {
-        Room { groups: 0, before: Times::of_this_thread() }
+        Room::told_by("/proc/thread-self/schedstat".into())
+    }
+
+    fn told_by(statistics: PathBuf) -> Room {
+        Room { groups: 0, before: Times::read(&statistics), statistics }
     }
 
     /// Another group is done. Whether this thread has waited little while the last ones were; false between two looks,
@@ -82,16 +91,15 @@ impl Room {
         if !self.groups.is_multiple_of(LOOK_AFTER) {
             return false;
         }
-        let now = Times::of_this_thread();
+        let now = Times::read(&self.statistics);
         let before = std::mem::replace(&mut self.before, now);
         before.zip(now).is_some_and(|(before, now)| now.is_mostly_run_since(before))
     }
 }
 
 impl Times {
-    /// By the scheduler's statistics (Linux, Documentation/scheduler/sched-stats.rst).
-    fn of_this_thread() -> Option<Times> {
-        Times::parse(&std::fs::read_to_string("/proc/thread-self/schedstat").ok()?)
+    fn read(statistics: &Path) -> Option<Times> {
+        Times::parse(&std::fs::read_to_string(statistics).ok()?)
     }
 
     fn parse(text: &str) -> Option<Times> {
@@ -152,16 +160,41 @@ mod tests {
         assert!(!times(500, 100).is_mostly_run_since(before) && !before.is_mostly_run_since(before));
     }
 
+    /// What is told at each look, and whether there is room then: on a machine that is free, on one where others want the
+    /// processors, and where the system says nothing.
     #[test]
-    fn there_is_a_look_after_some_groups() {
-        let mut room = Room::new();
-        room.before = Some(Times { ran: 0, waited: 0 });
-        for _ in 1..LOOK_AFTER {
-            assert!(!room.is_there());
+    fn there_is_room_after_some_groups_where_the_thread_gets_its_processor() {
+        let folder = tempfile::tempdir().unwrap();
+        let statistics = folder.path().join("schedstat");
+        std::fs::write(&statistics, "500 700 1\n").unwrap();
+        let mut room = Room::told_by(statistics.clone());
+        let looks = [
+            (Some("1500 800 2\n"), true),
+            (Some("2500 1300 3\n"), false),
+            (Some("3500 2300 4\n"), false),
+            (Some("4500 2300 5\n"), true),
+            (None, false),
+            (Some("5500 2300 6\n"), false),
+            (Some("6500 2300 7\n"), true),
+        ];
+        for (number, (told, expected)) in looks.into_iter().enumerate() {
+            match told {
+                Some(text) => std::fs::write(&statistics, text).unwrap(),
+                None => std::fs::remove_file(&statistics).unwrap(),
+            }
+            for _ in 1..LOOK_AFTER {
+                assert!(!room.is_there(), "before look {number}");
+            }
+            assert_eq!(room.is_there(), expected, "look {number}: {told:?}");
         }
-        assert_eq!(room.before, Some(Times { ran: 0, waited: 0 }));
-        room.is_there();
-        assert_ne!(room.before, Some(Times { ran: 0, waited: 0 }), "it looks");
+    }
+
+    #[test]
+    fn what_this_system_tells_of_a_thread_is_understood() {
+        if !Path::new("/proc/self/schedstat").exists() {
+            return eprintln!("skipped: this system keeps no statistics of threads");
+        }
+        assert!(Room::new().before.is_some());
     }
 
     #[tokio::test]
