@@ -163,6 +163,8 @@ struct Slot {
     replies: Replies,
     /// Whether the server owes an answer.
     is_due: bool,
+    /// Nobody waits for that answer, not even who ends the session.
+    is_left: bool,
     /// Ranges of content that are to come, in this order: offset and bytes still to come.
     wanted: VecDeque<(u64, usize)>,
     /// For a download: at most this much may come unasked.
@@ -469,6 +471,7 @@ impl Session {
         let slot = Slot {
             replies,
             is_due: true,
+            is_left: false,
             wanted: VecDeque::new(),
             unasked_max,
             size: 0,
@@ -638,6 +641,12 @@ impl Exchange {
     /// Says that a download needs no more content; finish, done or a failure answers.
     pub(crate) fn end_download(&self) {
         self.session.queue(self.transfer, &Close {}, |slot| slot.is_due = true);
+    }
+
+    /// Ends a download in order of which nothing more has to be known: how the server answers is of no concern.
+    pub(crate) fn leave(mut self) {
+        self.is_over = true;
+        self.session.queue(self.transfer, &Close {}, |slot| (slot.is_due, slot.is_left) = (true, true));
     }
 
     /// Ends the exchange because of a failure on our side.
@@ -893,7 +902,7 @@ async fn drive(mut connection: Connection, session: Session, pool: Pool) {
     front.seen.look(&connection, &session.0.stalls);
     match ended {
         Ok(()) => {
-            let is_answered = session.desk().slots.is_empty();
+            let is_answered = session.desk().slots.values().all(|slot| slot.is_left);
             session.end(Error::new(ErrorKind::Connection, "the connection was closed"));
             end(connection, is_answered).await;
         }

@@ -329,6 +329,8 @@ pub(super) struct Driver<C = Connection> {
     last_transfer: u32,
     /// Requests that are being answered.
     requests: HashSet<u32>,
+    /// Those of them that end a download.
+    closing: HashSet<u32>,
     /// Listings that wait until the peer has read the pages before; those that are begun come first.
     listings: VecDeque<(u32, ListStage)>,
     /// Pages that are being read.
@@ -515,7 +517,7 @@ impl Driver {
 
     fn take_step(&mut self, step: Step, watch: &mut Watch) -> Result<ControlFlow<()>> {
         match step {
-            Step::Event(Event::Closed) if self.is_idle() => return Ok(ControlFlow::Break(())),
+            Step::Event(Event::Closed) if self.is_idle() || self.owes_only_ends() => return Ok(ControlFlow::Break(())),
             Step::Event(Event::Closed) => {
                 return Err(Error::new(ErrorKind::Connection, "the client left in the middle of its work"));
             }
@@ -546,6 +548,7 @@ impl<C: Outlet> Driver<C> {
             connection,
             last_transfer: 0,
             requests: HashSet::new(),
+            closing: HashSet::new(),
             listings: VecDeque::new(),
             listing: 0,
             made: HashSet::new(),
@@ -556,6 +559,15 @@ impl<C: Outlet> Driver<C> {
 
     fn is_idle(&self) -> bool {
         self.flow.is_idle() && self.requests.is_empty() && self.connection.is_flushed()
+    }
+
+    /// Whether nothing is owed but the answers to `Close`, which a client need not wait for. What is given over an
+    /// invite is counted with that answer.
+    fn owes_only_ends(&self) -> bool {
+        let is_end = |request: &u32| self.closing.contains(request);
+        self.requests.iter().all(is_end)
+            && self.flow.is_idle_but_for(self.requests.len())
+            && self.flow.who.attendance().is_none()
     }
 
     /// Says that work goes on, and looks at the deadlines.
@@ -838,6 +850,7 @@ impl<C: Outlet> Driver<C> {
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
         self.requests.insert(transfer);
+        self.closing.insert(transfer);
         self.sent_count += 1;
         self.flow.spawn(move |_, who| {
             let answer = || {
@@ -914,6 +927,10 @@ impl<C: Outlet> Driver<C> {
                 if let Err((transfer, error)) = self.flow.read(slot, result) {
                     self.failed(transfer, &error);
                 }
+                if !self.flow.is_reading() {
+                    // Its client may not wait for what comes at the end.
+                    self.meter.tell(&mut self.connection);
+                }
             }
             Job::OpenedToHash(transfer, Ok(run)) => self.hashed(transfer, run)?,
             Job::OpenedToHash(transfer, Err(error)) => self.failed(transfer, &error),
@@ -933,6 +950,7 @@ impl<C: Outlet> Driver<C> {
             }
             Job::Answered(transfer, result) => {
                 self.meter.tell(&mut self.connection);
+                self.closing.remove(&transfer);
                 if self.requests.remove(&transfer) {
                     match result {
                         Ok(frames) => frames.into_iter().for_each(|frame| self.connection.send_frame(frame)),

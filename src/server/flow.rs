@@ -331,6 +331,16 @@ impl Flow {
         self.uploads.is_empty() && self.downloads.is_empty() && self.gets.is_empty() && self.jobs.is_empty()
     }
 
+    /// Whether nothing is open, and nothing runs but so many jobs.
+    pub(super) fn is_idle_but_for(&self, jobs: usize) -> bool {
+        self.uploads.is_empty() && self.downloads.is_empty() && self.gets.is_empty() && self.jobs.len() <= jobs
+    }
+
+    /// Whether something that is wanted is not read yet.
+    pub(super) fn is_reading(&self) -> bool {
+        !self.wants.is_empty() || self.slots.iter().any(|slot| slot.content.is_none())
+    }
+
     /// Whether a group is being filled, or one that was read waits to be taken.
     pub(super) fn holds_buffers(&self) -> bool {
         self.holds_buffers || self.slots.iter().any(|slot| slot.content.is_some())

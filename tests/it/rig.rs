@@ -185,7 +185,7 @@ fn copy(from: &Path, to: &Path) {
 pub(crate) struct Server {
     child: Child,
     pub(crate) port: u16,
-    certs: PathBuf,
+    pub(crate) certs: PathBuf,
     log: Arc<Mutex<Vec<String>>>,
 }
 

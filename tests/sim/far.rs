@@ -219,3 +219,50 @@ fn a_file_that_changed_between_the_two_answers_is_opened_anew() {
     talk.hear(1, &answer(&content(LARGE), false));
     talk.says(&[(Kind::Failed, 1), (Kind::Get, 3)]);
 }
+
+/// Fetches a large file of which the server has recorded this root, to the end of its content. Only the answer to the
+/// `Close` is missing then.
+fn to_its_end(case: Case, root: Option<Root>) -> Talk {
+    let content = content(LARGE);
+    let get = if case.round_trip == FAR && case.invite.is_none() { 1 } else { 2 };
+    let mut talk = Talk::begin(case);
+    talk.said();
+    talk.hear(3 - get, &entry(EntryKind::File, LARGE));
+    talk.said();
+    talk.hear(get, &GetAnswer { root, ..answer(&content, false) });
+    talk.says(&[(Kind::Want, get)]);
+    for offset in (0..LARGE).step_by(GROUP_LEN) {
+        let end = LARGE.min(offset + GROUP_LEN);
+        talk.line.hear_data(get, offset as u64, &content[offset..end]).unwrap();
+    }
+    talk.says(&[(Kind::Close, get)]);
+    talk
+}
+
+#[test]
+fn the_end_of_a_far_download_is_waited_for_unless_the_server_has_said_what_it_is() {
+    let content = content(LARGE);
+    let root = Root::of(&content);
+    let mut talk = to_its_end(Case::default(), Some(root));
+    assert!(talk.got().as_ref() == Some(&content), "all of it is here, and is what the server said");
+    let late = Error::new(ErrorKind::Changed, "x changed while it was read");
+    talk.hear(1, &Failed::from_error(&late));
+    talk.says(&[]);
+
+    let other = Root([1; 32]);
+    let near = Case { round_trip: Duration::from_millis(1), ..Case::default() };
+    let invite = Some(Redemption { ticket: Ticket::new([1; 32]), run: Bytes16([2; 16]) });
+    let invited = Case { invite, ..Case::default() };
+    for (what, case, told, get) in [
+        ("nothing was recorded", Case::default(), None, 1),
+        ("something else was", Case::default(), Some(other), 1),
+        ("the server is near", near, Some(root), 2),
+        ("what is handed out counts", invited, Some(root), 2),
+    ] {
+        let mut talk = to_its_end(case, told);
+        assert!(talk.got().is_none(), "{what}");
+        talk.hear(get, &Finish { size: LARGE as u64, root });
+        talk.says(&[]);
+        assert!(talk.got().is_some(), "{what}");
+    }
+}

@@ -3,6 +3,7 @@
 use sealift::ErrorKind;
 use sealift::hash::Root;
 use sealift::protocol::*;
+use sealift::tls::{ClientOptions, ClientTls};
 
 use super::peer::{Peer, World, data, finish, path, put, put_small};
 
@@ -360,6 +361,42 @@ async fn a_file_that_changes_while_it_is_read_is_noticed() {
     assert_eq!(peer.answer(1).await, Err(ErrorKind::Changed));
     drop(peer);
     world.check(&[("there", &content(50))]).await;
+}
+
+/// A client that has what it wanted need not wait for the word about the end of its downloads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_with_the_last_close_leaves_in_order() {
+    use tokio::io::AsyncWriteExt as _;
+    let world = crate::rig::World::new();
+    let server = world.serve_and(&["--disk-threads".as_ref(), "1".as_ref()]);
+    std::fs::write(world.root().join("there"), content(100)).unwrap();
+    std::fs::File::create(world.root().join("long")).unwrap().set_len(8 << 30).unwrap();
+    // Keeps the only disk thread busy for a while, so that no job has come back when the end of a connection is read.
+    let certs = || ClientTls::load(&ClientOptions::in_folder(&server.certs)).unwrap().config();
+    let address = ([127, 0, 0, 1], server.port).into();
+    let get = Get { path: path("there"), unasked_max: 0, xattrs: None };
+    for (count, is_request_open) in [(15, false), (16, true)] {
+        let mut peer = Peer::connect(address, certs()).await.unwrap().greet().await;
+        let mut frames = Vec::new();
+        for transfer in 1..=count {
+            peer.ask(&get).await.unwrap();
+            frames.extend(Close {}.to_frame(transfer));
+        }
+        if is_request_open {
+            frames.extend(get.to_frame(count + 1));
+        }
+        let mut other = Peer::connect(address, certs()).await.unwrap().greet().await;
+        other.send(1, &Hash { path: path("long"), read: Some(true) }).await;
+        other.send(2, &Stat { path: path("there"), xattrs: None }).await;
+        other.answer(2).await.unwrap();
+        let (_, tls) = peer.stream.get_mut();
+        std::io::Write::write_all(&mut tls.writer(), &frames).unwrap();
+        peer.stream.shutdown().await.unwrap();
+        let said = format!("0 stored, {count} sent");
+        let log = tokio::task::block_in_place(|| server.log_with(&said));
+        let line = log.iter().find(|line| line.contains(&said)).unwrap();
+        assert_eq!(line.contains("left in the middle of its work"), is_request_open, "{line}");
+    }
 }
 
 /// Content of an upload that the server has failed is thrown away; others on the connection go on.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -225,11 +226,7 @@ impl World {
     }
 
     pub(super) async fn connect_with(&self, config: Arc<ClientConfig>) -> std::io::Result<Peer> {
-        let tcp = TcpStream::connect(self.address).await?;
-        tcp.set_nodelay(true)?;
-        let name = ServerName::try_from("localhost").unwrap();
-        let stream = timeout(SOON, TlsConnector::from(config).connect(name, tcp)).await.expect("a handshake")?;
-        Ok(Peer { stream, last: 0, buffer: Vec::new(), said: String::new(), token: None })
+        Peer::connect(self.address, config).await
     }
 
     /// A connection that has been greeted.
@@ -463,6 +460,15 @@ pub(super) struct Peer {
 pub(super) type Answer = Result<(Kind, Vec<u8>), ErrorKind>;
 
 impl Peer {
+    /// A TLS connection to any server, which has said nothing yet.
+    pub(super) async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> std::io::Result<Peer> {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = timeout(SOON, TlsConnector::from(config).connect(name, tcp)).await.expect("a handshake")?;
+        Ok(Peer { stream, last: 0, buffer: Vec::new(), said: String::new(), token: None })
+    }
+
     pub(super) async fn greet(self) -> Peer {
         self.greet_with(hello()).await
     }
