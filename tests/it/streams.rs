@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::rig::{Cut, Mount, Plan, Proxy, Ran, Server, World, binary, content, leftovers, remote, staged};
+use crate::rig::{Cut, Mount, PATIENCE, Plan, Proxy, Ran, Server, World, binary, content, leftovers, remote, staged};
 
 const MIB: usize = 1 << 20;
 
@@ -276,6 +278,14 @@ fn both_sides_with_one_processor_move_files_in_memory() {
     }
 }
 
+/// How many threads of a client there are that do nothing but the work of a connection.
+fn lane_threads(pid: u32) -> usize {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // Others may end meanwhile.
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.filter(|name| name == "sealift lane\n").count()
+}
+
 #[test]
 fn a_download_within_a_machine_goes_over_two_connections_with_threads_of_their_own() {
     let world = World::in_memory();
@@ -294,15 +304,39 @@ fn a_download_within_a_machine_goes_over_two_connections_with_threads_of_their_o
         Some((1, 100, Cut::Reset)),
     ];
     for case in cases {
-        let proxy = Proxy::new(server.port, move |number| Plan {
-            cut: case.filter(|&(which, ..)| which == number).map(|(_, at, how)| (at, how)),
-            ..Plan::default()
+        let (begun, is_begun) = mpsc::channel();
+        let (look, looked) = mpsc::channel();
+        let (count, is_counted) = mpsc::channel();
+        let looked = Arc::new(Mutex::new(looked));
+        let proxy = Proxy::new(server.port, move |number| {
+            if number == 1 {
+                // Whoever makes this connection waits for its answer.
+                count.send(lane_threads(is_begun.recv().unwrap())).unwrap();
+                look.send(()).unwrap();
+            }
+            let looked = Arc::clone(&looked);
+            // The first one goes no further before.
+            let wait = Arc::new(move || {
+                // Without a second one there is nothing to see, which is told below.
+                let _ = looked.lock().unwrap().recv_timeout(PATIENCE);
+            });
+            Plan {
+                cut: case.filter(|&(which, ..)| which == number).map(|(_, at, how)| (at, how)),
+                down: (number == 0).then_some((MIB as u64, wait)),
+                ..Plan::default()
+            }
         });
         let got = world.path("got");
         // By itself it has a second one only where others leave the processors alone.
-        let ran = on_processors(2, || run(&server, "get", 2, &remote(proxy.port, "x"), got.to_str().unwrap()));
+        let ran = on_processors(2, || {
+            let mut client = server.client(&["get", "--json", "--streams=2", &remote(proxy.port, "x")]);
+            let client = client.arg(&got).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            begun.send(client.id()).unwrap();
+            Ran::of(client.wait_with_output().unwrap())
+        });
         let ran = ran.unwrap();
         assert_eq!(ran.code, 0, "{case:?}: {ran:?}");
+        assert_eq!(is_counted.recv_timeout(PATIENCE), Ok(1), "{case:?}: threads for the second connection");
         assert!(fs::read(&got).unwrap() == whole, "{case:?}: other bytes");
         assert!(case.is_some() || proxy.connections() == 2, "{} connections", proxy.connections());
         let (_, down) = proxy.bytes();
