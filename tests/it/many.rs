@@ -161,7 +161,9 @@ fn small_files_onto_a_file_system_in_memory() {
         for number in 0..1000 {
             world.file(&format!("source/{}/{number}", number % 7), &whole(number, round));
         }
-        let ran = server.run("put", [world.path("source").to_str().unwrap(), &remote(server.port, "tree")]);
+        let source = world.path("source");
+        // One that was left lying is missed soon.
+        let ran = server.run("put", ["--timeout=30s", source.to_str().unwrap(), &remote(server.port, "tree")]);
         assert_eq!(ran.code, 0, "{ran:?}");
         for number in 0..1000 {
             let got = fs::read(world.root().join(format!("tree/{}/{number}", number % 7))).unwrap();
