@@ -361,9 +361,10 @@ impl Lanes {
         }
     }
 
-    /// Whether there are any.
+    /// Whether there are any, or will be.
     pub(crate) fn are_there(&self) -> bool {
-        !self.lock().lanes.is_empty()
+        let state = self.lock();
+        !state.lanes.is_empty() || state.opening > 0
     }
 
     /// The next group for the first connection, whose task is woken when there is one.
@@ -745,6 +746,20 @@ mod tests {
         let (rest, ()) = tokio::join!(carrier.next_of_rest(), at_work);
         assert_eq!(rest.map(|(group, _)| group), Some(5));
         assert!(carrier.next_of_rest().await.is_none());
+    }
+
+    #[test]
+    fn lanes_are_counted_on_from_when_they_are_opened() {
+        let lanes = Lanes::new();
+        assert!(!lanes.are_there());
+        assert_eq!(lanes.missing(3), 2);
+        assert!(lanes.are_there(), "what is asked of the first connection now is its part");
+        lanes.not_opened();
+        assert!(lanes.are_there());
+        let number = lanes.enter(Place::Task).unwrap();
+        assert!(lanes.are_there());
+        lanes.leave(number);
+        assert!(!lanes.are_there());
     }
 
     #[test]
