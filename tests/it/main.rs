@@ -4,6 +4,7 @@ mod answers;
 mod atomic;
 mod atomic_kinds;
 mod audited;
+mod batches;
 mod certs;
 mod changing;
 mod codec;
