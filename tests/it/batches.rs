@@ -1,11 +1,13 @@
 //! Small files that are stored in batches: the modes that they get, and what stays open.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use rustix::process::Pid;
 
-use crate::rig::{World, content, staged, until};
+use crate::order::strace_works;
+use crate::rig::{World, content, staged, until, wrapped};
 
 /// Files and directories that a process has open, by their paths.
 fn open_files(pid: Pid) -> Vec<String> {
@@ -63,4 +65,52 @@ fn small_files_get_their_modes_and_leave_nothing_open() {
         }
         assert_eq!(staged(&world.root()), 0);
     }
+}
+
+/// The batch behind another one waits for it at the disk threads, which gain nothing by working on both at once.
+#[test]
+fn batches_of_one_client_in_memory_are_committed_one_after_the_other() {
+    if !strace_works() {
+        return;
+    }
+    let world = World::in_memory();
+    let count = 300;
+    for number in 0..count {
+        world.file(&format!("source/{number}"), &content(number, 100));
+    }
+    // A new directory would get its name as a whole.
+    fs::create_dir(world.root().join("source")).unwrap();
+    let log = world.path("trace");
+    let naming = "linkat,renameat,renameat2";
+    // Each name takes so long that another batch could begin meanwhile.
+    let (trace, slow) = (format!("trace=pwrite64,{naming}"), format!("inject={naming}:delay_exit=2000"));
+    let args = ["-D", "-f", "-y", "-e", &trace, "-e", &slow, "-e", "signal=none", "-o", log.to_str().unwrap()];
+    let server = world.serve_by(wrapped("strace", args), 0);
+    server.put(&world.path("source"), "/");
+    server.stop();
+    let text = until("the tracer has written its log", || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        text.lines().last().is_some_and(|line| line.contains("+++ exited")).then_some(text)
+    });
+    // The threads that give the files of a batch their names, and whether nobody else has done anything meanwhile.
+    let (mut named, mut batches, mut naming) = (0, 0, HashMap::new());
+    for line in text.lines().filter(|line| line.contains("/source")) {
+        let Some((thread, call)) = line.split_once(' ') else { continue };
+        let call = call.trim_start();
+        let is_named = call.starts_with("linkat(") || call.starts_with("renameat");
+        if !is_named && !call.starts_with("pwrite64(") {
+            continue;
+        }
+        naming.iter_mut().for_each(|(&other, is_alone)| *is_alone &= other == thread);
+        if is_named {
+            let is_alone = naming.insert(thread, true);
+            assert_ne!(is_alone, Some(false), "another batch was worked on before this call: {line}");
+            batches += usize::from(is_alone.is_none());
+            named += 1;
+        } else {
+            naming.remove(thread);
+        }
+    }
+    println!("{named} names in {batches} batches");
+    assert!(named >= count && batches > 1, "{named} names in {batches} batches");
 }
