@@ -56,8 +56,7 @@ fn lanes_that_die_while_an_upload_runs_cost_what_they_had() {
 
 #[test]
 fn lanes_that_die_while_a_file_in_memory_is_uploaded_cost_what_they_had() {
-    // Groups are read one after the other here, by the thread that sends them, when no lane is left. They die early, so
-    // that none is.
+    // Groups are read by the thread that sends them here. Every lane dies early, so that none is left in the end.
     lanes_die_while_an_upload_runs(&World::in_memory(), MIB as u64);
 }
 

@@ -1,7 +1,6 @@
 //! Larger files: what the other side has is compared, the rest is read, hashed and sent group by group.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,23 +18,16 @@ use crate::client::shelf::Shelf;
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::upload::believe::check_stored;
 use crate::client::walk::OpenSource;
-use crate::client::workplace::Workplace;
 use crate::client::zeros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
-use crate::limits::{GROUP_LEN, KIB, ZERO_RUNS_MAX};
+use crate::limits::{GROUP_LEN, ZERO_RUNS_MAX};
 use crate::protocol::{self, Finish, Holding, IfExists, Put, Stored};
 use crate::storage;
 use crate::transfer::{Decision, Runs, Sender, Taken};
 
 /// Groups of one file that are read and hashed ahead of the connection.
 const READ_AHEAD: usize = 4;
-
-/// So much of a group is read before it is hashed: what both leave in the cache of a processor, several times.
-const PIECE_LEN: usize = 256 * KIB;
-
-/// Groups that the thread of a connection reads ahead of it: one is sent, and no other waits and gets cold.
-const AHEAD_HERE: usize = 1;
 
 /// How sending content of known size ended.
 pub(super) enum Known {
@@ -67,16 +59,6 @@ struct Read {
     is_zero: bool,
 }
 
-/// The pieces that a group of this length is read in; one of them ends at `prefix`.
-fn pieces(len: usize, prefix: Option<usize>) -> impl Iterator<Item = Range<usize>> {
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        let end = len.min(start + PIECE_LEN);
-        let end = prefix.filter(|&prefix| prefix > start && prefix < end).unwrap_or(end);
-        (start < end).then(|| std::mem::replace(&mut start, end)..end)
-    })
-}
-
 /// Where groups are read from.
 #[derive(Clone)]
 pub(super) enum Content {
@@ -88,38 +70,33 @@ pub(super) enum Content {
 impl Content {
     /// Reads and hashes a group while it is hot.
     fn read(&self, Taken { group, prefix }: Taken, mut buffer: Buffer, stalls: &Stalls) -> Result<Read> {
-        let mut hasher = GroupHasher::new(group);
-        let mut begun = None;
-        let mut hash = |piece: &[u8]| {
-            stalls.working(Cause::Hashing, || hasher.update(piece));
-            if prefix == usize::try_from(hasher.count()).ok() {
-                begun = Some(hasher.finish().value);
-            }
-        };
         let bytes = match self {
             Content::File(open, _) => {
                 let len = group_len(open.version.size, group);
                 let space = buffer.get_mut(..len).ok_or_else(|| Error::new(ErrorKind::Internal, "a group too long"))?;
                 if zeros::is_hole(&open.file, group_offset(group), len) {
-                    let zeros = zeros::content(len);
-                    pieces(len, prefix).for_each(|piece| hash(&zeros[piece]));
-                    zeros
+                    zeros::content(len)
                 } else {
-                    for piece in pieces(len, prefix) {
-                        let offset = group_offset(group) + piece.start as u64;
-                        let space = &mut space[piece];
-                        stalls.working(Cause::Reading, || read_exact_at(open, space, offset))?;
-                        hash(space);
-                    }
+                    stalls.working(Cause::Reading, || read_exact_at(open, space, group_offset(group)))?;
                     Bytes::from_owner(buffer).slice(..len)
                 }
             }
-            Content::Memory(bytes) => {
-                pieces(bytes.len(), prefix).for_each(|piece| hash(&bytes[piece]));
-                bytes.clone()
-            }
+            Content::Memory(bytes) => bytes.clone(),
         };
-        let (hash, prefix) = (hasher.finish(), begun);
+        let hash = || {
+            let mut hasher = GroupHasher::new(group);
+            let begun = bytes.split_at_checked(prefix.unwrap_or(0)).filter(|(begun, _)| !begun.is_empty());
+            let (prefix, rest) = match begun {
+                Some((begun, rest)) => {
+                    hasher.update(begun);
+                    (Some(hasher.finish().value), rest)
+                }
+                None => (None, &*bytes),
+            };
+            hasher.update(rest);
+            (hasher.finish(), prefix)
+        };
+        let (hash, prefix) = stalls.working(Cause::Hashing, hash);
         Ok(Read { group, hash, prefix, is_zero: zeros::is_zero(&bytes), bytes })
     }
 
@@ -372,10 +349,7 @@ impl Job {
                 let len = group_len(content.size(), group);
                 item.advance_group(group, len, len);
             }
-            let is_ahead = workplace == Workplace::Here
-                && under_way.len() >= AHEAD_HERE
-                && !exchange.session().lanes().are_there();
-            while reads.len() < workplace.at_once(READ_AHEAD) && !is_ahead {
+            while reads.len() < workplace.at_once(READ_AHEAD) {
                 // Who holds buffers does not wait for more: several files that did would wait for one another.
                 let buffer = match self.client.pool().try_lease(GROUP_LEN) {
                     Some(buffer) => buffer,
@@ -420,10 +394,7 @@ impl Job {
                         let from = under_way.remove(&group).unwrap_or(0);
                         item.advance_group(group, group_len(content.size(), group), from);
                     }
-                    Report::Lost(group) => {
-                        under_way.remove(&group);
-                        sender.give_back(group);
-                    }
+                    Report::Lost(group) => sender.give_back(group),
                     Report::Wider(count) => self.client.widen_to(exchange.session(), count),
                     Report::Joined | Report::Came(..) | Report::Worked(..) => {}
                 },
@@ -433,31 +404,6 @@ impl Job {
                     other => return Err(exchange.unexpected(&other)),
                 },
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_group_in_memory_or_in_a_file_is_hashed_in_pieces_and_its_beginning_apart() {
-        let stalls = Stalls::default();
-        let content: Vec<u8> = (0..GROUP_LEN - 7).map(|index| index.to_le_bytes()[index % 3]).collect();
-        let len = content.len();
-        let memory = Content::Memory(content.clone().into());
-        for prefix in [None, Some(0), Some(1), Some(PIECE_LEN), Some(PIECE_LEN + 4096), Some(len), Some(len + 1)] {
-            let mut end = 0;
-            for piece in pieces(len, prefix) {
-                assert!(piece.start == end && piece.end > end && piece.len() <= PIECE_LEN, "{prefix:?}: {piece:?}");
-                end = piece.end;
-            }
-            assert_eq!(end, len);
-            let read = memory.read(Taken { group: 2, prefix }, Buffer::alone(1), &stalls).unwrap();
-            assert_eq!(read.hash.value, GroupHash::of(2, &content).value);
-            let begun = prefix.filter(|prefix| (1..=len).contains(prefix));
-            assert_eq!(read.prefix, begun.map(|begun| GroupHash::of(2, &content[..begun]).value), "{prefix:?}");
         }
     }
 }
