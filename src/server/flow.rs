@@ -328,7 +328,7 @@ impl Flow {
 
     /// Whether nothing is open and nothing runs.
     pub(super) fn is_idle(&self) -> bool {
-        self.uploads.is_empty() && self.downloads.is_empty() && self.gets.is_empty() && self.jobs.is_empty()
+        self.is_idle_but_for(0)
     }
 
     /// Whether nothing is open, and nothing runs but so many jobs.
