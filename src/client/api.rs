@@ -1,6 +1,7 @@
 //! The client as a library: one server, a connection that is made again when it breaks, and plain requests.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -766,6 +767,34 @@ struct Moved {
     once: u64,
     /// Of each group, where what was moved of it ends.
     ends: Vec<u32>,
+    /// Of the groups that were begun and not yet seen to have gone, where what is sent of them begins.
+    begun: HashMap<u64, usize>,
+}
+
+impl Moved {
+    fn begin(&mut self, group: u64, from: usize) {
+        let begun = self.begun.entry(group).or_insert(from);
+        *begun = from.min(*begun);
+    }
+
+    /// Counts a group of which all crossed the wire that is behind `from`, or behind where it was begun: how many bytes
+    /// that is, and how many of them for the second time.
+    fn end(&mut self, group: u64, len: usize, from: usize) -> (u64, u64) {
+        let from = self.begun.remove(&group).map_or(from, |begun| begun.min(from));
+        let (moved, mut resent) = ((len - from) as u64, 0);
+        if let Ok(index) = usize::try_from(group)
+            && moved > 0
+        {
+            if self.ends.len() <= index {
+                self.ends.resize(index + 1, 0);
+            }
+            let end = &mut self.ends[index];
+            resent = (*end as usize).min(len).saturating_sub(from) as u64;
+            *end = (*end).max(u32::try_from(len).unwrap_or(u32::MAX));
+        }
+        self.once += moved - resent;
+        (moved, resent)
+    }
 }
 
 impl Item {
@@ -775,20 +804,15 @@ impl Item {
         self.add(bytes, moved, 0);
     }
 
-    /// A group of so many bytes counts as done, of which those behind `from` crossed the wire.
+    /// What is behind `from` of a group begins to cross the wire. It counts once the group does.
+    pub(crate) fn begin_group(&mut self, group: u64, from: usize) {
+        self.moved.begin(group, from);
+    }
+
+    /// A group of so many bytes counts as done. What is behind `from` crossed the wire, or behind where it began to, in
+    /// this attempt or an earlier one of this run: the other side would not have it otherwise.
     pub(crate) fn advance_group(&mut self, group: u64, len: usize, from: usize) {
-        let (moved, mut resent) = ((len - from) as u64, 0);
-        if let Ok(index) = usize::try_from(group)
-            && moved > 0
-        {
-            if self.moved.ends.len() <= index {
-                self.moved.ends.resize(index + 1, 0);
-            }
-            let end = &mut self.moved.ends[index];
-            resent = (*end as usize).min(len).saturating_sub(from) as u64;
-            *end = (*end).max(u32::try_from(len).unwrap_or(u32::MAX));
-        }
-        self.moved.once += moved - resent;
+        let (moved, resent) = self.moved.end(group, len, from);
         if moved > resent {
             // It crossed the wire for the first time. Where a link breaks again and again, what was there before may
             // not even be looked at before the next break.
@@ -870,6 +894,26 @@ impl Untold {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_beginning_that_crossed_before_the_break_is_not_taken_for_held() {
+        let mut moved = Moved::default();
+        moved.begin(0, 0);
+        assert_eq!(moved.end(0, 100, 100), (100, 0));
+        // The second group broke at 60 and the third before any of it had been told of; the fourth was there.
+        moved.begin(1, 0);
+        moved.begin(2, 0);
+        moved.begin(1, 60);
+        assert_eq!(moved.end(1, 100, 100), (100, 0));
+        assert_eq!(moved.end(2, 100, 100), (100, 0));
+        assert_eq!(moved.end(3, 100, 100), (0, 0));
+        assert_eq!(moved.once, 300);
+        // What is lost on its way after it counted has to go again.
+        moved.begin(0, 40);
+        assert_eq!(moved.end(0, 100, 100), (60, 60));
+        assert_eq!(moved.end(4, 100, 30), (70, 0));
+        assert_eq!(moved.once, 370);
+    }
 
     #[tokio::test]
     async fn a_thread_whose_work_panics_has_let_go_of_what_it_held() {

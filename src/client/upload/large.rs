@@ -1,6 +1,5 @@
 //! Larger files: what the other side has is compared, the rest is read, hashed and sent group by group.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -339,8 +338,6 @@ impl Job {
         let mut reads: JoinSet<Result<Read>> = JoinSet::new();
         let mut carrier = exchange.carry(&Shelf::default());
         self.client.widen(exchange.session(), content.size());
-        // Of each group that is on its way, where what is sent of it begins.
-        let mut under_way = HashMap::new();
         let workplace = exchange.session().workplace(content.is_in_memory());
         let takes_zeros = exchange.session().hello().zeros == Some(true);
         let mut zeros = Runs::default();
@@ -383,7 +380,7 @@ impl Job {
                     } else if from < len {
                         let sent = carrier.send(group, group_offset(group) + from as u64, bytes.slice(from..));
                         self.client.stalls().during(Cause::Room, sent).await.map_err(|_| exchange.reason())?;
-                        under_way.insert(group, from);
+                        item.begin_group(group, from);
                     } else {
                         item.advance_group(group, len, from);
                     }
@@ -391,8 +388,8 @@ impl Job {
                 report = carrier.next() => match report {
                     Report::Sent(group) => {
                         sender.sent(group);
-                        let from = under_way.remove(&group).unwrap_or(0);
-                        item.advance_group(group, group_len(content.size(), group), from);
+                        let len = group_len(content.size(), group);
+                        item.advance_group(group, len, len);
                     }
                     Report::Lost(group) => sender.give_back(group),
                     Report::Wider(count) => self.client.widen_to(exchange.session(), count),
