@@ -122,6 +122,8 @@ error_kinds! {
     Expectation = 30, Request, exit 5, retry false;
     /// The server cannot write its audit log, and makes no change without.
     Audit = 31, Environment, exit 1, retry false;
+    /// What is stored under a name is not what was stored there, though nothing says that anybody changed it.
+    Rotten = 32, Environment, exit 5, retry false;
 }
 
 /// A failure: its kind, one sentence about what was being done to what, and its cause.

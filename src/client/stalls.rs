@@ -17,6 +17,8 @@ const SMALL_LEN: u64 = 128 * 1024;
 const MANY_COUNT: u64 = 100;
 /// What takes this share of the time is what a transfer waited for.
 const MOST_SHARE: f64 = 0.5;
+/// What takes less than this share of the time is not what a transfer waited for.
+const LEAST_SHARE: f64 = 0.1;
 /// From this share of the time on, the thread of the connection is what holds everything up.
 const BUSY_SHARE: f64 = 0.75;
 
@@ -300,7 +302,7 @@ impl fmt::Display for Limit {
 
 impl Waited {
     /// What limited a transfer of `files` files with `bytes` that crossed the wire in `time`; nothing when it was too
-    /// short to tell.
+    /// short to tell, or hardly anything of it was waited for.
     #[must_use]
     pub fn limit(&self, time: Duration, files: u64, bytes: u64) -> Option<Limit> {
         if bytes == 0 || time < TIME_MIN {
@@ -335,6 +337,8 @@ impl Waited {
             Limit::LinkOrServer if self.own_limit.as_secs_f64() >= MOST_SHARE * seconds => Limit::OwnLimit,
             Limit::LinkOrServer if self.server_limit().as_secs_f64() >= MOST_SHARE * seconds => Limit::ServerLimit,
             _ if are_small => Limit::SmallFiles,
+            // A few bytes over a long link: nearly all of it is round trips before there is anything to wait for.
+            _ if longest.as_secs_f64() < LEAST_SHARE * seconds => return None,
             Limit::LinkOrServer => self.beyond(time),
             _ => limit,
         })
@@ -392,6 +396,10 @@ mod tests {
         check(Waited { answer: seconds(9), ..none }, 10_000, 100 * MIB, Some(Limit::SmallFiles));
         check(Waited { lost: seconds(9), driving: seconds(9), ..none }, 10_000, 100 * MIB, Some(Limit::Interruptions));
         check(none, 1, MIB, None);
+        let little = Waited { saving: seconds(1) / 2, writing: seconds(1) / 2, ..none };
+        check(little, 1, 2, None);
+        check(Waited { driving: seconds(9), ..little }, 1, MIB, Some(Limit::Processor));
+        check(little, 10_000, MIB, Some(Limit::SmallFiles));
         assert_eq!(slow_disk.limit(Duration::from_millis(100), 1, MIB), None, "too short");
         assert_eq!(slow_disk.limit(seconds(10), 1, 0), None, "nothing was moved");
     }

@@ -840,13 +840,13 @@ impl<C: Outlet> Driver<C> {
     }
 
     fn close_download(&mut self, transfer: u32) -> Result<()> {
-        let Some(Download { source, .. }) = self.flow.downloads.get(&transfer) else {
+        let Some(Download { path, source, .. }) = self.flow.downloads.get(&transfer) else {
             if self.flow.forget_ended(transfer) {
                 return Ok(());
             }
             return Err(Breach::Unexpected { kind: Kind::Close, why: "no such download is open" }.into());
         };
-        let source = Arc::clone(source);
+        let (path, source) = (path.clone(), Arc::clone(source));
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
         self.requests.insert(transfer);
@@ -854,12 +854,15 @@ impl<C: Outlet> Driver<C> {
         self.sent_count += 1;
         self.flow.spawn(move |_, who| {
             let answer = || {
+                let (size, recorded) = (source.file.size(), source.file.recorded_root());
+                // Now, the record is that of the version that was opened, as well.
                 source.file.check_unchanged()?;
+                let root = source.tree().root(size);
+                root.map_or(Ok(()), |root| requests::check_stored(&path, recorded, root))?;
                 if let Some(attendance) = who.attendance() {
                     attendance.hand_out(0, true)?;
                 }
-                let size = source.file.size();
-                let frame = match source.tree().root(size) {
+                let frame = match root {
                     Some(root) => Finish { size, root }.to_frame(transfer),
                     None => requests::done(0).to_frame(transfer),
                 };

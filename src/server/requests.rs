@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tracing::warn;
 
 use super::convert;
 use super::outcomes::Begin;
@@ -10,6 +11,7 @@ use super::quota::{self, Amount};
 use super::shared::{Pass, Shared, Who};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Root;
 use crate::limits::{self, UNASKED_FILE_MAX};
 use crate::path::{Component, RemotePath};
 use crate::protocol::{
@@ -17,6 +19,7 @@ use crate::protocol::{
     MakeDirectory, MakeLink, Message, OFFSET_LEN, Outcome, Remove, Rename, SetDirectory, Space, Stat, Stored, Volume,
 };
 use crate::storage::{self, Cursor, Listing, StoredFile};
+use crate::transfer::check_recorded;
 use crate::xattrs::Xattrs;
 
 /// A download that was opened: the frames of its answer, and the file if content is still to be asked for.
@@ -65,12 +68,13 @@ pub(super) fn get(shared: &Shared, who: &Who, parents: &mut storage::Parents, tr
     }
     let unasked = size <= get.unasked_max.min(UNASKED_FILE_MAX);
     let xattrs = if get.xattrs == Some(true) { Some(file.xattrs()?) } else { None };
+    let recorded = file.recorded_root();
     let answer = GetAnswer {
         size,
         mtime: convert::mtime(file.mtime()),
         mode: file.mode(),
         unasked,
-        root: file.recorded_root(),
+        root: recorded,
         version: version_name(&file),
         // Of what is given by an invite every byte is asked for, because that is what counts.
         zeros: if unasked || who.attendance().is_some() { None } else { zero_groups(&file, xattrs.as_ref()) },
@@ -84,8 +88,9 @@ pub(super) fn get(shared: &Shared, who: &Who, parents: &mut storage::Parents, tr
     let start = FRAME_HEADER_LEN + OFFSET_LEN;
     let mut data = vec![0; start + len];
     file.read_at(0, &mut data[start..])?;
-    let root = crate::hash::Root::of(&data[start..]);
+    let root = Root::of(&data[start..]);
     file.check_unchanged()?;
+    check_stored(&get.path, recorded, root)?;
     if let Some(attendance) = who.attendance() {
         attendance.hand_out(size, true)?;
     }
@@ -95,6 +100,14 @@ pub(super) fn get(shared: &Shared, who: &Who, parents: &mut storage::Parents, tr
     }
     frames.push(frame(transfer, &Finish { size, root }));
     Ok(Got { frames, file: None })
+}
+
+/// As [`check_recorded`], and whoever runs the server hears of it.
+///
+/// # Errors
+/// `Rotten`.
+pub(super) fn check_stored(path: &RemotePath, recorded: Option<Root>, found: Root) -> Result<()> {
+    check_recorded(recorded, found).inspect_err(|error| warn!("{path} is rotten: {error}"))
 }
 
 /// Runs of groups of zeros, as many as fit beside the rest of an answer.

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
 
-use crate::rig::{Mount, Numbers, Ran, Server, World, binary, content, hash_of, long, tree};
+use crate::rig::{
+    Cut, Mount, Numbers, Plan, Proxy, Ran, Server, World, binary, content, hash_of, leftovers, long, remote, tree,
+};
 
 fn scrub(world: &World, args: &[&str]) -> Ran {
     let mut command = binary();
@@ -97,6 +99,80 @@ fn every_flipped_bit_is_found_and_named() {
     let ran = scrub(&world, &[]);
     assert_eq!((ran.code, count(&ran, "intact")), (0, total + 5), "{ran:?}");
     println!("rotten files: {} of {} found", rotten.len(), total + 5);
+}
+
+/// Whichever way it is fetched: alone, in a tree, to standard output, over two connections, and after a cut.
+#[test]
+fn what_rotted_is_not_given_out() {
+    let world = World::new();
+    let server = world.serve();
+    let sizes = [("small", 1000), ("group", 300_000), ("groups", (5 << 20) + 7)];
+    for (name, len) in sizes {
+        world.file(&format!("source/{name}"), &content(5, len));
+        world.file(&format!("source/sound-{name}"), &content(6, len));
+    }
+    server.put(&world.path("source"), "");
+    let root = world.root().join("source");
+    for (name, len) in sizes {
+        rot(&root.join(name), 8 * len as u64 - 1);
+    }
+    let refused = |ran: &Ran, names: &[&str]| {
+        assert_eq!(ran.code, 5, "{ran:?}");
+        assert_eq!((ran.summary()["retryable"].as_bool(), count(ran, "retries")), (Some(false), 0), "{ran:?}");
+        let mut told: Vec<&str> =
+            ran.of_type("failed").iter().map(|failed| failed["name"].as_str().unwrap()).collect();
+        told.sort_unstable();
+        assert_eq!(told, names, "{ran:?}");
+        assert!(ran.of_type("failed").iter().all(|failed| failed["error"] == "rotten"), "{ran:?}");
+    };
+    for (name, len) in sizes {
+        let (remote, target) = (server.at(&format!("source/{name}")), world.file(&format!("here/{name}"), b"before"));
+        for more in [&[][..], &["--streams", "2"]] {
+            let ran = server.run("get", [&[&*remote, target.to_str().unwrap()], more].concat());
+            refused(&ran, &[&format!("source/{name}")]);
+            assert_eq!(fs::read(&target).unwrap(), b"before");
+        }
+        let output = server.client(&["get", &remote, "-"]).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.len() <= len), (Some(5), true), "{name}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("it is damaged") && said.contains("`touch` it on the server"), "{said}");
+        let warned = server.log_with(&format!("source/{name} is rotten"));
+        assert!(!warned.is_empty() && warned.iter().all(|line| line.contains("WARN")), "{warned:?}");
+    }
+    assert_eq!(leftovers(&world.path("here")), [] as [&Path; 0]);
+    // The others of a tree come.
+    let rotten = ["source/group", "source/groups", "source/small"];
+    let ran = server.run("get", [&*server.at("source"), world.path("tree").to_str().unwrap()]);
+    refused(&ran, &rotten);
+    let ran = server.run("sync", [&*server.at("source"), world.path("synced").to_str().unwrap()]);
+    refused(&ran, &rotten);
+    for there in ["tree", "synced"] {
+        for (name, len) in sizes {
+            assert!(fs::read(world.path(there).join(format!("sound-{name}"))).unwrap() == content(6, len));
+            assert!(!world.path(there).join(name).exists());
+        }
+    }
+    // What came of it before a cut is of no use, either.
+    let proxy = Proxy::new(server.port, |number| Plan {
+        cut: (number == 0).then_some((3 << 20, Cut::End)),
+        ..Plan::default()
+    });
+    let ran = server.run("get", [&*remote(proxy.port, "source/groups"), world.path("cut").to_str().unwrap()]);
+    assert_eq!((ran.code, ran.of_type("failed")[0]["error"].as_str()), (5, Some("rotten")), "{ran:?}");
+    assert!(count(&ran, "retries") > 0 && !world.path("cut").exists(), "{ran:?}");
+    assert_eq!(leftovers(&world.path("")).iter().filter(|path| !path.starts_with(world.root())).count(), 0);
+    // Somebody who looked at it says that it is to be as it is; and what is stored anew is in order.
+    let now = std::time::SystemTime::now();
+    for name in ["small", "groups"] {
+        fs::File::options().write(true).open(root.join(name)).unwrap().set_modified(now).unwrap();
+        server.get(&format!("source/{name}"), &world.path("as-it-is"));
+        assert!(fs::read(world.path("as-it-is")).unwrap() == fs::read(root.join(name)).unwrap());
+    }
+    server.put(&world.path("source"), "");
+    for (name, len) in sizes {
+        server.get(&format!("source/{name}"), &world.path("anew"));
+        assert!(fs::read(world.path("anew")).unwrap() == content(5, len));
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, NEAR_ROUND_TRIP, UNASKED_FILE_MAX}
 use crate::path::RemotePath;
 use crate::protocol::{Get, GetAnswer, IfExists};
 use crate::storage::{self, FileMetadata, NewFile};
+use crate::transfer::check_recorded;
 
 /// Groups of one file that are asked for and have not come.
 const WINDOW: usize = 32;
@@ -157,9 +158,9 @@ impl Job {
                 }
                 Err(error) => {
                     // What came of another version is compared with the next; wrong content is of no use.
-                    if matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Changed) {
+                    if matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Rotten | ErrorKind::Changed) {
                         let keeper = partial.take().and_then(|partial: Partial| partial.keeper);
-                        if let Some(keeper) = keeper.filter(|_| error.kind() == ErrorKind::Mismatch) {
+                        if let Some(keeper) = keeper.filter(|_| error.kind() != ErrorKind::Changed) {
                             keeper.end().await;
                         }
                         file.item.restart();
@@ -354,7 +355,11 @@ impl Job {
             },
             other => return Err(exchange.unexpected(&other)),
         };
-        if root == theirs { Ok(root) } else { Err(mismatch(root, theirs)) }
+        if root != theirs {
+            return Err(mismatch(root, theirs));
+        }
+        check_recorded(answer.root, root)?;
+        Ok(root)
     }
 
     async fn fetch_groups(

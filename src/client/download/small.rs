@@ -19,6 +19,7 @@ use crate::hash::Root;
 use crate::limits::{MIB, UNASKED_FILE_MAX};
 use crate::protocol::{Done, GetAnswer, Hash, IfExists};
 use crate::storage::{self, FileMetadata, NewFile};
+use crate::transfer::check_recorded;
 
 /// Files of one batch.
 pub(super) const BATCH_FILES: usize = 64;
@@ -234,6 +235,10 @@ impl Job {
                     let root = Root::of(bytes);
                     if root != finish.root || finish.size != answer.size || bytes.len() as u64 != answer.size {
                         again.add(vec![file], mismatch(root, finish.root));
+                        continue;
+                    }
+                    if let Err(error) = check_recorded(answer.root, root) {
+                        file.item.failed(error).await;
                         continue;
                     }
                     file.item.advance(answer.size, answer.size);

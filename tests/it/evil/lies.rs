@@ -35,6 +35,17 @@ const WRONG: &[(&str, Wrong)] = &[
         let wrong = Finish { size: right.len() as u64, root: Root([7; 32]) };
         request.is::<Close>().map(|_| vec![say(request.transfer, &wrong)])
     }),
+    ("the right content, and another root that was recorded", |request, right| {
+        let (get, transfer) = (request.is::<Get>()?, request.transfer);
+        let unasked = right.len() as u64 <= get.unasked_max;
+        let recorded = Some(Root([7; 32]));
+        let answer = GetAnswer { root: recorded, ..get_answer(&file("f"), right.len() as u64, unasked) };
+        let mut says = vec![say(transfer, &answer)];
+        if unasked {
+            says.extend([content(transfer, 0, right), say(transfer, &finish(right))]);
+        }
+        Some(says)
+    }),
     ("another size at the end", |request, right| {
         let wrong = Finish { size: right.len() as u64 + 1, root: Root::of(right) };
         request.is::<Close>().map(|_| vec![say(request.transfer, &wrong)])
