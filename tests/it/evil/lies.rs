@@ -36,11 +36,20 @@ const WRONG: &[(&str, Wrong)] = &[
         request.is::<Close>().map(|_| vec![say(request.transfer, &wrong)])
     }),
     ("the right content, and another root that was recorded", |request, right| {
-        let (get, transfer) = (request.is::<Get>()?, request.transfer);
-        let unasked = right.len() as u64 <= get.unasked_max;
-        let recorded = Some(Root([7; 32]));
-        let answer = GetAnswer { root: recorded, ..get_answer(&file("f"), right.len() as u64, unasked) };
-        let mut says = vec![say(transfer, &answer)];
+        let transfer = request.transfer;
+        if let Some(want) = request.is::<Want>() {
+            let pieces = want.ranges.0.into_iter().flat_map(|(offset, len)| {
+                let at = (offset..offset + len).step_by(256 << 10);
+                at.map(move |at| (at as usize, (at + (256 << 10)).min(offset + len) as usize))
+            });
+            return Some(pieces.map(|(at, end)| content(transfer, at as u64, &right[at..end])).collect());
+        }
+        if request.kind == Kind::Close {
+            return Some(vec![say(transfer, &finish(right))]);
+        }
+        let unasked = right.len() as u64 <= request.is::<Get>()?.unasked_max;
+        let told = get_answer(&file("f"), right.len() as u64, unasked);
+        let mut says = vec![say(transfer, &GetAnswer { root: Some(Root([7; 32])), ..told })];
         if unasked {
             says.extend([content(transfer, 0, right), say(transfer, &finish(right))]);
         }
