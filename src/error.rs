@@ -152,10 +152,16 @@ impl Error {
         Error { kind, message: message.into(), from_peer: true, source: None }
     }
 
-    /// A failed system call: the kind follows from the error number.
+    /// A failed system call on this machine: the kind follows from the error number. A file system that is behind a
+    /// network of its own may say what otherwise a connection to the peer says; that is `Io`, because no new connection
+    /// to the peer mends it.
     pub fn io(message: impl Into<String>, error: impl Into<io::Error>) -> Error {
         let error = error.into();
-        Error::new(kind_of_io(&error), message).with_source(error)
+        let kind = match kind_of_io(&error) {
+            ErrorKind::Connection | ErrorKind::Timeout => ErrorKind::Io,
+            kind => kind,
+        };
+        Error::new(kind, message).with_source(error)
     }
 
     /// What kind of failure it is.
@@ -254,7 +260,7 @@ impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
     }
 }
 
-/// The kind that an operating system error means.
+/// The kind that an operating system error means, of a connection or of a file.
 #[must_use]
 pub fn kind_of_io(error: &io::Error) -> ErrorKind {
     use io::ErrorKind as K;
@@ -295,6 +301,17 @@ mod tests {
         }
         assert_eq!(ErrorKind::from_code(0), ErrorKind::Refused);
         assert_eq!(ErrorKind::from_code(u16::MAX), ErrorKind::Refused);
+    }
+
+    #[test]
+    fn a_file_system_that_lost_its_network_is_no_lost_connection() {
+        use rustix::io::Errno;
+        for errno in [Errno::NOTCONN, Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::CONNRESET, Errno::PIPE, Errno::STALE] {
+            let error = Error::io("read x", errno);
+            assert_eq!(error.kind(), ErrorKind::Io, "{errno}");
+            assert!(!error.kind().is_retryable());
+        }
+        assert_eq!(kind_of_io(&Errno::TIMEDOUT.into()), ErrorKind::Timeout, "of a connection");
     }
 
     #[test]

@@ -714,7 +714,7 @@ impl Retry {
         }
         // A new connection is waited for where it is made.
         if is_of_connection(error.kind()) && !error.is_from_peer() {
-            return Ok(());
+            return if self.client.is_out_of_time() { Err(error) } else { Ok(()) };
         }
         self.changed += u32::from(matches!(error.kind(), ErrorKind::Changed | ErrorKind::Mismatch));
         if self.changed >= CHANGED_MAX || self.client.is_out_of_time() {

@@ -109,10 +109,7 @@ impl Sink {
             Sink::File(upload) => upload.write_at(group_offset(index), content),
             Sink::Output(output) => {
                 let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-                output.write_all(content).while_doing(|| "write to the output".to_owned()).map_err(|error| {
-                    // Nobody reads any more; that is no broken connection to the server.
-                    if error.kind() == ErrorKind::Connection { error.with_kind(ErrorKind::Io) } else { error }
-                })
+                output.write_all(content).while_doing(|| "write to the output".to_owned())
             }
         }
     }
