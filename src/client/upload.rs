@@ -713,8 +713,15 @@ impl Job {
         self.told_stored(item, stored, size, root, matches!(role, Role::Further(_))).await;
         if self.remove_source && stored.outcome != protocol::Outcome::Skipped {
             let (version, has_several) = (*version, same.is_some());
-            let removed = spawn_blocking(move || source.remove(&version, has_several)).await;
-            if let Err(error) = removed.map_err(panicked).and_then(|removed| removed) {
+            let removed = match stored.xattrs_lost {
+                None => spawn_blocking(move || source.remove(&version, has_several)).await.map_err(panicked),
+                // Here is the only place where they are.
+                Some(why) => Ok(Err(Error::new(
+                    ErrorKind::from_code(why),
+                    "not all of its extended attributes could be kept there",
+                ))),
+            };
+            if let Err(error) = removed.and_then(|removed| removed) {
                 let error = error.context("it is stored, and was not removed here");
                 self.client.events().tell(Event::Failed { item: None, name, error }).await;
             }

@@ -560,6 +560,7 @@ fn keep_unchanged(pass: &Pass, put: &Put, file: &mut StoredFile, root: Root) -> 
         let mtime = put.mtime.and_then(convert::mtime_to_storage);
         xattrs_lost = file.set_metadata(put.mode, mtime, put.xattrs.as_ref())?.map(ErrorKind::code);
     }
+    file.record_anew(root)?;
     pass.store.sync_existing(file, &put.path)?;
     Ok(Stored { outcome: Outcome::Unchanged, root: Some(root), size: file.size(), path: None, xattrs_lost })
 }

@@ -512,6 +512,23 @@ impl StoredFile {
         self.recorded().map(|recorded| recorded.root)
     }
 
+    /// Records the hash that its content was found to have, where another one is recorded with it: somebody changed it and
+    /// set its time back. The caller then makes it durable; the version is another one afterwards.
+    ///
+    /// # Errors
+    /// `Io` when the system refuses.
+    pub fn record_anew(&mut self, found: Root) -> Result<()> {
+        if self.recorded_root().is_none_or(|recorded| recorded == found) {
+            return Ok(());
+        }
+        let what = || format!("record the hash of {}", self.shown);
+        // No upload brought it.
+        let recorded = Recorded { root: found, upload_id: [0; 16] };
+        recorded.set(&self.file, &self.status).while_doing(what)?;
+        self.status = sys::status(&self.file).while_doing(what)?;
+        Ok(())
+    }
+
     /// Makes content and metadata durable. Its name is another matter: [`Store::sync_existing`].
     ///
     /// # Errors

@@ -171,6 +171,34 @@ fn what_rotted_is_not_given_out() {
     }
 }
 
+/// Somebody brought another content under the size and time that were stored, and then a client has that very content:
+/// it is left as it is, and is no rot any more.
+#[test]
+fn what_is_found_to_be_the_same_is_recorded_as_it_is() {
+    let world = World::new();
+    let server = world.serve();
+    for len in [1000, (3 << 20) + 1] {
+        let name = format!("{len}");
+        let (mut other, source) = (content(1, len), world.file(&name, &content(1, len)));
+        server.put(&source, &name);
+        let there = world.root().join(&name);
+        let status = fs::metadata(&there).unwrap();
+        other[len / 2] ^= 1;
+        for path in [&there, &source] {
+            fs::write(path, &other).unwrap();
+            set_time(path, status.mtime(), status.mtime_nsec());
+        }
+        assert_eq!(names(&scrub(&world, &[]), "rotten"), [name.clone()].into());
+        let ran = server.put(&source, &name);
+        assert_eq!(count(&ran, "unchanged"), 1, "{ran:?}");
+        assert_eq!(fs::metadata(&there).unwrap().ino(), status.ino());
+        let ran = scrub(&world, &["--path", &name]);
+        assert_eq!((ran.code, count(&ran, "intact")), (0, 1), "{ran:?}");
+        server.get(&name, &world.path("got"));
+        assert!(fs::read(world.path("got")).unwrap() == other);
+    }
+}
+
 #[test]
 fn what_somebody_changed_is_told_from_what_rotted() {
     let world = World::new();

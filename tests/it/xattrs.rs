@@ -349,6 +349,12 @@ fn more_than_a_file_system_or_a_message_holds_is_told() {
     assert_eq!(all_xattrs(&small.join("tree")).get("much").unwrap().len(), 1);
     assert_eq!(all_xattrs(&small.join("tree")).get("fits").unwrap().len(), 1);
     assert!(!small.join("tree/too much").exists());
+    // The only place where the rest of them is stays.
+    let args = ["--xattrs".as_ref(), "--remove-source".as_ref(), tree.as_os_str()];
+    let ran = server.run("put", args.into_iter().chain([server.at("moved").as_ref()]));
+    assert_eq!((ran.code, tree.join("fits").exists(), tree.join("much").exists()), (1, false, true), "{ran:?}");
+    assert_eq!(xattrs(&tree.join("much")).len(), 2);
+    assert!(ran.failures().contains("it is stored, and was not removed here: not all of its extended"), "{ran:?}");
 }
 
 #[test]

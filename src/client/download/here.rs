@@ -76,15 +76,16 @@ fn hash_file(file: &StoredFile) -> Result<Root> {
     tree.root(size).ok_or_else(|| Error::new(ErrorKind::Internal, "a file's hash is incomplete"))
 }
 
-/// Makes a file durable that is the same as the server's, with the server's time and mode. Blocks.
+/// Makes a file durable that is the same as the server's and has this root, with the server's time and mode. Blocks.
 fn keep(
     place: &Place,
     mut file: StoredFile,
-    mode: u32,
-    mtime: Mtime,
+    (mode, mtime): (u32, Mtime),
     xattrs: Option<&Xattrs>,
+    root: Root,
 ) -> Result<Option<ErrorKind>> {
     let xattrs_lost = file.set_metadata(Some(mode & 0o7777), mtime_to_storage(mtime), xattrs)?;
+    file.record_anew(root)?;
     file.sync()?;
     place.store.sync_existing(&file, &place.path)?;
     Ok(xattrs_lost)
@@ -121,7 +122,7 @@ impl Job {
         };
         let place = file.place.clone();
         let lost = blocking(move || {
-            match keep(&place, local, mode, mtime, xattrs.as_ref()) {
+            match keep(&place, local, (mode, mtime), xattrs.as_ref(), theirs) {
                 // It has other names, whose metadata must stay: it is saved anew.
                 Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Err(differing(&place, policy))),
                 kept => kept.map(Ok),
