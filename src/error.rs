@@ -306,7 +306,8 @@ mod tests {
     #[test]
     fn a_file_system_that_lost_its_network_is_no_lost_connection() {
         use rustix::io::Errno;
-        for errno in [Errno::NOTCONN, Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::CONNRESET, Errno::PIPE, Errno::STALE] {
+        for errno in [Errno::NOTCONN, Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::CONNRESET, Errno::PIPE, Errno::STALE]
+        {
             let error = Error::io("read x", errno);
             assert_eq!(error.kind(), ErrorKind::Io, "{errno}");
             assert!(!error.kind().is_retryable());

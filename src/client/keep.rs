@@ -20,6 +20,10 @@ use crate::path::RemotePath;
 use crate::storage::{self, Kept, StoredFile, Upload};
 use crate::transfer::{Claim, Ledger, Record};
 
+/// Groups whose values are asked for at once: 16 GiB. A server that hashes faster than what is here can be looked at
+/// tells of no more than these meanwhile; more would be more answers than a session keeps.
+const VALUES_AT_ONCE: u64 = 16 << 10;
+
 /// Records what has come of a download. Dropped, it leaves that for another run.
 pub(super) struct Keeper {
     file: Arc<Upload>,
@@ -185,11 +189,12 @@ pub(super) async fn fill(
     }
     let found = Arc::new(found);
     let mut values: VecDeque<GroupValue> = VecDeque::new();
-    let mut next = 0;
-    if found.needs_values() {
-        exchange.want_values(0, end);
-    }
+    let (mut next, mut asked) = (0, 0);
     while next < end {
+        if found.needs_values() && next == asked {
+            asked = end.min(next + VALUES_AT_ONCE);
+            exchange.want_values(next, asked - next);
+        }
         let step: Vec<Option<GroupValue>> = if found.needs_values() {
             match exchange.next().await? {
                 Reply::Values(told) if told.first == next + values.len() as u64 => values.extend(told.values.0),

@@ -1,5 +1,6 @@
 //! Larger files: what the other side has is compared, the rest is read, hashed and sent group by group.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -379,7 +380,18 @@ impl Job {
                         item.advance_group(group, len, len);
                     } else if from < len {
                         let sent = carrier.send(group, group_offset(group) + from as u64, bytes.slice(from..));
-                        self.client.stalls().during(Cause::Room, sent).await.map_err(|_| exchange.reason())?;
+                        let mut sent = pin!(self.client.stalls().during(Cause::Room, sent));
+                        // Over a slow link a group waits long, and the server goes on telling what it holds.
+                        loop {
+                            tokio::select! {
+                                sent = &mut sent => break sent.map_err(|_| exchange.reason())?,
+                                reply = exchange.next() => {
+                                    if let Some(end) = heard(exchange, sender, reply?)? {
+                                        return Ok(end);
+                                    }
+                                }
+                            }
+                        }
                         item.begin_group(group, from);
                     } else {
                         item.advance_group(group, len, from);
@@ -395,12 +407,22 @@ impl Job {
                     Report::Wider(count) => self.client.widen_to(exchange.session(), count),
                     Report::Joined | Report::Came(..) | Report::Worked(..) => {}
                 },
-                reply = exchange.next() => match reply? {
-                    Reply::Values(values) => sender.add_values(values.first, &values.values.0)?,
-                    Reply::Stored(stored) => return Ok(Sent::Stored(stored)),
-                    other => return Err(exchange.unexpected(&other)),
+                reply = exchange.next() => if let Some(end) = heard(exchange, sender, reply?)? {
+                    return Ok(end);
                 },
             }
         }
+    }
+}
+
+/// Takes what the server says while groups are sent. Some when that ends the upload.
+fn heard(exchange: &Exchange, sender: &mut Sender, reply: Reply) -> Result<Option<Sent>> {
+    match reply {
+        Reply::Values(values) => {
+            sender.add_values(values.first, &values.values.0)?;
+            Ok(None)
+        }
+        Reply::Stored(stored) => Ok(Some(Sent::Stored(stored))),
+        other => Err(exchange.unexpected(&other)),
     }
 }
