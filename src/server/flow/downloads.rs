@@ -1,0 +1,222 @@
+//! Downloads: files that are opened, and ranges of them that are read ahead of the connection.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Flow, Job, PIECE_HERE, drop_elsewhere, on_disk, take_back, unknown};
+use crate::error::{Error, Result};
+use crate::hash::{GroupHash, GroupHasher, group_len, group_offset};
+use crate::limits::{self, BUFFERS_PER_CONNECTION, GROUP_LEN};
+use crate::protocol::{Breach, Get, Kind};
+use crate::server::spent::On;
+use crate::server::{audited, requests};
+use crate::storage;
+
+pub(super) struct Slot {
+    pub(super) id: u64,
+    pub(super) transfer: u32,
+    pub(super) offset: u64,
+    /// Bytes that are still to be sent.
+    pub(super) rest: usize,
+    pub(super) content: Option<Bytes>,
+    /// The hash, when the range is a whole group.
+    pub(super) hash: Option<(u64, GroupHash)>,
+}
+
+/// Ranges of a connection that are read and not yet taken, once its peer has shown that it takes them.
+pub(super) const READ_AHEAD_MAX: usize = BUFFERS_PER_CONNECTION / 2;
+/// The same where they are read by the connection itself: TLS and the socket hold enough to go on with meanwhile.
+const READ_AHEAD_HERE: usize = 1;
+
+impl Flow {
+    /// Takes a request for a file.
+    pub(in crate::server) fn get(&mut self, transfer: u32, get: Get) {
+        self.gets.push_back((transfer, get));
+    }
+
+    /// Whether files wait to be opened and no job opens some.
+    pub(in crate::server) fn has_gets(&self) -> bool {
+        !self.getting && !self.gets.is_empty()
+    }
+
+    /// Opens the next files that were asked for, many in one job.
+    pub(in crate::server) fn get_more(&mut self) {
+        const BATCH_MAX: usize = 64;
+        if !self.has_gets() {
+            return;
+        }
+        self.getting = true;
+        let batch: Vec<_> = self.gets.drain(..self.gets.len().min(BATCH_MAX)).collect();
+        let spent = Arc::clone(&self.session.spent);
+        self.spawn(move |shared, who| {
+            let mut rest = limits::CONTROL_QUEUE_MAX;
+            let mut answers = Vec::with_capacity(batch.len());
+            let mut left = Vec::new();
+            let mut parents = storage::Parents::default();
+            for (transfer, get) in batch {
+                if rest == 0 {
+                    left.push((transfer, get));
+                    continue;
+                }
+                let act = || requests::get(shared, who, &mut parents, transfer, &get);
+                let got = spent.during(On::Disk, || audited::request(shared, who, "get", &get.path, act));
+                let len: usize = got.iter().flat_map(|got| &got.frames).map(Bytes::len).sum();
+                rest = rest.saturating_sub(len);
+                answers.push((transfer, got));
+            }
+            Job::Got(answers, left)
+        });
+    }
+
+    /// A batch of files is opened; those that there was no room for come next.
+    pub(in crate::server) fn got_batch(&mut self, left: Vec<(u32, Get)>) {
+        self.getting = false;
+        left.into_iter().rev().for_each(|get| self.gets.push_front(get));
+    }
+
+    /// Takes the ranges that a client wants.
+    pub(in crate::server) fn want(&mut self, transfer: u32, ranges: &[(u64, u64)]) -> Result<()> {
+        if self.is_lane {
+            self.borrow_download(transfer);
+        }
+        let Some(download) = self.downloads.get(&transfer) else {
+            return self.has_ended(transfer).then_some(()).ok_or_else(|| unknown(Kind::Want));
+        };
+        let size = download.source.file.size();
+        for &(offset, len) in ranges {
+            let end = offset.checked_add(len).filter(|&end| len > 0 && end <= size);
+            let end = end.ok_or(Breach::Data("a wanted range past the end of its file"))?;
+            if offset / GROUP_LEN as u64 != (end - 1) / GROUP_LEN as u64 {
+                return Err(Breach::Data("a wanted range across two groups").into());
+            }
+            self.wanted += len;
+            self.wants.push_back((transfer, offset, usize::try_from(len).unwrap_or(GROUP_LEN)));
+        }
+        if self.wanted > limits::WANTED_MAX || self.wants.len() > limits::WANTED_RANGES_MAX {
+            return Err(Breach::Excess("wanted content").into());
+        }
+        self.read_ahead();
+        Ok(())
+    }
+
+    /// Starts reading the next wanted ranges.
+    pub(super) fn read_ahead(&mut self) {
+        while self.slots.len() < self.read_ahead_max
+            && let Some((transfer, offset, len)) = self.wants.pop_front()
+        {
+            let Some(download) = self.downloads.get(&transfer) else { continue };
+            let file = Arc::clone(&download.source.file);
+            let is_here = len > limits::UNASKED_FILE_MAX as usize && file.is_in_memory() && self.works_here(1);
+            // What is handed out over an invite is recorded first, on a disk.
+            let is_here = is_here && self.who.attendance().is_none();
+            if is_here && self.slots.len() >= READ_AHEAD_HERE {
+                self.wants.push_front((transfer, offset, len));
+                break;
+            }
+            let (share, id) = (Arc::clone(&self.who.share), self.next_slot);
+            let attendance = self.who.attendance().cloned();
+            let spent = Arc::clone(&self.session.spent);
+            self.next_slot += 1;
+            self.slots.push_back(Slot { id, transfer, offset, rest: len, content: None, hash: None });
+            let tasks = self.shared.tasks.clone();
+            let (leased, next) = oneshot::channel();
+            let before = self.latest_lease.replace(next);
+            self.jobs.spawn(async move {
+                // One after the other: a later range that had the last buffer would wait for the first to be sent.
+                if let Some(before) = before {
+                    // Its sender is dropped when it has its buffer, or is gone.
+                    let _ = before.await;
+                }
+                let mut buffer = share.lease(len).await;
+                drop(leased);
+                let read = move || {
+                    let mut hasher = GroupHasher::new(offset / GROUP_LEN as u64);
+                    let mut at = offset;
+                    for piece in buffer[..len].chunks_mut(if is_here { PIECE_HERE } else { GROUP_LEN }) {
+                        spent.during(On::Disk, || file.read_at(at, piece))?;
+                        spent.during(On::Processor, || hasher.update(piece));
+                        at += piece.len() as u64;
+                    }
+                    let hash = hasher.finish();
+                    if let Some(attendance) = attendance {
+                        let is_end = offset + len as u64 == file.size();
+                        attendance.hand_out(len as u64, is_end)?;
+                    }
+                    Ok((Bytes::from_owner(buffer), hash))
+                };
+                if is_here {
+                    return Job::Read(id, read());
+                }
+                Job::Read(id, on_disk(&tasks, read).await)
+            });
+        }
+    }
+
+    /// A wanted range has been read.
+    pub(in crate::server) fn read(&mut self, id: u64, result: Result<(Bytes, GroupHash)>) -> Result<(), (u32, Error)> {
+        if self.slots.front().is_some_and(|slot| slot.id == id) {
+            self.taken = Instant::now();
+        }
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.id == id) else {
+            if let (Some(attendance), Ok((content, _))) = (self.who.attendance(), &result) {
+                attendance.take_back(content.len() as u64);
+            }
+            return Ok(());
+        };
+        let transfer = slot.transfer;
+        let (content, hash) = result.map_err(|error| (transfer, error))?;
+        let group = slot.offset / GROUP_LEN as u64;
+        if let Some(download) = self.downloads.get(&transfer) {
+            let size = download.source.file.size();
+            let whole = slot.offset == group_offset(group) && content.len() == group_len(size, group);
+            slot.hash = whole.then_some((group, hash));
+        }
+        slot.content = Some(content);
+        Ok(())
+    }
+
+    /// Gives back what was read for a peer that has not taken it in time; it is read again when there is room for it.
+    /// Tells whether the connection should let go of its buffer too.
+    pub(in crate::server) fn drop_unread(&mut self) -> bool {
+        if self.taken.elapsed() < limits::LEASE_TIMEOUT {
+            return false;
+        }
+        if self.slots.front().is_none_or(|slot| slot.content.is_none()) {
+            return true;
+        }
+        self.read_ahead_max = 0;
+        while let Some(slot) = self.slots.pop_back() {
+            take_back(&self.who, &slot);
+            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get(&slot.transfer))
+                && slot.offset > group_offset(group)
+            {
+                // Its beginning is sent; should the rest be another by then, the client finds it by the root.
+                download.source.tree().insert(group, hash);
+            }
+            self.wants.push_front((slot.transfer, slot.offset, slot.rest));
+        }
+        true
+    }
+
+    /// Reads no more for a download.
+    pub(in crate::server) fn end_reads(&mut self, transfer: u32) {
+        if let Some(download) = self.downloads.remove(&transfer) {
+            self.wanted -= self.slots_and_wants(transfer);
+            let who = &self.who;
+            self.slots.retain(|slot| {
+                let is_other = slot.transfer != transfer;
+                if !is_other {
+                    take_back(who, slot);
+                }
+                is_other
+            });
+            self.wants.retain(|want| want.0 != transfer);
+            drop_elsewhere(&self.shared, download);
+            // Others may have waited for its turns.
+            self.read_ahead();
+        }
+    }
+}
