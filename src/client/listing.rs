@@ -6,7 +6,7 @@ use crate::client::xattrs::check_server;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{LISTED_COST, LISTING_LEN_MAX};
 use crate::path::{Component, Escaped, RemotePath};
-use crate::protocol::{Entry, ListDirectory};
+use crate::protocol::{Bytes16, Done, Entry, ListDirectory};
 
 /// Entries that are asked for at once: enough for nearly every directory, and about a megabyte.
 pub(crate) const PIECE_MAX: u64 = 8192;
@@ -24,16 +24,29 @@ impl Client {
     /// # Cancel safety
     /// Safe.
     pub async fn list(&self, path: &RemotePath) -> Result<Vec<Entry>> {
-        let (mut entries, mut next) = self.list_piece(path, None, false).await?;
+        let mut retry = self.retry();
+        loop {
+            match self.list_to_end(path).await {
+                Err(error) if error.kind() == ErrorKind::Changed => retry.after(error).await?,
+                listed => return listed,
+            }
+        }
+    }
+
+    async fn list_to_end(&self, path: &RemotePath) -> Result<Vec<Entry>> {
+        let Piece { mut entries, mut next } = self.list_piece(path, None, false).await?;
         let mut bound = Bound::default();
         bound.add(path, &entries)?;
-        while let Some(after) = next {
-            let (more, then) = self.list_piece(path, Some(after), false).await?;
-            bound.add(path, &more)?;
-            entries.extend(more);
-            next = then;
+        if next.is_none() {
+            return Ok(entries);
         }
-        check_names(path, &entries)?;
+        while next.is_some() {
+            let more = self.list_piece(path, next, false).await?;
+            bound.add(path, &more.entries)?;
+            entries.extend(more.entries);
+            next = more.next;
+        }
+        check_once(path, entries.iter())?;
         Ok(entries)
     }
 
@@ -42,37 +55,35 @@ impl Client {
     /// its extended attributes are known by, as far as this client may read them.
     ///
     /// # Errors
-    /// As [`Client::list`], without `Limit`; with `xattrs`, `Unsupported` from a server that does not know of them.
+    /// As [`Client::list`], without `Limit`; `Changed` when another directory has that name since the piece before: then
+    /// it has to be listed from the beginning; with `xattrs`, `Unsupported` from a server that does not know of them.
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn list_piece(
-        &self,
-        path: &RemotePath,
-        after: Option<u64>,
-        xattrs: bool,
-    ) -> Result<(Vec<Entry>, Option<u64>)> {
+    pub async fn list_piece(&self, path: &RemotePath, after: Option<Place>, xattrs: bool) -> Result<Piece> {
         let mut retry = self.retry();
         loop {
             match self.list_once(path, after, xattrs).await {
                 Ok(piece) => return Ok(piece),
+                Err(error) if after.is_some() && error.kind() == ErrorKind::Changed => return Err(error),
                 Err(error) => retry.after(error).await?,
             }
         }
     }
 
-    async fn list_once(
-        &self,
-        path: &RemotePath,
-        after: Option<u64>,
-        xattrs: bool,
-    ) -> Result<(Vec<Entry>, Option<u64>)> {
+    async fn list_once(&self, path: &RemotePath, after: Option<Place>, xattrs: bool) -> Result<Piece> {
         let session = self.session().await?;
         if xattrs {
             check_server(session.hello())?;
         }
         let xattrs = xattrs.then_some(true);
-        let request = ListDirectory { path: path.clone(), after, count_max: Some(PIECE_MAX), xattrs };
+        let request = ListDirectory {
+            path: path.clone(),
+            after: after.map(|place| place.after),
+            count_max: Some(PIECE_MAX),
+            xattrs,
+            directory: after.and_then(|place| place.directory),
+        };
         let mut exchange = session.open(&request).await?;
         let mut entries: Vec<Entry> = Vec::new();
         let mut bound = Bound::default();
@@ -87,7 +98,7 @@ impl Client {
                     bound.add(path, &page)?;
                     entries.extend(page);
                 }
-                Reply::Done(done) => break done.next,
+                Reply::Done(Done { next, directory, .. }) => break next.map(|after| Place { after, directory }),
                 other => return Err(exchange.unexpected(&other)),
             }
         };
@@ -98,8 +109,25 @@ impl Client {
         }
         // Not page by page: a piece that breaks and begins anew gets nowhere.
         self.progressed();
-        Ok((entries, next))
+        Ok(Piece { entries, next })
     }
+}
+
+/// Some entries of a directory.
+#[derive(Debug)]
+pub struct Piece {
+    /// In the server's order.
+    pub entries: Vec<Entry>,
+    /// From where to go on, if there may be more.
+    pub next: Option<Place>,
+}
+
+/// A place in a directory's listing. It means something only to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    after: u64,
+    /// Of which directory it is, from a server that tells.
+    directory: Option<Bytes16>,
 }
 
 /// How much of a directory's listing is in memory.
@@ -148,6 +176,20 @@ fn check_names(path: &RemotePath, entries: &[Entry]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses what came in several pieces with a name in two of them: these are not pieces of one directory as it was.
+///
+/// # Errors
+/// `Changed`.
+pub(crate) fn check_once<'a>(path: &RemotePath, entries: impl Iterator<Item = &'a Entry>) -> Result<()> {
+    let mut names: Vec<&[u8]> = entries.map(|entry| entry.name.as_slice()).collect();
+    names.sort_unstable();
+    let twice = names.iter().zip(names.iter().skip(1)).find(|(name, next)| name == next);
+    twice.map_or(Ok(()), |(name, _)| {
+        let text = format!("{path} changed while it was being listed: {} came twice", Escaped(name));
+        Err(Error::new(ErrorKind::Changed, text))
+    })
 }
 
 #[cfg(test)]

@@ -46,5 +46,6 @@ pub(crate) use {lanes::simulated as simulated_lane, session::simulated as simula
 pub use api::{Client, ClientOptions, ServerFacts};
 pub use download::GetOptions;
 pub use library::Report;
+pub use listing::{Piece, Place};
 pub use sync::{Direction, SyncOptions, SyncPlan};
 pub use upload::{PutOptions, StreamSource};

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use crate::client::Client;
 use crate::client::compare::{Links, Listed};
 use crate::client::filter::{IGNORE_LEN_MAX, IGNORE_NAME};
-use crate::client::listing::{Bound, PIECE_MAX, check_count};
+use crate::client::listing::{Bound, PIECE_MAX, Piece, check_count, check_once};
 use crate::client::plan::local_path;
 use crate::client::session::Reply;
 use crate::client::walk::{self, OPEN_DIRECTORY, Source, Tree, doing};
@@ -180,6 +180,29 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     spawn_blocking(work).await.map_err(panicked)?
 }
 
+async fn list_remote(
+    client: &Client,
+    path: &RemotePath,
+    go: &mut watch::Receiver<bool>,
+    xattrs: bool,
+) -> Result<Listing> {
+    let (mut listing, mut bound) = (Listing::default(), Bound::default());
+    let mut after = None;
+    loop {
+        let Piece { entries, next } = client.list_piece(path, after, xattrs).await?;
+        bound.add(path, &entries)?;
+        listing.entries.extend(entries.into_iter().map(Listed::from));
+        if next.is_none() {
+            if after.is_some() {
+                check_once(path, listing.entries.iter().map(|listed| &listed.entry))?;
+            }
+            return Ok(listing);
+        }
+        after = next;
+        wait(go).await?;
+    }
+}
+
 impl Side {
     /// How something in it is called.
     pub(crate) fn name(&self, below: &RemotePath) -> Vec<u8> {
@@ -256,16 +279,13 @@ impl Side {
             }
             Side::Remote(client, base) => {
                 let path = joined(base, below)?;
-                let (mut after, mut bound) = (None, Bound::default());
+                let mut retry = client.retry();
                 loop {
-                    let (entries, next) = client.list_piece(&path, after, xattrs).await?;
-                    bound.add(below, &entries)?;
-                    listing.entries.extend(entries.into_iter().map(Listed::from));
-                    if next.is_none() {
-                        return Ok(listing);
+                    match list_remote(client, &path, &mut go, xattrs).await {
+                        // Pieces of two directories are no listing of either.
+                        Err(error) if error.kind() == ErrorKind::Changed => retry.after(error).await?,
+                        listed => return listed,
                     }
-                    after = next;
-                    wait(&mut go).await?;
                 }
             }
         }

@@ -751,6 +751,9 @@ pub struct ListDirectory {
     /// Tell of each file and directory what its extended attributes are known by.
     #[n(16)]
     pub xattrs: Option<bool>,
+    /// Of which directory `after` is: [`Done::directory`] of the same answer.
+    #[n(17)]
+    pub directory: Option<Bytes16>,
 }
 
 /// Asks for a directory; its parents are made too. One that is there is success.
@@ -908,7 +911,7 @@ pub struct Entries {
 }
 
 /// A request is done; what it changed is durable.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Done {
     /// How many entries it removed, made or listed.
@@ -929,6 +932,9 @@ pub struct Done {
     /// For [`SetDirectory`]: as in [`Stored`].
     #[n(16)]
     pub xattrs_lost: Option<u16>,
+    /// For [`ListDirectory`]: which directory `next` is a place of. It means something only to the server.
+    #[n(17)]
+    pub directory: Option<Bytes16>,
 }
 
 /// The space of a volume, as far as its file system tells.

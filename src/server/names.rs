@@ -14,22 +14,32 @@ use crate::access::Action;
 use crate::error::{ErrorKind, Result};
 use crate::path::RemotePath;
 use crate::protocol::{Bytes16, EntryKind, IfExists, Mtime, Outcome, Put, Stored};
-use crate::storage::{self, Identity, Named, StoredFile};
+use crate::storage::{self, Identity, Listing, Named, StoredFile};
 
 /// What names of one file have in common and tells nobody device or inode: a hash under a key of this process.
 /// None for what has one name.
 pub(super) fn same(kind: EntryKind, names: u64, identity: Identity) -> Option<Bytes16> {
-    static KEY: OnceLock<Option<[u8; 32]>> = OnceLock::new();
     if kind != EntryKind::File || names < 2 {
         return None;
     }
+    hidden(identity, &[])
+}
+
+/// What a directory is known by while its listing goes on, and tells nobody what it is.
+pub(super) fn listed(listing: &Listing) -> Option<Bytes16> {
+    let (identity, birth) = listing.directory();
+    hidden(identity, &birth.to_be_bytes())
+}
+
+fn hidden(identity: Identity, more: &[u8]) -> Option<Bytes16> {
+    static KEY: OnceLock<Option<[u8; 32]>> = OnceLock::new();
     let key = KEY.get_or_init(|| {
         let mut key = [0; 32];
         // Without random bytes nothing is told, and each name counts as a file of its own.
         getrandom::fill(&mut key).ok().map(|()| key)
     });
     let mut hasher = blake3::Hasher::new_keyed(key.as_ref()?);
-    hasher.update(&identity.device.to_be_bytes()).update(&identity.inode.to_be_bytes());
+    hasher.update(&identity.device.to_be_bytes()).update(&identity.inode.to_be_bytes()).update(more);
     let mut same = [0; 16];
     hasher.finalize_xof().fill(&mut same);
     Some(Bytes16(same))

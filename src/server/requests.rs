@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tracing::warn;
 
 use super::convert;
+use super::names;
 use super::outcomes::Begin;
 use super::quota::{self, Amount};
 use super::shared::{Pass, Shared, Who};
@@ -50,7 +51,7 @@ pub(super) struct Ongoing {
 
 /// Answers that tell of nothing but success.
 pub(super) fn done(count: u64) -> Done {
-    Done { count, root: None, size: None, path: None, next: None, xattrs_lost: None }
+    Done { count, ..Done::default() }
 }
 
 fn frame(transfer: u32, message: &impl Message) -> Bytes {
@@ -160,6 +161,11 @@ pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, request: &ListDire
     let pass = shared.pass(who)?;
     pass.decide(Action::List(&request.path))?;
     let mut listing = pass.store.list(&request.path, request.after.map(Cursor))?;
+    // A place in one directory is anywhere in another.
+    if request.after.is_some() && request.directory.is_some() && request.directory != names::listed(&listing) {
+        let text = format!("{} is another directory than the one whose listing began", request.path);
+        return Err(Error::new(ErrorKind::Changed, text));
+    }
     let tells_xattrs = request.xattrs == Some(true);
     if tells_xattrs {
         listing.tell_xattrs();
@@ -207,7 +213,8 @@ pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Res
         rest.count += 1;
     }
     let page = frame(transfer, &Entries { entries: List(page) });
-    let done = Done { next, ..done(rest.count) };
+    let directory = next.and_then(|_| names::listed(&rest.listing));
+    let done = Done { next, directory, ..done(rest.count) };
     Ok(ListStep { frames: vec![page, frame(transfer, &done)], rest: None })
 }
 

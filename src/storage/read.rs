@@ -17,7 +17,7 @@ use super::sys::{self, Name, Status};
 use super::upload::{DIRECT_LEN_MIN, DIRECT_SIZE_MIN, Parents, is_in_memory};
 use super::walk::{Directory, is_hidden, not_found};
 use super::xattrs::{self, read_xattrs};
-use super::{Inner, Kind, Mtime, Store, Version};
+use super::{Identity, Inner, Kind, Mtime, Store, Version};
 use crate::buffer::BUFFER_ALIGN;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::hash::Root;
@@ -159,6 +159,7 @@ impl Store {
         let directory = self.inner.directory(path)?;
         // A handle of its own: its place in the directory is nobody else's.
         let names = sys::open_directory_at(&*directory, b".").while_doing(|| format!("open the directory {path}"))?;
+        let identity = sys::status(&names).while_doing(|| format!("look at {path}"))?.identity;
         if let Some(Cursor(place)) = resume_after {
             let place = i64::try_from(place).map_err(|_| not_found(path.components()))?;
             rustix::fs::seek(&names, SeekFrom::Start(place.unsigned_abs()))
@@ -166,6 +167,7 @@ impl Store {
         }
         Ok(Listing {
             store: Arc::clone(&self.inner),
+            identity: (identity, sys::birth(&names)),
             names,
             directory,
             memory: Vec::with_capacity(LISTING_LEN),
@@ -252,6 +254,7 @@ pub struct Cursor(pub u64);
 pub struct Listing {
     store: Arc<Inner>,
     names: OwnedFd,
+    identity: (Identity, i128),
     directory: Arc<Directory>,
     memory: Vec<u8>,
     waiting: VecDeque<Name>,
@@ -280,6 +283,12 @@ impl Listing {
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         self.cursor
+    }
+
+    /// Which directory it is of, and when that was made.
+    #[must_use]
+    pub fn directory(&self) -> (Identity, i128) {
+        self.identity
     }
 
     fn next_name(&mut self) -> rustix::io::Result<Option<Name>> {

@@ -334,6 +334,17 @@ pub(super) fn direct_alignment(file: impl AsFd) -> Option<(u32, u32)> {
     (told && offset.is_power_of_two() && memory.is_power_of_two()).then_some((offset, memory))
 }
 
+/// When it was made, in nanoseconds; 0 where the file system does not tell. What has the number of something that was
+/// removed has another.
+pub(super) fn birth(file: impl AsFd) -> i128 {
+    match rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME) {
+        Ok(statx) if statx.stx_mask & StatxFlags::BTIME.bits() != 0 => {
+            i128::from(statx.stx_btime.tv_sec) * 1_000_000_000 + i128::from(statx.stx_btime.tv_nsec)
+        }
+        _ => 0,
+    }
+}
+
 /// One name in a directory, and the place after it.
 pub(super) struct Name {
     pub(super) bytes: Vec<u8>,

@@ -219,8 +219,8 @@ round_trips! {
     want_values_goes_round: (number(), number()).prop_map(|(first, count)| WantValues { first, count });
     close_goes_round: Just(Close {});
     stat_goes_round: (path(), any::<Option<bool>>()).prop_map(|(path, xattrs)| Stat { path, xattrs });
-    list_goes_round: (path(), maybe(number()), maybe(number()), any::<Option<bool>>())
-        .prop_map(|(path, after, count_max, xattrs)| ListDirectory { path, after, count_max, xattrs });
+    list_goes_round: (path(), maybe(number()), maybe(number()), any::<Option<bool>>(), maybe(id()))
+        .prop_map(|(path, after, count_max, xattrs, directory)| ListDirectory { path, after, count_max, xattrs, directory });
     hash_goes_round: (path(), maybe(any::<bool>())).prop_map(|(path, read)| Hash { path, read });
     make_directory_goes_round: path().prop_map(|path| MakeDirectory { path });
     make_link_goes_round: (path(), vec(any::<u8>(), 0..100), maybe(mtime()), if_exists())
@@ -247,8 +247,10 @@ round_trips! {
     invites_go_round: (vec(invite_facts(), 0..8), any::<bool>())
         .prop_map(|(invites, more)| Invites { invites: List(invites), more });
     revoke_invite_goes_round: invite_id().prop_map(|id| RevokeInvite { id });
-    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()), any::<Option<u16>>())
-        .prop_map(|(count, root, size, path, next, xattrs_lost)| Done { count, root, size, path, next, xattrs_lost });
+    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()), any::<Option<u16>>(), maybe(id()))
+        .prop_map(|(count, root, size, path, next, xattrs_lost, directory)| {
+            Done { count, root, size, path, next, xattrs_lost, directory }
+        });
 }
 
 // ---- what is not a message ---------------------------------------------------------------------------------
@@ -307,6 +309,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::Entry, 5 | 6 | 17)
                     | (Kind::Put | Kind::Stored | Kind::Get | Kind::GetAnswer | Kind::Stat | Kind::List, 16)
                     | (Kind::SetDirectory | Kind::Entry | Kind::Done, 16)
+                    | (Kind::List | Kind::Done, 17)
                     | (Kind::Working, 3)
             );
             let decoded = recode(vector.kind, 0, &shorter);

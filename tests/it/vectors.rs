@@ -352,7 +352,13 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector(
             "List page",
             12,
-            ListDirectory { path: path("in"), after: Some(1 << 40), count_max: Some(512), xattrs: None },
+            ListDirectory {
+                path: path("in"),
+                after: Some(1 << 40),
+                count_max: Some(512),
+                directory: Some(id),
+                ..ListDirectory::default()
+            },
         ),
         vector(
             "List attributes",
@@ -436,29 +442,14 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("Entry digest", 11, Entry { xattrs_digest: Some(Bytes16(xattrs.digest())), ..entry.clone() }),
         vector("Entry attributes", 11, Entry { xattrs: Some(Box::new(xattrs.clone())), ..entry.clone() }),
         vector("Entries", 12, Entries { entries: List(vec![entry, link]) }),
-        vector("Done", 12, Done { count: 2, root: None, size: None, path: None, next: None, xattrs_lost: None }),
+        vector("Done", 12, Done { count: 2, ..Done::default() }),
         vector(
             "Done hash",
             13,
-            Done {
-                count: 1,
-                root: Some(root),
-                size: Some(3),
-                path: Some(path("b/c (1)")),
-                next: None,
-                xattrs_lost: None,
-            },
+            Done { count: 1, root: Some(root), size: Some(3), path: Some(path("b/c (1)")), ..Done::default() },
         ),
-        vector(
-            "Done page",
-            12,
-            Done { count: 512, root: None, size: None, path: None, next: Some(1 << 40), xattrs_lost: None },
-        ),
-        vector(
-            "Done attributes",
-            16,
-            Done { count: 1, root: None, size: None, path: None, next: None, xattrs_lost: Some(18) },
-        ),
+        vector("Done page", 12, Done { count: 512, next: Some(1 << 40), directory: Some(id), ..Done::default() }),
+        vector("Done attributes", 16, Done { count: 1, xattrs_lost: Some(18), ..Done::default() }),
     ]
 }
 

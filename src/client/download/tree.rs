@@ -17,6 +17,7 @@ use crate::client::compare::{Links, joined};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::{Ignores, Subject};
 use crate::client::link::check_link;
+use crate::client::listing;
 use crate::client::names::Met;
 use crate::client::plan;
 use crate::client::side::Side;
@@ -155,7 +156,7 @@ fn shown_bytes(path: &Path) -> Vec<u8> {
 struct Waiting {
     remote: RemotePath,
     below: RemotePath,
-    after: Option<u64>,
+    after: Option<listing::Place>,
     ignores: Option<Arc<Ignores>>,
     filled: Option<Arc<Filled>>,
 }
@@ -171,7 +172,7 @@ impl Waiting {
 }
 
 /// A piece of a directory's listing: its entries, where to go on, and the rules that hold for them.
-type Piece = (Vec<Entry>, Option<u64>, Option<Arc<Ignores>>);
+type Piece = (Vec<Entry>, Option<listing::Place>, Option<Arc<Ignores>>);
 
 impl Run {
     /// Fetches a tree: lists ahead of the files that it finds.
@@ -397,7 +398,8 @@ impl Job {
         {
             ignores = Some(Ignores::new(&directory.below.to_bytes(), &content, ignores)?);
         }
-        let (entries, next) = self.client.list_piece(&directory.remote, directory.after, self.xattrs).await?;
+        let listing::Piece { entries, next } =
+            self.client.list_piece(&directory.remote, directory.after, self.xattrs).await?;
         Ok((entries, next, ignores))
     }
 }

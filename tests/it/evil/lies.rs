@@ -65,18 +65,13 @@ const WRONG: &[(&str, Wrong)] = &[
     ("no root, and a wrong one for who asks", |request, right| {
         let root = Some(Root([7; 32]));
         matches!(request.kind, Kind::Close | Kind::Hash).then(|| {
-            let done =
-                Done { count: 0, root, size: Some(right.len() as u64), path: None, next: None, xattrs_lost: None };
+            let done = Done { count: 0, root, size: Some(right.len() as u64), ..Done::default() };
             vec![say(request.transfer, &done)]
         })
     }),
     ("no root whoever asks", |request, _| {
-        matches!(request.kind, Kind::Close | Kind::Hash).then(|| {
-            vec![say(
-                request.transfer,
-                &Done { count: 0, root: None, size: None, path: None, next: None, xattrs_lost: None },
-            )]
-        })
+        matches!(request.kind, Kind::Close | Kind::Hash)
+            .then(|| vec![say(request.transfer, &Done { count: 0, ..Done::default() })])
     }),
     ("short content", |request, right| {
         let (get, transfer) = (request.is::<Get>()?, request.transfer);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sealift::ErrorKind;
 use sealift::protocol::*;
@@ -188,7 +189,7 @@ fn a_tree_without_a_bottom_ends_at_the_depth_of_paths() {
         }
         request.is::<ListDirectory>().map(|_| {
             let entries = Entries { entries: List(vec![directory("d"), file("f")]) };
-            let done = Done { count: 2, root: None, size: None, path: None, next: None, xattrs_lost: None };
+            let done = Done { count: 2, ..Done::default() };
             vec![say(request.transfer, &entries), say(request.transfer, &done)]
         })
     });
@@ -250,7 +251,7 @@ fn links_that_lead_out_are_not_made_and_nothing_goes_through_those_that_are() {
                 (*turn % 2 == 0).then(|| {
                     let entries =
                         Entries { entries: List(vec![directory("inside"), through.clone(), directory("m"), n("n")]) };
-                    let done = Done { count: 4, root: None, size: None, path: None, next: None, xattrs_lost: None };
+                    let done = Done { count: 4, ..Done::default() };
                     vec![say(request.transfer, &entries), say(request.transfer, &done)]
                 })
             });
@@ -318,7 +319,7 @@ fn a_directory_that_becomes_a_link_between_two_answers_is_not_walked_through() {
             _ => directory("d"),
         };
         let next = (after < 4).then_some(after + 1);
-        let done = Done { count: 1, root: None, size: None, path: None, next, xattrs_lost: None };
+        let done = Done { count: 1, next, ..Done::default() };
         Some(vec![say(request.transfer, &Entries { entries: List(vec![entry]) }), say(request.transfer, &done)])
     });
     for command in COMMANDS.iter().filter(|command| ["get", "sync"].contains(&command[0])) {
@@ -326,6 +327,40 @@ fn a_directory_that_becomes_a_link_between_two_answers_is_not_walked_through() {
         run(&place, command, &evil, false);
         place.check(&format!("{command:?}"));
         assert!(!place.target().join("top/d").is_symlink(), "{command:?}");
+    }
+}
+
+#[test]
+fn pieces_of_two_directories_are_no_listing_of_either() {
+    // The directory is exchanged between two pieces: the server says so, or an older one goes on in the other, where
+    // the place is another one. Either way `sync --delete` must not take what it has not seen for missing.
+    for says_so in [true, false] {
+        for ends_well in [true, false] {
+            let calls = AtomicU64::new(0);
+            let tree = Tree::default().with("", [directory("top")]).with("top", ["a", "b", "c"].map(file));
+            let evil = Evil::start(tree, move |request| {
+                let list = request.is::<ListDirectory>()?;
+                let call = calls.fetch_add(1, Ordering::Relaxed);
+                let transfer = request.transfer;
+                let whole = ends_well && call >= 2;
+                let (names, next): (&[&str], _) = match list.after {
+                    _ if whole => (&["a", "b", "c"], None),
+                    None => (&["a"], Some(1)),
+                    Some(_) if says_so => return Some(vec![failed(transfer, ErrorKind::Changed, "another")]),
+                    Some(_) => (&["a", "b"], None),
+                };
+                let entries = names.iter().map(|&name| file(name)).collect();
+                let done = Done { count: names.len() as u64, next, ..Done::default() };
+                Some(vec![say(transfer, &Entries { entries: List(entries) }), say(transfer, &done)])
+            });
+            let place = Place::new();
+            for name in ["a", "b", "c"] {
+                fs::write(place.target().join(name), "kept").unwrap();
+            }
+            let ran = run(&place, &["sync", "--delete", "--max-delete", "100%", "@top", "target"], &evil, false);
+            assert!(place.target().join("c").exists(), "{says_so} {ends_well}: {ran:?}");
+            assert_eq!(ran.0 == 0, ends_well, "{says_so} {ends_well}: {ran:?}");
+        }
     }
 }
 

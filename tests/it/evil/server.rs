@@ -309,7 +309,7 @@ struct Good<'a> {
 impl Good<'_> {
     fn answer(&mut self, request: &Request) -> Vec<Say> {
         let transfer = request.transfer;
-        let done = Done { count: 0, root: None, size: None, path: None, next: None, xattrs_lost: None };
+        let done = Done { count: 0, ..Done::default() };
         match request.kind {
             Kind::ClientHello => vec![say(0, self.hello)],
             Kind::Stat => vec![say(transfer, &self.tree.entry(&request.is::<Stat>().unwrap().path.to_bytes()))],

@@ -145,7 +145,8 @@ async fn never_reading() {
         for _ in 0..1000 {
             let number = peer.number();
             frames.extend(match wish {
-                0 => ListDirectory { path: path("many"), after: None, count_max: None, xattrs: None }.to_frame(number),
+                0 => ListDirectory { path: path("many"), after: None, count_max: None, xattrs: None, directory: None }
+                    .to_frame(number),
                 1 => Get { path: path("small"), unasked_max: 256 << 10, xattrs: None }.to_frame(number),
                 2 => Stat { path: path("many"), xattrs: None }.to_frame(number),
                 _ => Get { path: path("large"), unasked_max: 0, xattrs: None }.to_frame(number),
@@ -270,7 +271,8 @@ async fn requests_of_every_kind_pipeline_without_loss() {
         let number = peer.number();
         frames.extend(match index % 6 {
             0 => Stat { path: path(""), xattrs: None }.to_frame(number),
-            1 => ListDirectory { path: path(""), after: None, count_max: None, xattrs: None }.to_frame(number),
+            1 => ListDirectory { path: path(""), after: None, count_max: None, xattrs: None, directory: None }
+                .to_frame(number),
             2 => MakeDirectory { path: path(&format!("d{index}")) }.to_frame(number),
             3 => Hash { path: path("nothing"), read: Some(true) }.to_frame(number),
             4 => Get { path: path("nothing"), unasked_max: 9, xattrs: None }.to_frame(number),

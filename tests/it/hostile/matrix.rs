@@ -545,8 +545,9 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
     let answer = match verb {
         Verb::Stat => peer.ask(&Stat { path: place, xattrs: None }).await,
         Verb::List => {
-            let (mut kind, mut payload) =
-                peer.ask(&ListDirectory { path: place, after: None, count_max: None, xattrs: None }).await?;
+            let (mut kind, mut payload) = peer
+                .ask(&ListDirectory { path: place, after: None, count_max: None, xattrs: None, directory: None })
+                .await?;
             let mut names = BTreeSet::new();
             while kind == Kind::Entries {
                 let entries = Entries::from_payload(&payload).unwrap().entries.0;

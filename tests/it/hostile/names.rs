@@ -1,6 +1,7 @@
 //! Names that no path may have, and names that lead to what is not a client's, on every verb (N01, N03, N04, N09 to N11).
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
@@ -260,8 +261,11 @@ async fn the_servers_own_state_does_not_exist_for_anyone() {
     }
     // Nor does a listing show it.
     let transfer = peer.number();
-    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after: None, count_max: None, xattrs: None })
-        .await;
+    peer.send(
+        transfer,
+        &ListDirectory { path: super::peer::path(""), after: None, count_max: None, xattrs: None, directory: None },
+    )
+    .await;
     let (_, payload) = peer.answer(transfer).await.unwrap();
     let names: Vec<_> =
         Entries::from_payload(&payload).unwrap().entries.0.into_iter().map(|entry| entry.name).collect();
@@ -307,6 +311,39 @@ async fn a_listing_goes_on_from_any_place_without_harm() {
     world.check(&PLANTED).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_does_not_go_on_in_another_directory() {
+    let world = World::new().await;
+    let root = world.root();
+    for name in ["site", "other"] {
+        fs::create_dir(root.join(name)).unwrap();
+        (0..9).for_each(|index| fs::write(root.join(name).join(format!("{name} {index}")), "x").unwrap());
+    }
+    let mut peer = world.greeted().await;
+    let first = ListDirectory { path: super::peer::path("site"), count_max: Some(3), ..ListDirectory::default() };
+    let (kind, _) = peer.ask(&first).await.unwrap();
+    assert_eq!(kind, Kind::Entries);
+    let number = peer.number();
+    peer.send(number, &first).await;
+    peer.answer(number).await.unwrap();
+    let (_, payload) = peer.answer(number).await.unwrap();
+    let Done { next, directory, .. } = Done::from_payload(&payload).unwrap();
+    assert!(next.is_some() && directory.is_some());
+    let rest = ListDirectory { after: next, directory, ..first };
+    peer.ask(&rest).await.unwrap();
+    let exchange = || {
+        fs::rename(root.join("site"), root.join("old")).unwrap();
+        fs::rename(root.join("other"), root.join("site")).unwrap();
+        fs::rename(root.join("old"), root.join("other")).unwrap();
+    };
+    exchange();
+    assert_eq!(peer.ask(&rest).await.map(drop), Err(ErrorKind::Changed));
+    // Who does not say which it was goes on as before there was a way to say it.
+    peer.ask(&ListDirectory { directory: None, ..rest.clone() }).await.unwrap();
+    exchange();
+    peer.ask(&rest).await.unwrap();
+}
+
 /// The names of one piece of the root's listing, and the place to go on from.
 async fn page(
     peer: &mut Peer,
@@ -314,7 +351,11 @@ async fn page(
     count_max: Option<u64>,
 ) -> Result<(Vec<Vec<u8>>, Option<u64>), ErrorKind> {
     let transfer = peer.number();
-    peer.send(transfer, &ListDirectory { path: super::peer::path(""), after, count_max, xattrs: None }).await;
+    peer.send(
+        transfer,
+        &ListDirectory { path: super::peer::path(""), after, count_max, xattrs: None, directory: None },
+    )
+    .await;
     let mut names = Vec::new();
     loop {
         let (kind, payload) = peer.answer(transfer).await?;

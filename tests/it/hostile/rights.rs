@@ -167,7 +167,10 @@ async fn attempt(peer: &mut Peer, attempt: Try) -> Result<(), ErrorKind> {
     let rename = |to, if_exists| Rename { from: path("other"), to: path(to), if_exists, id };
     let answer = match attempt {
         Try::Stat => peer.ask(&Stat { path: path("file"), xattrs: None }).await,
-        Try::List => peer.ask(&ListDirectory { path: path("dir"), after: None, count_max: None, xattrs: None }).await,
+        Try::List => {
+            peer.ask(&ListDirectory { path: path("dir"), after: None, count_max: None, xattrs: None, directory: None })
+                .await
+        }
         Try::Get => peer.ask(&Get { path: path("file"), unasked_max: 100, xattrs: None }).await,
         Try::Hash => peer.ask(&Hash { path: path("file"), read: None }).await,
         Try::PutNew => return peer.store(put_small("new", b"new"), b"new").await.map(|_| ()),
@@ -299,7 +302,8 @@ async fn rights_that_end_stop_a_listing_and_a_hash_under_way() {
     std::fs::File::create(world.root().join("huge")).unwrap().set_len(256 << 30).unwrap();
     let mut peer = world.greeted().await;
     let list = peer.number();
-    peer.send(list, &ListDirectory { path: path("many"), after: None, count_max: None, xattrs: None }).await;
+    peer.send(list, &ListDirectory { path: path("many"), after: None, count_max: None, xattrs: None, directory: None })
+        .await;
     let hash = peer.number();
     peer.send(hash, &Hash { path: path("huge"), read: Some(true) }).await;
     // The first page has come, so both have begun.

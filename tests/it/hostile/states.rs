@@ -224,7 +224,8 @@ async fn a_transfer_that_was_given_up_is_over() {
                 0 => Stat { path: path("there"), xattrs: None }.to_frame(number),
                 1 => put("new", 3).to_frame(number),
                 2 => Get { path: path("there"), unasked_max: 0, xattrs: None }.to_frame(number),
-                3 => ListDirectory { path: path(""), after: None, count_max: None, xattrs: None }.to_frame(number),
+                3 => ListDirectory { path: path(""), after: None, count_max: None, xattrs: None, directory: None }
+                    .to_frame(number),
                 4 => Hash { path: path("there"), read: None }.to_frame(number),
                 _ => put("there", SIZE as u64).to_frame(number),
             });

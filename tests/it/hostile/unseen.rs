@@ -42,8 +42,12 @@ async fn what_is_there_shows_in_no_answer_to_who_may_not_see_it() {
             let id = || put("x", 0).upload_id;
             let answers = [
                 told(&mut peer, name, Stat { path: place(), xattrs: None }).await,
-                told(&mut peer, name, ListDirectory { path: place(), after: None, count_max: None, xattrs: None })
-                    .await,
+                told(
+                    &mut peer,
+                    name,
+                    ListDirectory { path: place(), after: None, count_max: None, xattrs: None, directory: None },
+                )
+                .await,
                 told(&mut peer, name, Get { path: place(), unasked_max: 100, xattrs: None }).await,
                 told(&mut peer, name, Hash { path: place(), read: None }).await,
                 told(&mut peer, name, Space { path: place() }).await,

@@ -89,7 +89,7 @@ async fn attributes_are_told_to_who_may_read() {
             Err(ErrorKind::Rights) if !may_read => {}
             other => panic!("{rights}: {other:?}"),
         }
-        let list = ListDirectory { path: path(""), after: None, count_max: None, xattrs: Some(true) };
+        let list = ListDirectory { path: path(""), after: None, count_max: None, xattrs: Some(true), directory: None };
         let (kind, payload) = peer.ask(&list).await.unwrap();
         assert_eq!(kind, Kind::Entries);
         let entries = Entries::from_payload(&payload).unwrap().entries.0;
