@@ -398,10 +398,15 @@ impl Access {
         })
     }
 
-    /// Whether some of what lies in this directory may not be seen though the directory may.
+    /// Whether there are names in this directory that may not be seen though the directory may. Whether there is
+    /// anything of these names makes no difference.
     #[must_use]
     pub fn hides_some(&self, principal: &Principal, directory: &RemotePath) -> bool {
-        self.admit(principal).is_ok_and(|grant| grant.rules_below(&grant.place(directory)).next().is_some())
+        self.admit(principal).is_ok_and(|grant| {
+            let place = grant.place(directory);
+            let mut inside = grant.rules_below(&place).filter(|rest| rest.len() == 1);
+            inside.any(|rest| !self.at(&grant, &[&*place, rest].concat()).contains(Rights::LIST))
+        })
     }
 
     /// What really happens when something is there already: who may not replace gets [`IfExists::Fail`] instead of
@@ -591,6 +596,15 @@ mod tests {
             (moves("unread/x", "unread/y"), true),
         ] {
             check(&access, Action::Rename { from: &from, to: &to }, expected);
+        }
+    }
+
+    #[test]
+    fn a_directory_hides_some_where_a_rule_denies_a_name_in_it() {
+        let access = policy("list,read", &[("alice/a/b", "read"), ("alice/c", "list"), ("alice/c/d", "list")]);
+        for (directory, hides) in [("a", true), ("", false), ("a/b", false), ("c", false), ("ab", false)] {
+            let directory = if directory.is_empty() { RemotePath::root() } else { path(directory) };
+            assert_eq!(access.hides_some(&alice(), &directory), hides, "{directory}");
         }
     }
 

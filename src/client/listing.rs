@@ -34,7 +34,7 @@ impl Client {
     }
 
     async fn list_to_end(&self, path: &RemotePath) -> Result<Vec<Entry>> {
-        let Piece { mut entries, mut next } = self.list_piece(path, None, false).await?;
+        let Piece { mut entries, mut next, .. } = self.list_piece(path, None, false).await?;
         let mut bound = Bound::default();
         bound.add(path, &entries)?;
         if next.is_none() {
@@ -87,7 +87,7 @@ impl Client {
         let mut exchange = session.open(&request).await?;
         let mut entries: Vec<Entry> = Vec::new();
         let mut bound = Bound::default();
-        let next = loop {
+        let (next, is_partial) = loop {
             match exchange.next().await? {
                 Reply::Entries(page) => {
                     // They belong into answers about one entry, and would not count against any bound here.
@@ -98,7 +98,9 @@ impl Client {
                     bound.add(path, &page)?;
                     entries.extend(page);
                 }
-                Reply::Done(Done { next, directory, .. }) => break next.map(|after| Place { after, directory }),
+                Reply::Done(Done { next, directory, hidden, .. }) => {
+                    break (next.map(|after| Place { after, directory }), hidden == Some(true));
+                }
                 other => return Err(exchange.unexpected(&other)),
             }
         };
@@ -109,7 +111,7 @@ impl Client {
         }
         // Not page by page: a piece that breaks and begins anew gets nowhere.
         self.progressed();
-        Ok(Piece { entries, next })
+        Ok(Piece { entries, next, is_partial })
     }
 }
 
@@ -120,6 +122,8 @@ pub struct Piece {
     pub entries: Vec<Entry>,
     /// From where to go on, if there may be more.
     pub next: Option<Place>,
+    /// Whether there may be names in the directory that this client may not list, and that are therefore left out.
+    pub is_partial: bool,
 }
 
 /// A place in a directory's listing. It means something only to the server.

@@ -41,6 +41,8 @@ pub(crate) enum Side {
 pub(crate) struct Listing {
     pub(crate) entries: Vec<Listed>,
     pub(crate) failed: Vec<(Vec<u8>, Error)>,
+    /// There may be more in it, which may not be listed.
+    pub(crate) is_partial: bool,
 }
 
 /// A directory here that is read.
@@ -189,9 +191,10 @@ async fn list_remote(
     let (mut listing, mut bound) = (Listing::default(), Bound::default());
     let mut after = None;
     loop {
-        let Piece { entries, next } = client.list_piece(path, after, xattrs).await?;
+        let Piece { entries, next, is_partial } = client.list_piece(path, after, xattrs).await?;
         bound.add(path, &entries)?;
         listing.entries.extend(entries.into_iter().map(Listed::from));
+        listing.is_partial |= is_partial;
         if next.is_none() {
             if after.is_some() {
                 check_once(path, listing.entries.iter().map(|listed| &listed.entry))?;

@@ -22,7 +22,7 @@ use crate::client::plan::local_path;
 use crate::client::side::{Listing, Side, name_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::SHARED_FILES_MAX;
-use crate::path::{Component, NamePolicy, RemotePath};
+use crate::path::{Component, Escaped, NamePolicy, RemotePath};
 use crate::protocol::{Bytes16, Entry, EntryKind};
 
 /// Directories that are listed and compared at once.
@@ -143,6 +143,8 @@ struct Examined {
     compared: Compared,
     ignores: Option<Arc<Ignores>>,
     failed: Vec<(Vec<u8>, Error)>,
+    /// There may be more at the source, which may not be listed.
+    is_partial: bool,
 }
 
 enum Task {
@@ -279,7 +281,10 @@ impl<T> Traversal<T> {
                 return Ok(());
             }
         };
-        let Examined { mut compared, ignores, failed } = examined;
+        let Examined { mut compared, ignores, failed, is_partial } = examined;
+        if is_partial {
+            self.spare(&mut compared, &visit.below).await;
+        }
         self.compare_names(&mut compared);
         for (name, error) in failed {
             let name = joined(&self.sides.source.name(&visit.below), &name);
@@ -318,6 +323,22 @@ impl<T> Traversal<T> {
         }
         self.stack.extend(waiting.into_iter().rev().map(|visit| Task::Visit(Box::new(visit))));
         Ok(())
+    }
+
+    /// What the source does not list may be what this client may not list there, and stays.
+    async fn spare(&self, compared: &mut Compared, directory: &RemotePath) {
+        let all = compared.actions.len();
+        compared.actions.retain(|action| !matches!(action, Action::Surplus(_)));
+        let stay = all - compared.actions.len();
+        if stay > 0 {
+            let name = self.name_there(directory);
+            let text = format!(
+                "nothing was removed in {}: you may not list all of it at the source, and {stay} of its names may be \
+                 there",
+                Escaped(&name)
+            );
+            self.events.tell(Event::Warning(text)).await;
+        }
     }
 
     /// Sees which names of one file at the source are not names of one file at the destination, though they are the
@@ -518,7 +539,7 @@ impl Sides {
         if self.settings.checksum {
             self.check(below, &mut compared, checks, &mut source.failed).await?;
         }
-        Ok(Examined { compared, ignores, failed: source.failed })
+        Ok(Examined { compared, ignores, failed: source.failed, is_partial: source.is_partial })
     }
 
     async fn ignores(

@@ -935,6 +935,9 @@ pub struct Done {
     /// For [`ListDirectory`]: which directory `next` is a place of. It means something only to the server.
     #[n(17)]
     pub directory: Option<Bytes16>,
+    /// For [`ListDirectory`]: by the client's rights, names are left out in this directory, if there are any of them.
+    #[n(18)]
+    pub hidden: Option<bool>,
 }
 
 /// The space of a volume, as far as its file system tells.

@@ -47,6 +47,7 @@ pub(super) struct Ongoing {
     count: u64,
     count_max: u64,
     tells_xattrs: bool,
+    hides_some: bool,
 }
 
 /// Answers that tell of nothing but success.
@@ -171,7 +172,12 @@ pub(super) fn list(shared: &Shared, who: &Who, transfer: u32, request: &ListDire
         listing.tell_xattrs();
     }
     let (path, count_max) = (request.path.clone(), request.count_max.unwrap_or(u64::MAX));
-    list_step(shared, who, transfer, Box::new(Ongoing { path, listing, held: None, count: 0, count_max, tells_xattrs }))
+    list_step(
+        shared,
+        who,
+        transfer,
+        Box::new(Ongoing { path, listing, held: None, count: 0, count_max, tells_xattrs, hides_some: false }),
+    )
 }
 
 /// The next page of a listing: what the principal may see of it.
@@ -179,6 +185,7 @@ pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Res
     let pass = shared.pass(who)?;
     pass.decide(Action::List(&rest.path))?;
     let hides_some = pass.hides_some(&rest.path);
+    rest.hides_some |= hides_some;
     // What an entry costs beside its name and target, at most.
     const ENTRY_OVERHEAD: usize = 96;
     let mut page = Vec::new();
@@ -214,7 +221,8 @@ pub(super) fn list_step(shared: &Shared, who: &Who, transfer: u32, mut rest: Res
     }
     let page = frame(transfer, &Entries { entries: List(page) });
     let directory = next.and_then(|_| names::listed(&rest.listing));
-    let done = Done { next, directory, ..done(rest.count) };
+    // As the rules are, not as the directory is: whether there is anything that is hidden is nobody's to know.
+    let done = Done { next, directory, hidden: rest.hides_some.then_some(true), ..done(rest.count) };
     Ok(ListStep { frames: vec![page, frame(transfer, &done)], rest: None })
 }
 

@@ -247,9 +247,9 @@ round_trips! {
     invites_go_round: (vec(invite_facts(), 0..8), any::<bool>())
         .prop_map(|(invites, more)| Invites { invites: List(invites), more });
     revoke_invite_goes_round: invite_id().prop_map(|id| RevokeInvite { id });
-    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()), any::<Option<u16>>(), maybe(id()))
-        .prop_map(|(count, root, size, path, next, xattrs_lost, directory)| {
-            Done { count, root, size, path, next, xattrs_lost, directory }
+    done_goes_round: (number(), maybe(root()), maybe(number()), maybe(path()), maybe(number()), any::<Option<u16>>(), maybe(id()), any::<Option<bool>>())
+        .prop_map(|(count, root, size, path, next, xattrs_lost, directory, hidden)| {
+            Done { count, root, size, path, next, xattrs_lost, directory, hidden }
         });
 }
 
@@ -310,6 +310,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::Put | Kind::Stored | Kind::Get | Kind::GetAnswer | Kind::Stat | Kind::List, 16)
                     | (Kind::SetDirectory | Kind::Entry | Kind::Done, 16)
                     | (Kind::List | Kind::Done, 17)
+                    | (Kind::Done, 18)
                     | (Kind::Working, 3)
             );
             let decoded = recode(vector.kind, 0, &shorter);

@@ -341,6 +341,39 @@ fn rights_that_shrink_cut_what_runs() {
 }
 
 #[test]
+fn what_may_not_be_listed_is_not_removed() {
+    let house = House::new(&["alice"]);
+    house.edit(&["user", "add", "alice"], 0);
+    let server = house.serve();
+    let root = house.world.root().join("alice/tree");
+    for name in ["private/a", "open/a", "open/b", "top"] {
+        fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+        fs::write(root.join(name), name).unwrap();
+    }
+    let here = house.world.path("here");
+    let sync = |code| {
+        let args = ["sync", "--delete", "--max-delete", "100%", &server.at("tree"), here.to_str().unwrap()];
+        house.run("alice", &args, code)
+    };
+    sync(0);
+    assert_eq!(names(&here), ["open", "private", "top"]);
+    house.edit(&["grant", "alice", "alice/tree/private", "none"], 0);
+    logged(&server, 1, "rules are read again");
+    // What goes where all may be listed goes; above what is hidden nothing does.
+    fs::remove_file(root.join("open/b")).unwrap();
+    fs::remove_file(root.join("top")).unwrap();
+    let said = sync(0);
+    assert!(said.contains("you may not list all of it at the source, and 2 of its names may be there"), "{said}");
+    assert_eq!(names(&here), ["open", "private", "top"]);
+    assert_eq!(names(&here.join("open")), ["a"]);
+    assert_eq!(names(&here.join("private")), ["a"]);
+    // It is the same when there is nothing that is hidden.
+    fs::remove_dir_all(root.join("private")).unwrap();
+    assert_eq!(sync(0).lines().next(), said.lines().next());
+    assert_eq!(names(&here.join("private")), ["a"]);
+}
+
+#[test]
 fn a_certificate_on_the_list_is_cut_off() {
     let house = House::new(&["alice"]);
     let server = house.world.serve();

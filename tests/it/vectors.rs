@@ -449,6 +449,7 @@ pub(super) fn vectors() -> Vec<Vector> {
             Done { count: 1, root: Some(root), size: Some(3), path: Some(path("b/c (1)")), ..Done::default() },
         ),
         vector("Done page", 12, Done { count: 512, next: Some(1 << 40), directory: Some(id), ..Done::default() }),
+        vector("Done hidden", 12, Done { count: 3, hidden: Some(true), ..Done::default() }),
         vector("Done attributes", 16, Done { count: 1, xattrs_lost: Some(18), ..Done::default() }),
     ]
 }

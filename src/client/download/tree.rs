@@ -398,7 +398,7 @@ impl Job {
         {
             ignores = Some(Ignores::new(&directory.below.to_bytes(), &content, ignores)?);
         }
-        let listing::Piece { entries, next } =
+        let listing::Piece { entries, next, .. } =
             self.client.list_piece(&directory.remote, directory.after, self.xattrs).await?;
         Ok((entries, next, ignores))
     }
