@@ -214,6 +214,12 @@ impl Error {
         [Errno::MFILE, Errno::NFILE].iter().any(|errno| self.system_code() == Some(errno.raw_os_error()))
     }
 
+    /// Whether a system call failed, rather than what somebody wrote or asked for.
+    #[must_use]
+    pub fn is_of_system(&self) -> bool {
+        self.system_code().is_some()
+    }
+
     /// The number of the system call's failure, if that is the cause.
     fn system_code(&self) -> Option<i32> {
         self.source.as_deref()?.downcast_ref::<io::Error>()?.raw_os_error()

@@ -46,6 +46,12 @@ struct Entry {
 struct Source<'a>(&'a str);
 
 impl Policy {
+    /// The same, but nobody without a certificate is let in.
+    #[must_use]
+    pub fn without_anonymous(self) -> Policy {
+        Policy { anonymous: None, ..self }
+    }
+
     /// Reads a policy.
     ///
     /// # Errors

@@ -95,7 +95,12 @@ impl Sources {
         let tls = ServerTls::load(&options)?;
         let access = match &self.access.policy {
             None => same_for_all(&self.access, options.client_ca.is_some()),
-            Some(file) => Access::by_policy(load_policy(file)?).withholding(withheld(&self.access)),
+            Some(file) => {
+                let policy = load_policy(file)?;
+                // The handshake lets them come for invites, too.
+                let policy = if self.access.allow_anonymous { policy } else { policy.without_anonymous() };
+                Access::by_policy(policy).withholding(withheld(&self.access))
+            }
         };
         Ok(Loaded { tls, access, options, stamps })
     }
@@ -131,6 +136,8 @@ impl Sources {
         // The state that was read, or that was tried in vain; and what was there at the last look.
         let mut read = loaded.stamps;
         let mut seen = self.look().await;
+        // What kept the new ones from being used, if that was said.
+        let mut told = None;
         loop {
             let is_asked = tokio::select! {
                 _ = hangup.recv() => true,
@@ -143,6 +150,9 @@ impl Sources {
             if !is_asked && (now == read || !is_settled) {
                 continue;
             }
+            if is_asked {
+                told = None;
+            }
             read = now;
             let (sources, before, control) = (self.clone(), options.clone(), control.clone());
             let replaced = spawn_blocking(move || {
@@ -154,7 +164,7 @@ impl Sources {
             });
             match replaced.await {
                 Ok(Ok((new, warnings, principals, new_pin))) => {
-                    options = new;
+                    (options, told) = (new, None);
                     if std::mem::replace(&mut pin, new_pin) != new_pin {
                         info!("server key {pin}");
                     }
@@ -164,7 +174,15 @@ impl Sources {
                     }
                 }
                 Ok(Err(error)) => {
-                    error!("the rules stay as they were, for the new ones cannot be used: {}", error.chain())
+                    // That passes, and nobody edits the files again for it: the next look tries once more.
+                    if error.is_of_system() {
+                        read.clear();
+                    }
+                    let why = error.chain();
+                    if told.as_ref() != Some(&why) {
+                        error!("the rules stay as they were, for the new ones cannot be used: {why}");
+                        told = Some(why);
+                    }
                 }
                 Err(error) => error!("the rules stay as they were: reading the new ones failed: {error}"),
             }

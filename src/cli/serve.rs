@@ -324,6 +324,8 @@ fn logging(args: &ServeArgs) {
     };
     let filter = tracing_subscriber::EnvFilter::new(format!("warn,sealift={level}"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // What cannot be written is lost: saying so on standard error, which is where it was to go, would end the process.
+    let logs = logs.log_internal_errors(false);
     // A second subscriber is only set up by tests that run the command twice in one process.
     let _ = logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init();
 }

@@ -81,19 +81,22 @@ pub(super) fn rename<T>(shared: &Shared, who: &Who, request: &Rename, act: impl 
 
 /// Opens an upload; with the receipt when it has ended with that.
 pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> (Result<Opened>, Option<Receipt>) {
-    let mut opened = commit::open(shared, who, put, turn);
-    if let Some(audit) = &shared.audit {
-        let asked = Entry { size: put.size, ..entry(who, "put", &put.path) };
-        let told = match &opened {
-            Ok(Opened::Upload(_)) => Entry { result: Some("accepted".to_owned()), ..asked },
-            Ok(Opened::Ended(ended)) => stored(asked, &Ok(ended.clone())),
-            Err(_) => ended(asked, &opened),
-        };
-        // Nothing that anybody sees has changed yet: without this line it does not go on.
-        if let Err(error) = audit.ask(vec![told]) {
-            opened = opened.and(Err(error));
+    let opened = match &shared.audit {
+        None => commit::open(shared, who, put, turn),
+        Some(audit) => {
+            let entry = Entry { size: put.size, ..entry(who, "put", &put.path) };
+            // It may make directories, or end at once as a further name of a file.
+            audit.ask(vec![asked(&entry)]).and_then(|()| {
+                let opened = commit::open(shared, who, put, turn);
+                audit.tell(vec![match &opened {
+                    Ok(Opened::Upload(_)) => Entry { result: Some("accepted".to_owned()), ..entry },
+                    Ok(Opened::Ended(ended)) => stored(entry, &Ok(ended.clone())),
+                    Err(_) => ended(entry, &opened),
+                }]);
+                opened
+            })
         }
-    }
+    };
     let receipt = match &opened {
         Ok(Opened::Ended(stored)) => receipt(shared, who, &put.path, stored),
         _ => None,

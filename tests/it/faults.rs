@@ -572,3 +572,17 @@ fn failing_calls_never_make_a_false_answer() {
         }
     });
 }
+
+/// A disk for logs that is full, or whoever read them gone.
+#[test]
+fn a_server_whose_log_cannot_be_written_goes_on() {
+    let world = World::new();
+    let mut command = wrapped("sh", ["-c", "exec \"$0\" \"$@\" 2>/dev/full"]);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--root"]).arg(world.root());
+    command.arg("--certs").arg(world.path("certs"));
+    let server = world.started(command);
+    let source = world.file("source", b"content");
+    server.put(&source, "a");
+    server.get("a", &world.path("b"));
+    assert_eq!(server.stop(), Some(0));
+}

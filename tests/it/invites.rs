@@ -15,7 +15,7 @@ use sealift::protocol::Bytes16;
 use sealift::tls::{self, ClientTls};
 use serde_json::Value;
 
-use crate::policy::House;
+use crate::policy::{House, logged};
 use crate::rig::{Server, binary, content, until};
 
 /// A house whose alice may do and share everything at home, and its server.
@@ -556,6 +556,13 @@ fn only_invites_come_in_without_a_certificate() {
     let mut hall = Hall::new();
     let link = hall.link("in", &[]);
     let pin = format!("sha256:{}", link.split("#sl1.").nth(1).unwrap().split('.').next().unwrap());
+    let none = hall.receiver("eve", &["ls", "--pin", &pin, &hall.at("")]).output().unwrap();
+    assert_eq!(none.status.code(), Some(4), "{none:?}");
+    // Whatever the policy gives them: that needs --allow-anonymous.
+    let policy = fs::read_to_string(hall.house.policy()).unwrap();
+    let anonymous = "[anonymous]\nhome = \"drop\"\nrights = [\"list\", \"create\"]\n";
+    fs::write(hall.house.policy(), format!("{policy}\n{anonymous}")).unwrap();
+    logged(hall.server.as_ref().unwrap(), 1, "rules are read again");
     let none = hall.receiver("eve", &["ls", "--pin", &pin, &hall.at("")]).output().unwrap();
     assert_eq!(none.status.code(), Some(4), "{none:?}");
     // A bad certificate fails in the handshake, whatever else there is.

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Resource, Rlimit, Signal, kill_process, prlimit};
 use time::{Duration, OffsetDateTime};
 
 use crate::rig::{PATIENCE, Server, World, binary, remote, until};
@@ -297,6 +297,27 @@ fn a_policy_is_followed_and_a_bad_one_is_not() {
     logged(&server, 4, "rules are read again");
     assert!(house.world.root().join("zoe").is_dir());
     house.run("alice", &["ls", &server.at("")], 4);
+}
+
+/// What kept the server from reading them passes, and nobody edits them again for it.
+#[test]
+fn rules_that_could_not_be_read_are_read_again() {
+    let house = House::new(&["alice"]);
+    house.edit(&["user", "add", "alice"], 0);
+    let server = house.serve();
+    house.run("alice", &["ls", &server.at("")], 0);
+    let limit = |current| {
+        let limit = Rlimit { current: Some(current), maximum: Some(4096) };
+        prlimit(Some(server.pid()), Resource::Nofile, limit).unwrap();
+    };
+    limit(3);
+    house.edit(&["user", "revoke", "alice"], 0);
+    logged(&server, 1, "the rules stay as they were");
+    limit(4096);
+    logged(&server, 1, "rules are read again");
+    house.run("alice", &["ls", &server.at("")], 4);
+    let told = server.said().iter().filter(|line| line.contains("the rules stay as they were")).count();
+    assert_eq!(told, 1, "{:?}", server.said());
 }
 
 #[test]
