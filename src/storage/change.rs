@@ -152,7 +152,7 @@ impl Store {
     /// Removes a file, link or directory, and tells how many names went. Links are removed, never followed.
     ///
     /// # Errors
-    /// `NotFound`; `NotEmpty` for a directory with something in it unless `recursive`; `Rights` for the root.
+    /// `NotFound`, after a sync of the directory: whoever removed it may not have come to that; `NotEmpty` for a directory with something in it unless `recursive`; `Rights` for the root.
     pub fn remove(&self, path: &RemotePath, recursive: bool) -> Result<u64> {
         let inner = &self.inner;
         inner.writable()?;
@@ -161,8 +161,14 @@ impl Store {
         };
         inner.refuse_grafted(path.components())?;
         let directory = inner.directory_of(parent)?;
-        let status = inner.status_in(&directory, path)?;
         let what = || format!("remove {path}");
+        let status = match inner.status_in(&directory, path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                inner.settle(&directory, parent.len()).map_err(|error| error.context(what()))?;
+                return Err(error);
+            }
+            status => status?,
+        };
         let count = if status.kind == Kind::Directory {
             let _change = inner.durable.change();
             if recursive {

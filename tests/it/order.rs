@@ -396,6 +396,24 @@ fn a_link_that_is_there_already_is_synced_before_it_is_said() {
 }
 
 #[test]
+fn what_is_gone_already_is_synced_before_it_is_said() {
+    if !strace_works() {
+        return;
+    }
+    let world = World::new();
+    fs::create_dir_all(world.root().join("d")).unwrap();
+    let log = world.path("trace");
+    let server = world.serve_by(wrapped("strace", tracer(&log, CALLS)), 0);
+    // Another server removed it, and died before it synced or told.
+    let output = server.client(&["rm", &server.at("d/gone")]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    server.stop();
+    let calls = calls(&log);
+    let accepted = calls.iter().position(|call| call.name == "accept4" && call.is_ok()).unwrap();
+    assert_synced(&calls, world.root().join("d").to_str().unwrap(), accepted, usize::MAX);
+}
+
+#[test]
 fn many_small_files_share_their_syncs() {
     if !strace_works() {
         return;
