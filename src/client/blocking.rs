@@ -1,6 +1,43 @@
 //! Work that may block, beside the tasks of a client.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::task::{JoinHandle, JoinSet};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Tells work that takes long and may block when nobody waits for it any more: when this is dropped. It belongs into
+/// what a command itself does: the tasks of a runtime are dropped only after what blocks has ended.
+#[derive(Default)]
+pub(crate) struct Awaited(Arc<AtomicBool>);
+
+/// The other end of an [`Awaited`].
+#[derive(Clone)]
+pub(crate) struct Waiter(Arc<AtomicBool>);
+
+impl Awaited {
+    pub(crate) fn waiter(&self) -> Waiter {
+        Waiter(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Waiter {
+    /// # Errors
+    /// `Interrupted` once nobody waits any more.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(Error::new(ErrorKind::Interrupted, "nobody waits for this any more")),
+            false => Ok(()),
+        }
+    }
+}
 
 /// Does something on a thread that may block.
 #[cfg_attr(test, expect(clippy::disallowed_methods, reason = "what is simulated ends with its runtime"))]

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::client::Client;
+use crate::client::blocking::Waiter;
 use crate::client::compare::{Links, Listed};
 use crate::client::filter::{IGNORE_LEN_MAX, IGNORE_NAME};
 use crate::client::listing::{Bound, PIECE_MAX, Piece, check_count, check_once};
@@ -314,7 +315,7 @@ impl Side {
     ///
     /// # Errors
     /// When it cannot be read, or changes meanwhile.
-    pub(crate) async fn hash(&self, below: &RemotePath) -> Result<(Root, u64)> {
+    pub(crate) async fn hash(&self, below: &RemotePath, waiter: Waiter) -> Result<(Root, u64)> {
         match self {
             Side::Tree(tree) => {
                 let source = tree.source(below);
@@ -324,7 +325,7 @@ impl Side {
                         use std::os::unix::fs::FileExt as _;
                         open.file.read_exact_at(content, offset).while_doing(|| doing("read", &source.path()))
                     };
-                    let root = hash(open.version.size, read)?;
+                    let root = hash(open.version.size, &waiter, read)?;
                     open.check_unchanged()?;
                     Ok((root, open.version.size))
                 })
@@ -334,7 +335,7 @@ impl Side {
                 let (store, below) = (store.clone(), below.clone());
                 blocking(move || {
                     let file = store.open_file(&below)?;
-                    let root = hash(file.size(), |offset, content| file.read_at(offset, content))?;
+                    let root = hash(file.size(), &waiter, |offset, content| file.read_at(offset, content))?;
                     file.check_unchanged()?;
                     Ok((root, file.size()))
                 })
@@ -345,10 +346,11 @@ impl Side {
     }
 }
 
-fn hash(size: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<Root> {
+fn hash(size: u64, waiter: &Waiter, mut read: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<Root> {
     let mut tree = HashTree::new();
     let mut buffer = vec![0; group_len(size, 0)];
     for index in 0..group_count(size) {
+        waiter.check()?;
         let Some(content) = buffer.get_mut(..group_len(size, index)) else { break };
         read(group_offset(index), content)?;
         tree.insert(index, GroupHash::of(index, content));

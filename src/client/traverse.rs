@@ -13,6 +13,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::client::blocking::{Awaited, Waiter};
 use crate::client::compare::{
     Action, Compared, Settings, are_same_xattrs, compare, is_same_directory_mode, is_same_time, joined,
 };
@@ -160,6 +161,7 @@ pub(crate) struct Traversal<T> {
     steps: mpsc::Sender<T>,
     convert: Box<dyn Fn(Step) -> T + Send + Sync>,
     checks: Arc<Semaphore>,
+    awaited: Awaited,
     listing: JoinSet<()>,
     ahead: usize,
     stack: Vec<Task>,
@@ -182,6 +184,7 @@ impl<T> Traversal<T> {
             steps,
             convert: Box::new(convert),
             checks: Arc::new(Semaphore::new(CHECKS_MAX)),
+            awaited: Awaited::default(),
             listing: JoinSet::new(),
             ahead: 0,
             stack: Vec::new(),
@@ -250,10 +253,11 @@ impl<T> Traversal<T> {
             let (go, wait) = watch::channel(false);
             let (sender, examined) = oneshot::channel();
             let (sides, checks) = (Arc::clone(&self.sides), Arc::clone(&self.checks));
+            let waiter = self.awaited.waiter();
             let (below, ignores) = (visit.below.clone(), visit.ignores.clone());
             let (has_source, is_there) = (visit.source.is_some(), visit.is_there);
             self.listing.spawn(async move {
-                let examined = sides.examine(&below, has_source, is_there, ignores, wait, &checks).await;
+                let examined = sides.examine(&below, has_source, is_there, ignores, wait, (&checks, &waiter)).await;
                 // Nobody waits for it when all of it has ended.
                 let _ = sender.send(examined);
             });
@@ -506,7 +510,7 @@ impl Sides {
         is_there: bool,
         ignores: Option<Arc<Ignores>>,
         go: watch::Receiver<bool>,
-        checks: &Arc<Semaphore>,
+        (checks, waiter): (&Arc<Semaphore>, &Waiter),
     ) -> Result<Examined> {
         let there_side = self.there.as_ref().filter(|_| is_there);
         let source = async {
@@ -537,7 +541,7 @@ impl Sides {
                 if self.filter.is_empty() { None } else { judge(entry, is_source) }
             });
         if self.settings.checksum {
-            self.check(below, &mut compared, checks, &mut source.failed).await?;
+            self.check(below, &mut compared, (checks, waiter), &mut source.failed).await?;
         }
         Ok(Examined { compared, ignores, failed: source.failed, is_partial: source.is_partial })
     }
@@ -565,7 +569,7 @@ impl Sides {
         &self,
         below: &RemotePath,
         compared: &mut Compared,
-        checks: &Arc<Semaphore>,
+        (checks, waiter): (&Arc<Semaphore>, &Waiter),
         failed: &mut Vec<(Vec<u8>, Error)>,
     ) -> Result<()> {
         let Some(there) = &self.there else { return Ok(()) };
@@ -574,9 +578,10 @@ impl Sides {
             let Action::Check { source, .. } = action else { continue };
             let file = Component::new(&source.name).and_then(|name| below.join(name)).map_err(name_error)?;
             let (ours, theirs, checks) = (self.source.clone(), there.clone(), Arc::clone(checks));
+            let (waiter, other) = (waiter.clone(), waiter.clone());
             running.spawn(async move {
                 let _permit = checks.acquire_owned().await;
-                let (ours, theirs) = tokio::join!(ours.hash(&file), theirs.hash(&file));
+                let (ours, theirs) = tokio::join!(ours.hash(&file, waiter), theirs.hash(&file, other));
                 (index, ours.and_then(|ours| Ok(ours == theirs?)))
             });
         }

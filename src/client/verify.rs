@@ -14,6 +14,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::client::Client;
 use crate::client::api::Item;
+use crate::client::blocking::{Awaited, Waiter};
 use crate::client::event::{Difference, Event, ItemKind, Outcome};
 use crate::client::plan::PutItem;
 use crate::client::walk::{Found, Source, SourceVersion, Walk};
@@ -53,6 +54,7 @@ impl Client {
             levels: Vec::new(),
             pairs: Arc::new(Semaphore::new(PAIRS_MAX)),
             threads: Arc::new(Semaphore::new(threads)),
+            awaited: Awaited::default(),
             tasks: JoinSet::new(),
         };
         while self.check_alive().is_ok()
@@ -99,6 +101,7 @@ struct Run {
     levels: Vec<Level>,
     pairs: Arc<Semaphore>,
     threads: Arc<Semaphore>,
+    awaited: Awaited,
     tasks: JoinSet<()>,
 }
 
@@ -231,11 +234,12 @@ impl Run {
         let closed = |_| Error::new(ErrorKind::Internal, "a semaphore was closed");
         let pair = Arc::clone(&self.pairs).acquire_owned().await.map_err(closed)?;
         let (client, threads) = (self.client.clone(), Arc::clone(&self.threads));
+        let waiter = self.awaited.waiter();
         self.tasks.spawn(async move {
             let item = client.item(target.to_bytes());
             let here = async {
                 let _thread = threads.acquire_owned().await.map_err(closed)?;
-                spawn_blocking(move || hash_here(&source, &version, item)).await.map_err(panicked)?
+                spawn_blocking(move || hash_here(&source, &version, item, &waiter)).await.map_err(panicked)?
             };
             let pair_of = Pair { client: client.clone(), target, version, entry };
             match tokio::try_join!(here, client.hash(&pair_of.target)) {
@@ -302,8 +306,8 @@ impl Pair {
     }
 }
 
-/// The hash of a file here, if it still is what the walk met. Blocks.
-fn hash_here(source: &Source, version: &SourceVersion, mut item: Item) -> Result<(Root, Item)> {
+/// The hash of a file here, if it still is what the walk met. Blocks, for as long as it is waited for.
+fn hash_here(source: &Source, version: &SourceVersion, mut item: Item, waiter: &Waiter) -> Result<(Root, Item)> {
     let open = source.open()?;
     let path = source.path();
     let shown = Escaped(path.as_os_str().as_bytes());
@@ -314,6 +318,7 @@ fn hash_here(source: &Source, version: &SourceVersion, mut item: Item) -> Result
     let mut tree = Tree::new();
     let mut buffer = vec![0; GROUP_LEN.min(usize::try_from(version.size).unwrap_or(GROUP_LEN))];
     for group in 0..group_count(version.size) {
+        waiter.check()?;
         let content = &mut buffer[..group_len(version.size, group)];
         match open.file.read_exact_at(content, group_offset(group)) {
             Ok(()) => {}

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::rig::{Plan, Proxy, Ran, World, content, remote};
 
@@ -124,6 +127,27 @@ fn a_comparison_moves_no_content_and_outlives_its_connection() {
     });
     let ran = verify(cut.port);
     assert_eq!((ran.code, summary(&ran, "equal"), summary(&ran, "retries")), (0, 201, 1), "{ran:?}");
+}
+
+#[test]
+fn a_signal_ends_it_within_a_huge_file() {
+    let world = World::new();
+    let server = world.serve();
+    for path in [world.path("huge/sparse"), world.root().join("huge/sparse")] {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::File::create(path).unwrap().set_len(200 << 30).unwrap();
+    }
+    let (here, there) = (world.path("huge"), server.at("huge"));
+    let here = here.to_str().unwrap();
+    // Only the time differs, so that `sync --checksum` hashes both.
+    for args in [&["verify", "-q", here, &there][..], &["sync", "-qn", "--checksum", here, &there][..]] {
+        let mut child = server.client(args).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        let begun = Instant::now();
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{args:?}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{args:?}: {:?}", begun.elapsed());
+    }
 }
 
 #[test]
