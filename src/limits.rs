@@ -186,6 +186,8 @@ pub const DURABLE_DIRECTORIES_MAX: usize = 65_536;
 pub const PASS_LIFETIME: Duration = Duration::from_secs(1);
 /// How often a server looks whether its certificates or rules have changed; twice this until it follows them.
 pub const RELOAD_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a server that runs warns of certificates and lists that end soon: it reads all of them anew.
+pub const WARN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How often it is looked whether what lies in a home with a quota must be counted (again).
 pub const QUOTA_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How old a count of what lies in a home may be. It follows all that this server does; others may write there too.

@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::args::{AccessArgs, ServeArgs};
 use crate::access::{Access, Policy};
 use crate::confine;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::limits::{POLICY_LEN_MAX, RELOAD_INTERVAL};
+use crate::limits::{POLICY_LEN_MAX, RELOAD_INTERVAL, WARN_INTERVAL};
 use crate::protocol::Rights;
 use crate::server::Control;
 use crate::tls::{self, ServerTls};
@@ -138,10 +138,12 @@ impl Sources {
         let mut seen = self.look().await;
         // What kept the new ones from being used, if that was said.
         let mut told = None;
+        let mut warned = Instant::now();
         loop {
             let is_asked = tokio::select! {
                 _ = hangup.recv() => true,
-                _ = tick.tick() => false,
+                // What ends soon is warned of again.
+                _ = tick.tick() => warned.elapsed() >= WARN_INTERVAL,
             };
             let now = self.look().await;
             // A file that changed since the last look may be half written: the next look tells.
@@ -151,7 +153,7 @@ impl Sources {
                 continue;
             }
             if is_asked {
-                told = None;
+                (told, warned) = (None, Instant::now());
             }
             read = now;
             let (sources, before, control) = (self.clone(), options.clone(), control.clone());
