@@ -8,7 +8,7 @@ use crate::cli::args::{ConnectArgs, PaceArgs};
 use crate::cli::names::Named;
 use crate::cli::output::{Detail, Ending, Reader, Reporter};
 use crate::cli::redeem::Run;
-use crate::cli::signals::Signals;
+use crate::cli::signals::{LastResort, Signals};
 use crate::cli::{print_error, secret, sources, trust};
 use crate::client::event::{self, Event};
 use crate::client::receipts::Receipts;
@@ -90,6 +90,7 @@ impl Session<'_> {
                 .map(Bytes16),
             ..ClientOptions::new(self.endpoint, tls)
         };
+        let last_resort = LastResort::begin()?;
         let ending = runtime.block_on(async {
             let mut signals = match Signals::listen() {
                 Ok(signals) => signals,
@@ -114,7 +115,9 @@ impl Session<'_> {
             }
         });
         // What was cut short drops its staging files now.
+        last_resort.allow(CLEAN_UP_TIMEOUT);
         runtime.shutdown_timeout(CLEAN_UP_TIMEOUT);
+        last_resort.allow(Duration::ZERO);
         let Ok(reporter) = watcher.join() else {
             return Err(Error::new(ErrorKind::Internal, "the thread that shows progress failed"));
         };

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::rig::{Plan, Proxy, Ran, World, content, remote};
+use crate::rig::{Plan, Proxy, Ran, World, content, remote, within};
 
 fn differences(ran: &Ran) -> BTreeMap<String, String> {
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
@@ -164,4 +165,35 @@ fn who_may_not_read_there_is_told() {
     assert_eq!(ran.of_type("failed").len(), usize::from(!readable), "{ran:?}");
     let ran = server.run("verify", [world.path("nothing").as_os_str(), server.at("").as_ref()]);
     assert_eq!((ran.code, ran.of_type("failed").len()), (1, 1), "{ran:?}");
+}
+
+#[test]
+fn a_signal_ends_who_writes_to_where_nobody_reads() {
+    let world = World::new();
+    let server = world.serve();
+    for index in 0..1500 {
+        world.file(&format!("many/{}{index}", "x".repeat(100)), b"");
+    }
+    let many = world.path("many");
+    server.put(&many, "many");
+    let (from, to) = (many.to_str().unwrap(), server.at("again"));
+    let listed = server.at("many");
+    // What waits is the thread that all else runs on, and another one beside it.
+    for args in [&["ls", "-l", &listed][..], &["put", "--json", from, &to]] {
+        for (signals, code) in [(&[Signal::TERM][..], 143), (&[Signal::INT, Signal::INT], 130)] {
+            let mut command = server.client(args);
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_secs(3));
+            assert_eq!(child.try_wait().unwrap(), None, "{args:?}: the pipe is not full");
+            let begun = Instant::now();
+            for &signal in signals {
+                kill_process(Pid::from_child(&child), signal).unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            let code_found = within(Duration::from_secs(10), "the end", || child.try_wait().unwrap()).code();
+            assert_eq!(code_found, Some(code), "{args:?}");
+            let limit = if signals.len() == 1 { 4000 } else { 1500 };
+            assert!(begun.elapsed() < Duration::from_millis(limit), "{args:?}: {:?}", begun.elapsed());
+        }
+    }
 }
