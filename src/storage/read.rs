@@ -159,7 +159,6 @@ impl Store {
         let directory = self.inner.directory(path)?;
         // A handle of its own: its place in the directory is nobody else's.
         let names = sys::open_directory_at(&*directory, b".").while_doing(|| format!("open the directory {path}"))?;
-        let identity = sys::status(&names).while_doing(|| format!("look at {path}"))?.identity;
         if let Some(Cursor(place)) = resume_after {
             let place = i64::try_from(place).map_err(|_| not_found(path.components()))?;
             rustix::fs::seek(&names, SeekFrom::Start(place.unsigned_abs()))
@@ -167,7 +166,6 @@ impl Store {
         }
         Ok(Listing {
             store: Arc::clone(&self.inner),
-            identity: (identity, sys::birth(&names)),
             names,
             directory,
             memory: Vec::with_capacity(LISTING_LEN),
@@ -254,7 +252,6 @@ pub struct Cursor(pub u64);
 pub struct Listing {
     store: Arc<Inner>,
     names: OwnedFd,
-    identity: (Identity, i128),
     directory: Arc<Directory>,
     memory: Vec<u8>,
     waiting: VecDeque<Name>,
@@ -288,7 +285,7 @@ impl Listing {
     /// Which directory it is of, and when that was made.
     #[must_use]
     pub fn directory(&self) -> (Identity, i128) {
-        self.identity
+        (self.directory.identity, sys::birth(&self.names))
     }
 
     fn next_name(&mut self) -> rustix::io::Result<Option<Name>> {

@@ -8,7 +8,6 @@ use crate::protocol::{Breach, Bytes16, IfExists, Kind, Put};
 use crate::server::newest::Turn;
 use crate::server::quota::Seat;
 use crate::server::session::Transfer;
-use crate::transfer::Runs;
 
 impl Flow {
     /// Takes up an upload of the session's first connection, if content may come for it.
@@ -32,23 +31,8 @@ impl Flow {
             same_root: None,
             xattrs: None,
         };
-        let phase = Phase::Lent;
         // Its seat is taken, and its rights are looked at, on the first connection.
-        let seat = Seat::default();
-        let upload = Upload {
-            put,
-            groups,
-            phase,
-            content: Vec::new(),
-            turn: Turn::default(),
-            open: None,
-            seat,
-            is_over: false,
-            writing: 0,
-            making: false,
-            zeros: Runs::default(),
-            drained: None,
-        };
+        let upload = Upload::new(put, groups, Phase::Lent, Turn::default(), Seat::default());
         self.uploads.insert(transfer, upload);
         Ok(())
     }

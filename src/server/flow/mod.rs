@@ -120,6 +120,24 @@ struct OpenGroup {
 }
 
 impl Upload {
+    /// One of which nothing has come.
+    fn new(put: Put, groups: Arc<Groups>, phase: Phase, turn: Turn, seat: Seat) -> Upload {
+        Upload {
+            put,
+            groups,
+            phase,
+            content: Vec::new(),
+            turn,
+            open: None,
+            seat,
+            is_over: false,
+            writing: 0,
+            making: false,
+            zeros: Runs::default(),
+            drained: None,
+        }
+    }
+
     /// Whether the last group of a stream is begun and can be written now.
     fn is_last_open(&self) -> bool {
         self.groups.lock().receiver.last_open().is_some()

@@ -15,7 +15,6 @@ use crate::server::quota::Seat;
 use crate::server::session::Transfer;
 use crate::server::spent::On;
 use crate::server::{audited, commit};
-use crate::transfer::Runs;
 use crate::xattrs::Xattrs;
 use crate::{limits, storage};
 
@@ -45,21 +44,8 @@ impl Flow {
                 Job::Opened(transfer, opened, receipt)
             });
         }
-        let upload = Upload {
-            groups: Groups::new(put.size, self.id),
-            put,
-            phase,
-            content: Vec::new(),
-            turn,
-            open: None,
-            seat,
-            is_over: false,
-            writing: 0,
-            making: false,
-            zeros: Runs::default(),
-            drained: None,
-        };
-        self.uploads.insert(transfer, upload);
+        let groups = Groups::new(put.size, self.id);
+        self.uploads.insert(transfer, Upload::new(put, groups, phase, turn, seat));
         Ok(())
     }
 
