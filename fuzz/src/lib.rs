@@ -39,6 +39,7 @@ pub fn recode(kind: Kind, transfer: u32, payload: &[u8]) -> Result<Vec<u8>, Brea
         Kind::Receipt => message::<protocol::Receipt>,
         Kind::Written => message::<protocol::Written>,
         Kind::Zeros => message::<protocol::Zeros>,
+        Kind::FinishAhead => message::<protocol::FinishAhead>,
         Kind::Get => message::<protocol::Get>,
         Kind::GetAnswer => message::<protocol::GetAnswer>,
         Kind::Want => message::<protocol::Want>,

@@ -22,7 +22,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
@@ -87,6 +87,8 @@ struct Carried {
     shelf: Shelf,
     /// What is done with each by a lane that has a thread of its own.
     work: Option<Work>,
+    /// Told when its last group in the queue is taken.
+    all_taken: Arc<Notify>,
 }
 
 /// Hashes and writes a group of a download: its index, its content.
@@ -198,6 +200,7 @@ pub(crate) struct Carrier {
     transfer: u32,
     reports: mpsc::Receiver<Report>,
     shelf: Shelf,
+    all_taken: Arc<Notify>,
 }
 
 impl Lanes {
@@ -225,8 +228,10 @@ impl Lanes {
     /// Enters a transfer. One number is entered once.
     pub(crate) fn carry(&self, transfer: u32, shelf: Shelf) -> Carrier {
         let (sender, reports) = mpsc::channel(REPORTS_MAX);
-        self.lock().transfers.insert(transfer, Carried { reports: sender, shelf: shelf.clone(), work: None });
-        Carrier { lanes: self.clone(), transfer, reports, shelf }
+        let all_taken = Arc::new(Notify::new());
+        let carried = Carried { reports: sender, shelf: shelf.clone(), work: None, all_taken: Arc::clone(&all_taken) };
+        self.lock().transfers.insert(transfer, carried);
+        Carrier { lanes: self.clone(), transfer, reports, shelf, all_taken }
     }
 
     /// Ends all lanes, and every wait for room.
@@ -370,7 +375,7 @@ impl Lanes {
     /// The next group for the first connection, whose task is woken when there is one.
     pub(crate) fn take_first(&self, cx: &Context<'_>) -> Option<Group> {
         let mut state = self.lock();
-        let group = state.queue.pop_front().map(Queued::take);
+        let group = state.take();
         if group.is_none() {
             state.first = Some(cx.waker().clone());
         }
@@ -402,6 +407,17 @@ impl State {
     fn wake(&mut self) {
         self.first.take().into_iter().for_each(Waker::wake);
         self.lanes.values_mut().filter_map(|lane| lane.waker.take()).for_each(Waker::wake);
+    }
+
+    /// The next group to be sent.
+    fn take(&mut self) -> Option<Group> {
+        let group = self.queue.pop_front().map(Queued::take)?;
+        if !self.queue.iter().any(|queued| queued.group.transfer == group.transfer)
+            && let Some(carried) = self.transfers.get(&group.transfer)
+        {
+            carried.all_taken.notify_one();
+        }
+        Some(group)
     }
 
     fn report(&self, transfer: u32, report: Report) {
@@ -456,6 +472,19 @@ impl Carrier {
             lane.waker.take().into_iter().for_each(Waker::wake);
         }
         count
+    }
+
+    /// How many groups of an upload lanes have taken that are not known to be written. Those that a lane lost are not
+    /// among them, whether or not that was told yet.
+    pub(crate) fn under_way(&self) -> usize {
+        let state = self.lanes.lock();
+        let groups = state.lanes.values().flat_map(|lane| lane.under_way.keys());
+        groups.filter(|(transfer, _)| *transfer == self.transfer).count()
+    }
+
+    /// Is told whenever the last group that was queued has been taken.
+    pub(crate) fn all_taken(&self) -> Arc<Notify> {
+        Arc::clone(&self.all_taken)
     }
 
     /// From now on, lanes with threads of their own do this with groups that come.
@@ -583,10 +612,10 @@ impl Handler for Front {
         }
         if self.taken.is_none() {
             let mut state = self.lanes.lock();
-            let State { queue, lanes, .. } = &mut *state;
-            let Some(lane) = lanes.get_mut(&self.number) else { return Poll::Pending };
+            let Some(lane) = state.lanes.get(&self.number) else { return Poll::Pending };
             let may_take = lane.under_way.len() < lane.pace.groups();
-            let group = if may_take { queue.pop_front().map(Queued::take) } else { None };
+            let group = if may_take { state.take() } else { None };
+            let Some(lane) = state.lanes.get_mut(&self.number) else { return Poll::Pending };
             match &group {
                 Some(group) => drop(lane.under_way.insert((group.transfer, group.index), Instant::now())),
                 None => lane.waker = Some(cx.waker().clone()),

@@ -36,9 +36,9 @@ use crate::limits::{
 use crate::net::{Connection, Event, Handler};
 use crate::path::RemotePath;
 use crate::protocol::{
-    Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, Get, GetAnswer, Goodbye, Header, Invited,
-    Invites, Kind, List, Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch, TreeBegun, Values, Volume,
-    Want, WantValues, Working, Zeros,
+    Breach, Close, Done, Entries, Entry, FRAME_HEADER_LEN, Failed, Finish, FinishAhead, Get, GetAnswer, Goodbye,
+    Header, Invited, Invites, Kind, List, Message, Put, PutAnswer, Receipt, ServerHello, Stored, StoredBatch,
+    TreeBegun, Values, Volume, Want, WantValues, Working, Zeros,
 };
 use crate::tls::{Pin, VerifyingKey};
 use crate::transfer::Runs;
@@ -611,6 +611,13 @@ impl Exchange {
     /// Says that all content is sent.
     pub(crate) fn finish(&self, finish: &Finish) {
         self.session.queue(self.transfer, finish, |slot| slot.is_due = true);
+    }
+
+    /// Tells what the finish of an upload will say, while some of it is still under way over lanes. The answer may come
+    /// from then on.
+    pub(crate) fn finish_ahead(&self, finish: &Finish) {
+        let ahead = FinishAhead { size: finish.size, root: finish.root };
+        self.session.queue(self.transfer, &ahead, |slot| slot.is_due = true);
     }
 
     /// Tells groups of zeros, which need not come.

@@ -66,6 +66,8 @@ kinds! {
     Receipt = 0x18;
     /// Groups of an upload that are all zeros, and are told instead of sent.
     Zeros = 0x19;
+    /// What the finish will say, while content is still under way over connections that have joined.
+    FinishAhead = 0x1a;
     /// A client wants a file's content.
     Get = 0x20;
     /// A server describes the version that it opened.
@@ -154,6 +156,7 @@ impl Kind {
             | Kind::StoredBatch
             | Kind::Receipt
             | Kind::Zeros
+            | Kind::FinishAhead
             | Kind::Written
             | Kind::GetAnswer
             | Kind::Want

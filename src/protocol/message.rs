@@ -52,7 +52,8 @@ macro_rules! messages {
 }
 
 messages! {
-    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Zeros, Get,
+    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Zeros, FinishAhead,
+    Get,
     GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
     Entry, Entries, Done, Space, Volume, BeginTree, TreeBegun, PublishTree, Invite, Invited, ListInvites, Invites, RevokeInvite,
 }
@@ -250,6 +251,9 @@ pub struct ServerHello {
     /// It takes [`Zeros`].
     #[n(11)]
     pub zeros: Option<bool>,
+    /// It takes [`FinishAhead`].
+    #[n(12)]
+    pub finish_ahead: Option<bool>,
     /// The public key of its receipts (Ed25519). None: it gives no receipts.
     #[n(16)]
     pub receipt_key: Option<Bytes32>,
@@ -494,6 +498,19 @@ pub struct Values {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Finish {
+    /// The size in bytes.
+    #[n(0)]
+    pub size: u64,
+    /// The BLAKE3 hash of the whole, as its reader computed it.
+    #[n(1)]
+    pub root: Root,
+}
+
+/// What the [`Finish`] of an upload will say: all of it is read, and sent but for what lanes have and may lose. The
+/// server need not wait for the finish.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct FinishAhead {
     /// The size in bytes.
     #[n(0)]
     pub size: u64,

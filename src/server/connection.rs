@@ -45,10 +45,10 @@ use crate::limits;
 use crate::net::{Connection, Event, Handler, Socket, drain_refused};
 use crate::path::{RemotePath, escape_text};
 use crate::protocol::{
-    self, BeginTree, Breach, Bytes32, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, Get, Goodbye, Hash,
-    Holding, Invite, Kind, List, ListDirectory, ListInvites, MakeDirectory, MakeLink, Message, Phase as WorkPhase,
-    PublishTree, Put, PutAnswer, Receipt, Remove, Rename, RevokeInvite, ServerHello, SetDirectory, Space, Stat, Stored,
-    StoredBatch, StoredItem, Ticket, VALUES_MAX, Values, Want, WantValues, Working, Zeros,
+    self, BeginTree, Breach, Bytes32, ClientHello, Close, Done, FRAME_HEADER_LEN, Failed, Finish, FinishAhead, Get,
+    Goodbye, Hash, Holding, Invite, Kind, List, ListDirectory, ListInvites, MakeDirectory, MakeLink, Message,
+    Phase as WorkPhase, PublishTree, Put, PutAnswer, Receipt, Remove, Rename, RevokeInvite, ServerHello, SetDirectory,
+    Space, Stat, Stored, StoredBatch, StoredItem, Ticket, VALUES_MAX, Values, Want, WantValues, Working, Zeros,
 };
 use crate::tls;
 
@@ -253,6 +253,7 @@ async fn hello(
             file_mode: Some(shared.whole_store().file_mode().into()),
             directory_mode: Some(shared.whole_store().directory_mode().into()),
             zeros: Some(true),
+            finish_ahead: Some(true),
             receipt_key: shared.receipt_key.as_ref().map(|key| Bytes32(key.public().0)),
             invites: shared.invites.as_ref().map(|_| true),
             trees: Some(true),
@@ -643,6 +644,7 @@ impl<C: Outlet> Driver<C> {
                 }
             }
             Kind::Finish => self.flow.finish(transfer, Finish::from_payload(payload)?)?,
+            Kind::FinishAhead => self.flow.finish_ahead(transfer, FinishAhead::from_payload(payload)?)?,
             Kind::Zeros => self.flow.take_zeros(transfer, &Zeros::from_payload(payload)?.runs.0)?,
             Kind::Get => {
                 let get = Get::from_payload(payload)?;
@@ -1132,8 +1134,11 @@ impl<C: Outlet> Driver<C> {
             info!("{:?} {} ({} bytes)", stored.outcome, stored.path.as_ref().unwrap_or(&upload.put.path), stored.size);
         }
         self.stored_count += 1;
+        let owes_finish = self.flow.uploads.get(&transfer).is_some_and(|upload| upload.owes_finish());
         self.flow.end(transfer);
-        self.flow.forget_ended(transfer);
+        if !owes_finish {
+            self.flow.forget_ended(transfer);
+        }
         self.meter.tell(&mut self.connection);
         if let Some(receipt) = receipt {
             self.connection.send(transfer, receipt);

@@ -36,6 +36,8 @@ pub struct Receiver {
     prefixes: HashMap<u64, usize>,
     received: u64,
     finish: Option<Finish>,
+    /// The finish was only foretold: content may still be under way.
+    is_foretold: bool,
 }
 
 impl Receiver {
@@ -51,6 +53,7 @@ impl Receiver {
             prefixes: HashMap::new(),
             received: 0,
             finish: None,
+            is_foretold: false,
         }
     }
 
@@ -131,7 +134,7 @@ impl Receiver {
         if self.tree.value(group).is_some() {
             return Err(Breach::Data("a group twice"));
         }
-        if self.finish.is_some() {
+        if self.finish.is_some() && !self.is_foretold {
             return Err(Breach::Data("a piece after the finish of its file"));
         }
         let goes_on = match self.open.get(&group) {
@@ -207,13 +210,36 @@ impl Receiver {
         self.tree.insert(group, hash);
     }
 
+    /// Takes what the sender's finish will say: from then on the file is ready as soon as all of it has come.
+    ///
+    /// # Errors
+    /// A [`Breach`] for a second one or one after the finish, for a stream, and for another size than described.
+    pub fn foretell_finish(&mut self, finish: Finish) -> Result<(), Breach> {
+        if self.size.is_none() {
+            return Err(Breach::Data("a finish ahead of a stream"));
+        }
+        if self.finish.is_some() {
+            return Err(Breach::Data("a second finish"));
+        }
+        self.set_finish(finish)?;
+        self.is_foretold = true;
+        Ok(())
+    }
+
     /// Takes the sender's finish.
     ///
     /// # Errors
-    /// A [`Breach`] for a second finish, or one whose size is another than that described or that came.
+    /// A [`Breach`] for a second finish, one that is not as it was foretold, or one whose size is another than that
+    /// described or that came.
     pub fn set_finish(&mut self, finish: Finish) -> Result<(), Breach> {
-        if self.finish.is_some() {
-            return Err(Breach::Data("a second finish"));
+        match &self.finish {
+            Some(known) if self.is_foretold && *known == finish => {
+                self.is_foretold = false;
+                return Ok(());
+            }
+            Some(_) if self.is_foretold => return Err(Breach::Data("a finish that is not as it was foretold")),
+            Some(_) => return Err(Breach::Data("a second finish")),
+            None => {}
         }
         match self.size {
             Some(size) if size != finish.size => return Err(Breach::Data("a finish of another size than described")),
@@ -224,7 +250,13 @@ impl Receiver {
         Ok(())
     }
 
-    /// The size and root that the sender claims, once it has finished.
+    /// Whether the finish was only foretold, so that content may still be under way.
+    #[must_use]
+    pub fn is_foretold(&self) -> bool {
+        self.is_foretold
+    }
+
+    /// The size and root that the sender claims, once it has finished or foretold that.
     #[must_use]
     pub fn finish(&self) -> Option<&Finish> {
         self.finish.as_ref()
@@ -238,10 +270,14 @@ impl Receiver {
         self.open.get(&last).filter(|&&len| len < GROUP_LEN).map(|&len| (last, len))
     }
 
-    /// Whether the finish has come and every group is hashed or can be had from the base.
+    /// Whether the finish has come and every group is hashed or can be had from the base. If it was only foretold, all
+    /// must have come: what could be had otherwise may still be under way.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let Some(finish) = &self.finish else { return false };
+        if self.is_foretold && self.received != finish.size {
+            return false;
+        }
         self.open.is_empty() && self.missing(finish.size).all(|group| self.is_in_base(finish.size, group))
     }
 

@@ -240,11 +240,28 @@ impl Sender {
     /// The finish, once every group is hashed and sent or kept.
     #[must_use]
     pub fn finish(&self) -> Option<Finish> {
+        self.foretell_finish().filter(|_| self.busy.is_empty())
+    }
+
+    /// What the finish will say, once every group is hashed and handed out or kept: [`Sender::busy`] of them are not
+    /// known to be through.
+    #[must_use]
+    pub fn foretell_finish(&self) -> Option<Finish> {
         let count = group_count(self.size);
         let is_out = self.claims.next(self.next, false) >= count && self.claims.next(self.next_claimed, true) >= count;
-        let settled = is_out && self.again.is_empty() && self.busy.is_empty();
-        let root = self.tree.root(self.size).filter(|_| settled)?;
+        let root = self.tree.root(self.size).filter(|_| is_out && self.again.is_empty())?;
         Some(Finish { size: self.size, root })
+    }
+
+    /// How many groups are handed out and not settled.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.busy.len()
+    }
+
+    /// Settles all groups that are handed out: the other side has the whole.
+    pub fn take_busy(&mut self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.busy)
     }
 }
 

@@ -169,12 +169,12 @@ round_trips! {
         });
     server_hello_goes_round:
         (any::<u16>(), text(), maybe(text()), small(), maybe(id()), number(), small(), small(), any::<i64>(),
-            (maybe(key()), maybe((small(), small())), any::<[Option<bool>; 4]>())).prop_map(
+            (maybe(key()), maybe((small(), small())), any::<[Option<bool>; 5]>())).prop_map(
             |(version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now,
-                (receipt_key, modes, [trees, invites, zeros, xattrs]))| {
+                (receipt_key, modes, [trees, invites, zeros, xattrs, finish_ahead]))| {
                 ServerHello {
                     version, agent, principal, rights, token, unasked_max, open_max, idle_seconds, now, receipt_key,
-                    file_mode: modes, directory_mode: modes, trees, invites, zeros, xattrs,
+                    file_mode: modes, directory_mode: modes, trees, invites, zeros, xattrs, finish_ahead,
                 }
             });
     receipt_goes_round: (vec(any::<u8>(), 0..300), vec(any::<u8>(), 0..70))
@@ -206,6 +206,7 @@ round_trips! {
     written_goes_round: vec(number(), 0..20).prop_map(|groups| Written { groups: List(groups) });
     get_goes_round: (path(), number(), any::<Option<bool>>())
         .prop_map(|(path, unasked_max, xattrs)| Get { path, unasked_max, xattrs });
+    finish_ahead_goes_round: (number(), root()).prop_map(|(size, root)| FinishAhead { size, root });
     zeros_goes_round: ranges().prop_map(|runs| Zeros { runs });
     get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60),
             (maybe(ranges()), maybe(xattrs())))
@@ -291,7 +292,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
             let optional = matches!(
                 (vector.kind, fields[left_out][0]),
                 (Kind::ClientHello, 2..=4 | 8)
-                    | (Kind::ServerHello, 2 | 4 | 9..=11 | 16 | 17 | 24)
+                    | (Kind::ServerHello, 2 | 4 | 9..=12 | 16 | 17 | 24)
                     | (Kind::BeginTree, 2)
                     | (Kind::Invite, 5)
                     | (Kind::Invited, 2)

@@ -88,6 +88,7 @@ pub(super) fn hello() -> ServerHello {
         file_mode: None,
         directory_mode: None,
         zeros: Some(true),
+        finish_ahead: Some(true),
         receipt_key: None,
         invites: None,
         trees: Some(true),

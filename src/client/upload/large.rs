@@ -41,10 +41,14 @@ pub(super) enum Known {
 
 /// How the sending of groups ended.
 enum Sent {
-    /// All is sent or there, but for these groups of zeros.
-    Finished(Finish, Runs),
+    /// All is sent or there, and this is due.
+    Finished(Finish),
+    /// The server has answered what this was foretold to be.
+    Answered(Stored, Finish),
     /// The server knows already how it ends.
     Stored(Stored),
+    /// It is not what was expected.
+    Unexpected(Error),
     /// What is there is something else, and must stay.
     Differs,
 }
@@ -261,6 +265,7 @@ impl Job {
         }
         let session = self.session().await?;
         let mut exchange = session.open_put(put).await?;
+        let mut foretells = false;
         if put.same_as.is_none() && self.if_exists == IfExists::Overwrite {
             // While the server looks what it has: most of that time is the way there and back.
             self.client.widen(&session, size);
@@ -277,14 +282,27 @@ impl Job {
                 return Ok(Known::Stored(stored, root));
             }
             Reply::PutAnswer(answer) => match answer.holding {
-                Holding::Fresh => {}
+                // Whatever is missing there is known to be under way.
+                Holding::Fresh => foretells = session.hello().finish_ahead == Some(true),
                 Holding::Base => sender.set_base(answer.held_size, answer.compare_only),
                 Holding::Held => sender.set_held(&answer.ranges.0)?,
             },
             other => return Err(exchange.unexpected(&other)),
         }
-        let (finish, zeros) = match self.send_groups(&mut exchange, sender, content, item).await? {
-            Sent::Finished(finish, zeros) => (finish, zeros),
+        let finish = match self.send_groups(&mut exchange, sender, content, item, foretells).await? {
+            Sent::Finished(finish) => finish,
+            Sent::Answered(stored, finish) => {
+                check_stored(&stored, self.if_exists, finish.root, size)?;
+                for group in sender.take_busy() {
+                    let len = group_len(size, group);
+                    item.advance_group(group, len, len);
+                }
+                return Ok(Known::Stored(stored, finish.root));
+            }
+            Sent::Unexpected(error) => {
+                exchange.abort(&error);
+                return Ok(Known::Unexpected(error));
+            }
             Sent::Stored(stored) => {
                 let root = self.check_early(&stored, content).await?;
                 return Ok(Known::Stored(stored, root));
@@ -307,13 +325,6 @@ impl Job {
                 };
             }
         };
-        content.check_unchanged().await?;
-        if let Some(expected) = self.expect_root.filter(|&expected| expected != finish.root) {
-            let error = expectation_failed(format!("it has the hash {}, not {expected} as expected", finish.root));
-            exchange.abort(&error);
-            return Ok(Known::Unexpected(error));
-        }
-        exchange.zeros(&zeros);
         exchange.finish(&finish);
         loop {
             match self.client.stalls().during(Cause::Answer, exchange.next()).await? {
@@ -328,13 +339,33 @@ impl Job {
         }
     }
 
-    /// Reads, hashes and sends the groups that the other side has not.
+    /// Looks at the whole before the server hears that this is it, and tells the zeros in it. An error in it when it is
+    /// not what was expected.
+    async fn conclude(
+        &self,
+        exchange: &Exchange,
+        content: &Content,
+        finish: &Finish,
+        zeros: &Runs,
+    ) -> Result<Option<Error>> {
+        content.check_unchanged().await?;
+        if let Some(expected) = self.expect_root.filter(|&expected| expected != finish.root) {
+            let message = format!("it has the hash {}, not {expected} as expected", finish.root);
+            return Ok(Some(expectation_failed(message)));
+        }
+        exchange.zeros(zeros);
+        Ok(None)
+    }
+
+    /// Reads, hashes and sends the groups that the other side has not. `foretells`: the server may hear how it will end
+    /// while the last of them are under way over lanes.
     async fn send_groups(
         &self,
         exchange: &mut Exchange,
         sender: &mut Sender,
         content: &Content,
         item: &mut Item,
+        foretells: bool,
     ) -> Result<Sent> {
         let mut reads: JoinSet<Result<Read>> = JoinSet::new();
         let mut carrier = exchange.carry(&Shelf::default());
@@ -342,6 +373,8 @@ impl Job {
         let workplace = exchange.session().workplace(content.is_in_memory());
         let takes_zeros = exchange.session().hello().zeros == Some(true);
         let mut zeros = Runs::default();
+        let mut foretold: Option<Finish> = None;
+        let all_taken = carrier.all_taken();
         loop {
             while let Some(group) = sender.keep_known() {
                 let len = group_len(content.size(), group);
@@ -359,9 +392,29 @@ impl Job {
                 workplace.spawn(&mut reads, move || content.read(taken, buffer, &stalls));
             }
             if reads.is_empty()
-                && let Some(finish) = sender.finish()
+                && let Some(finish) = sender.foretell_finish()
             {
-                return Ok(Sent::Finished(finish, zeros));
+                let is_through = sender.busy() == 0;
+                match &foretold {
+                    None if is_through || foretells && sender.busy() == carrier.under_way() => {
+                        if let Some(error) = self.conclude(exchange, content, &finish, &zeros).await? {
+                            return Ok(Sent::Unexpected(error));
+                        }
+                        if !is_through {
+                            exchange.finish_ahead(&finish);
+                            foretold = Some(finish.clone());
+                        }
+                    }
+                    Some(known) if *known != finish => {
+                        // A group was read once more for a lane that had lost it.
+                        let message = "the file became another one while it was being read";
+                        return Err(Error::new(ErrorKind::Changed, message));
+                    }
+                    _ => {}
+                }
+                if is_through {
+                    return Ok(Sent::Finished(finish));
+                }
             }
             let begun = Instant::now();
             tokio::select! {
@@ -375,7 +428,7 @@ impl Job {
                         Decision::SendFrom(len) => len,
                     };
                     let len = bytes.len();
-                    if from < len && is_zero && takes_zeros && zeros.insert(group, ZERO_RUNS_MAX) {
+                    if from < len && is_zero && takes_zeros && foretold.is_none() && zeros.insert(group, ZERO_RUNS_MAX) {
                         sender.sent(group);
                         item.advance_group(group, len, len);
                     } else if from < len {
@@ -386,7 +439,7 @@ impl Job {
                             tokio::select! {
                                 sent = &mut sent => break sent.map_err(|_| exchange.reason())?,
                                 reply = exchange.next() => {
-                                    if let Some(end) = heard(exchange, sender, reply?)? {
+                                    if let Some(end) = heard(exchange, sender, &mut foretold, reply?)? {
                                         return Ok(end);
                                     }
                                 }
@@ -407,22 +460,31 @@ impl Job {
                     Report::Wider(count) => self.client.widen_to(exchange.session(), count),
                     Report::Joined | Report::Came(..) | Report::Worked(..) => {}
                 },
-                reply = exchange.next() => if let Some(end) = heard(exchange, sender, reply?)? {
+                reply = exchange.next() => if let Some(end) = heard(exchange, sender, &mut foretold, reply?)? {
                     return Ok(end);
                 },
+                () = all_taken.notified(), if foretells && reads.is_empty() && foretold.is_none() => {}
             }
         }
     }
 }
 
 /// Takes what the server says while groups are sent. Some when that ends the upload.
-fn heard(exchange: &Exchange, sender: &mut Sender, reply: Reply) -> Result<Option<Sent>> {
+fn heard(
+    exchange: &Exchange,
+    sender: &mut Sender,
+    foretold: &mut Option<Finish>,
+    reply: Reply,
+) -> Result<Option<Sent>> {
     match reply {
         Reply::Values(values) => {
             sender.add_values(values.first, &values.values.0)?;
             Ok(None)
         }
-        Reply::Stored(stored) => Ok(Some(Sent::Stored(stored))),
+        Reply::Stored(stored) => Ok(Some(match foretold.take() {
+            Some(finish) => Sent::Answered(stored, finish),
+            None => Sent::Stored(stored),
+        })),
         other => Err(exchange.unexpected(&other)),
     }
 }

@@ -40,7 +40,7 @@ use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, group_offset};
 use crate::path::RemotePath;
-use crate::protocol::{Breach, Get, Kind, Put, Receipt, Stored};
+use crate::protocol::{Breach, Finish, Get, Kind, Put, Receipt, Stored};
 use crate::transfer::Runs;
 use crate::{limits, storage};
 
@@ -81,6 +81,8 @@ pub(super) struct Upload {
     turn: Turn,
     open: Option<OpenGroup>,
     seat: Seat,
+    /// What its finish will say, which has not come.
+    foretold: Option<Finish>,
     /// It came to more than the principal's quota has room for.
     is_over: bool,
     /// Group jobs that have not come back.
@@ -130,12 +132,18 @@ impl Upload {
             turn,
             open: None,
             seat,
+            foretold: None,
             is_over: false,
             writing: 0,
             making: false,
             zeros: Runs::default(),
             drained: None,
         }
+    }
+
+    /// Whether it may be answered before its finish has come.
+    pub(super) fn owes_finish(&self) -> bool {
+        self.foretold.is_some()
     }
 
     /// Whether the last group of a stream is begun and can be written now.
@@ -373,7 +381,9 @@ impl Flow {
             if matches!(upload.phase, Phase::Unasked) {
                 self.lessen_unasked(commit::unasked_len(&upload.put, upload.put.size.unwrap_or(0)));
             }
-            if upload.groups.lock().receiver.finish().is_none() && !matches!(upload.phase, Phase::Committing) {
+            let is_finished =
+                upload.groups.lock().receiver.finish().is_some() || matches!(upload.phase, Phase::Committing);
+            if !is_finished || upload.owes_finish() {
                 self.ended.insert(transfer);
             }
             let id = self.id;

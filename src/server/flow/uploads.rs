@@ -6,7 +6,7 @@ use super::hashes::Run;
 use super::{Flow, Job, LEASE_LEN_LEAST, OpenGroup, Phase, Upload, drop_elsewhere, unknown};
 use crate::error::{Error, Result};
 use crate::hash::{GroupHasher, GroupValue, Root};
-use crate::protocol::{Breach, Finish, Kind, Put};
+use crate::protocol::{Breach, Finish, FinishAhead, Kind, Put};
 use crate::server::commit::{Incoming, SmallUpload};
 use crate::server::groups::Groups;
 use crate::server::held::Sink;
@@ -59,13 +59,44 @@ impl Flow {
         Ok(())
     }
 
+    /// Takes what the finish of an upload will say. It is committed as soon as all of it is there.
+    pub(in crate::server) fn finish_ahead(&mut self, transfer: u32, ahead: FinishAhead) -> Result<()> {
+        let unexpected = |why| Breach::Unexpected { kind: Kind::FinishAhead, why };
+        let has_ended = self.has_ended(transfer);
+        let Some(upload) = self.uploads.get_mut(&transfer) else {
+            return if has_ended { Ok(()) } else { Err(unknown(Kind::FinishAhead)) };
+        };
+        if !matches!(&upload.phase, Phase::Receiving(incoming) if !incoming.compare_only) {
+            return Err(unexpected("no content was asked for").into());
+        }
+        let finish = Finish { size: ahead.size, root: ahead.root };
+        {
+            let mut groups = upload.groups.lock();
+            if groups.has_failed() {
+                return Ok(());
+            }
+            groups.receiver.foretell_finish(finish.clone())?;
+        }
+        upload.foretold = Some(finish);
+        self.commit_if_ready(transfer)
+    }
+
     /// Takes a finish.
     pub(in crate::server) fn finish(&mut self, transfer: u32, finish: Finish) -> Result<()> {
         let Some(upload) = self.uploads.get_mut(&transfer) else {
             return self.ended.forget(transfer).then_some(()).ok_or_else(|| unknown(Kind::Finish));
         };
+        let foretold = upload.foretold.take();
         match &upload.phase {
             Phase::Unasked | Phase::Receiving(_) => {}
+            Phase::Committing if foretold.is_some() => {
+                let is_same = foretold == Some(finish);
+                return if is_same {
+                    Ok(())
+                } else {
+                    Err(Breach::Data("a finish that is not as it was foretold").into())
+                };
+            }
             Phase::Opening | Phase::Committing | Phase::Lent => {
                 return Err(Breach::Unexpected { kind: Kind::Finish, why: "no content was asked for" }.into());
             }
@@ -369,7 +400,14 @@ impl Flow {
             self.zero_more(transfer);
             return Ok(());
         }
-        if !upload.groups.lock().receiver.is_ready() {
+        let (is_ready, is_foretold) = {
+            let groups = upload.groups.lock();
+            (groups.receiver.is_ready(), groups.receiver.is_foretold())
+        };
+        if !is_ready && is_foretold {
+            return Ok(());
+        }
+        if !is_ready {
             return Err(Breach::Unexpected { kind: Kind::Finish, why: "content is missing" }.into());
         }
         let Phase::Receiving(incoming) = std::mem::replace(&mut upload.phase, Phase::Committing) else {

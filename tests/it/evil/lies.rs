@@ -313,6 +313,7 @@ fn hellos_that_promise_anything_are_taken_for_no_more_than_they_can_be() {
     let max = ServerHello {
         version: 1,
         zeros: None,
+        finish_ahead: None,
         agent: "\x1b]0;agent\x07\u{202e}\r".into(),
         principal: Some("\x1b[31mroot\n\u{9b}2J".repeat(50)),
         rights: u32::MAX,

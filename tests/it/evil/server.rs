@@ -140,6 +140,7 @@ pub(super) fn hello() -> ServerHello {
     ServerHello {
         version: 1,
         zeros: None,
+        finish_ahead: None,
         agent: "evil".into(),
         principal: Some("client".into()),
         rights: Rights::ALL.0,

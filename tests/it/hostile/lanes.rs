@@ -8,7 +8,7 @@ use sealift::hash::Root;
 use sealift::limits::JOINS_MAX;
 use sealift::protocol::*;
 
-use super::peer::{End, Peer, World, data, finish, path, put, put_small};
+use super::peer::{End, Peer, World, ahead, data, finish, path, put, put_small};
 
 const G: usize = 1 << 20;
 const PIECE: usize = 256 << 10;
@@ -37,6 +37,10 @@ async fn written(lane: &mut Peer, transfer: u32, indices: &[u64]) {
 
 async fn finished(peer: &mut Peer, transfer: u32, whole: &[u8]) {
     peer.send(transfer, &finish(whole)).await;
+    stored(peer, transfer, whole).await;
+}
+
+async fn stored(peer: &mut Peer, transfer: u32, whole: &[u8]) {
     let (kind, payload) = peer.outcome(transfer).await.unwrap();
     assert_eq!(kind, Kind::Stored);
     assert_eq!(Stored::from_payload(&payload).unwrap().root, Some(Root::of(whole)));
@@ -245,6 +249,108 @@ async fn a_finish_before_all_is_written_commits_nothing() {
     first.refused("content is missing").await;
     drop((first, lane));
     world.check(&[]).await;
+}
+
+#[tokio::test]
+async fn a_finish_that_was_foretold_is_not_waited_for() {
+    let world = World::new().await;
+    let whole = content(3 * G);
+    let mut first = world.greeted().await;
+    let (mut lane, mut other) = (world.lane_of(&first).await, world.lane_of(&first).await);
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    first.bytes(&group(transfer, 0, &whole)).await;
+    other.data(transfer, 2 * G as u64, &whole[2 * G..][..PIECE]).await;
+    first.send(transfer, &ahead(&whole)).await;
+    // What a lane had begun is lost with it, and comes anew.
+    drop(other);
+    lane.bytes(&group(transfer, 1, &whole)).await;
+    written(&mut lane, transfer, &[1]).await;
+    lane.bytes(&group(transfer, 2, &whole)).await;
+    stored(&mut first, transfer, &whole).await;
+    // It was on its way, and means nothing. The connection goes on.
+    first.send(transfer, &finish(&whole)).await;
+    first.stat("x").await.unwrap();
+    first.send(transfer, &finish(&whole)).await;
+    first.refused("no such transfer is open").await;
+    drop((first, lane));
+    world.check(&[("x", &whole)]).await;
+}
+
+#[tokio::test]
+async fn what_is_missing_after_the_finish_was_not_under_way() {
+    let world = World::new().await;
+    let whole = content(2 * G);
+    let mut first = world.greeted().await;
+    let mut lane = world.lane_of(&first).await;
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    first.bytes(&group(transfer, 1, &whole)).await;
+    lane.data(transfer, 0, &whole[..PIECE]).await;
+    first.send(transfer, &ahead(&whole)).await;
+    assert!(first.is_alive().await);
+    first.send(transfer, &finish(&whole)).await;
+    first.refused("content is missing").await;
+    drop((first, lane));
+    world.check(&[]).await;
+}
+
+#[tokio::test]
+async fn a_finish_is_as_it_was_foretold() {
+    let whole = content(2 * G);
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("another finish", finish(&vec![7; 2 * G]).to_frame(0), "not as it was foretold"),
+        ("another one foretold", ahead(&whole).to_frame(0), "a second finish"),
+        ("zeros", Zeros { runs: List(vec![(0, 1)]) }.to_frame(0), "after the finish"),
+    ];
+    for (what, mut frame, why) in cases {
+        let world = World::new().await;
+        let mut first = world.greeted().await;
+        let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+        frame[4..8].copy_from_slice(&transfer.to_be_bytes());
+        first.send(transfer, &ahead(&whole)).await;
+        first.bytes(&frame).await;
+        assert_eq!(first.outcome(transfer).await, Err(ErrorKind::Protocol), "{what}");
+        assert!(first.said.contains(why), "{what}: {}", first.said);
+        drop(first);
+        world.check(&[]).await;
+    }
+    let world = World::new().await;
+    let mut first = world.greeted().await;
+    let (transfer, _) = first.begin(&Put { size: None, ..put("x", 0) }).await;
+    first.send(transfer, &ahead(&whole)).await;
+    first.refused("a finish ahead of a stream").await;
+}
+
+#[tokio::test]
+async fn what_is_foretold_and_wrong_is_not_stored() {
+    let world = World::new().await;
+    let whole = content(2 * G);
+    let mut first = world.greeted().await;
+    let mut lane = world.lane_of(&first).await;
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    first.send(transfer, &ahead(&vec![7; 2 * G])).await;
+    first.bytes(&group(transfer, 1, &whole)).await;
+    lane.bytes(&group(transfer, 0, &whole)).await;
+    assert_eq!(first.outcome(transfer).await, Err(ErrorKind::Mismatch));
+    drop((first, lane));
+    world.check(&[]).await;
+}
+
+/// What a base has in its place is not taken for what is under way.
+#[tokio::test]
+async fn what_a_base_has_waits_for_the_finish() {
+    let world = World::new().await;
+    let (old, new) = (content(2 * G), vec![7; 2 * G]);
+    std::fs::write(world.root().join("x"), &old).unwrap();
+    let mut first = world.greeted().await;
+    let mut lane = world.lane_of(&first).await;
+    let (transfer, answer) = first.begin(&put("x", new.len() as u64)).await;
+    assert_eq!(answer.holding, Holding::Base);
+    first.send(transfer, &ahead(&new)).await;
+    first.bytes(&group(transfer, 1, &new)).await;
+    lane.bytes(&group(transfer, 0, &new)).await;
+    stored(&mut first, transfer, &new).await;
+    drop((first, lane));
+    world.check(&[("x", &new)]).await;
 }
 
 #[tokio::test]

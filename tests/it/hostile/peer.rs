@@ -697,6 +697,11 @@ pub(super) fn put_small(name: &str, content: &[u8]) -> Put {
     Put { unasked: true, ..put(name, content.len() as u64) }
 }
 
+/// What the finish of this content will say.
+pub(super) fn ahead(content: &[u8]) -> FinishAhead {
+    FinishAhead { size: content.len() as u64, root: Root::of(content) }
+}
+
 pub(super) fn finish(content: &[u8]) -> Finish {
     Finish { size: content.len() as u64, root: Root::of(content) }
 }

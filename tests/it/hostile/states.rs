@@ -4,7 +4,7 @@ use sealift::ErrorKind;
 use sealift::protocol::*;
 
 use super::super::vectors::vectors;
-use super::peer::{End, Peer, World, data, finish, hello, path, put, put_small};
+use super::peer::{End, Peer, World, ahead, data, finish, hello, path, put, put_small};
 
 /// Where a connection, or the transfer that a message names, stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ fn may_come(state: State, kind: Kind) -> bool {
         | Kind::Invite
         | Kind::ListInvites
         | Kind::RevokeInvite => state == Open,
-        Kind::Zeros => matches!(state, Receiving | ThrownAway),
+        Kind::Zeros | Kind::FinishAhead => matches!(state, Receiving | ThrownAway),
         Kind::Data => matches!(state, Receiving | Unasked | ThrownAway),
         Kind::Finish => matches!(state, Receiving | Comparing | Unasked | ThrownAway),
         Kind::Want | Kind::Close | Kind::WantValues => matches!(state, Download | ThrownAway),
@@ -126,6 +126,7 @@ fn message(state: State, kind: Kind, transfer: u32) -> Vec<u8> {
         Kind::Data => data(transfer, 0, b"abc"),
         Kind::Finish if state == Comparing => finish(&[7; SIZE]).to_frame(transfer),
         Kind::Finish => finish(if state == Receiving || state == Unasked { b"" } else { b"abc" }).to_frame(transfer),
+        Kind::FinishAhead => ahead(b"abc").to_frame(transfer),
         Kind::Want => Want { ranges: List(vec![(0, 10)]) }.to_frame(transfer),
         Kind::WantValues => WantValues { first: 0, count: 1 }.to_frame(transfer),
         Kind::Zeros => Zeros { runs: List(vec![(0, 1)]) }.to_frame(transfer),
