@@ -19,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 use crate::error::Result;
 use crate::limits::{HELLO_TIMEOUT, MIB, NEAR_ROUND_TRIP};
 use crate::net::{Socket, tcp_info};
-use crate::transfer::Width;
+use crate::transfer::{Way, Width};
 
 /// A server waits for a hello as long as [`HELLO_TIMEOUT`]. What is nearly as old as that is not used.
 const USED_WITHIN: Duration = Duration::from_secs(HELLO_TIMEOUT.as_secs() / 2);
@@ -30,7 +30,7 @@ pub(crate) const LANES_FROM: u64 = 4 * MIB as u64;
 /// How many connections there should be, as far as it is known before there is one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Expected {
-    /// Bytes of the largest file that is to be moved.
+    /// Bytes of the largest file that is to be uploaded.
     pub(crate) size: u64,
     /// Connections of one transfer, if that was fixed.
     pub(crate) streams: Option<u16>,
@@ -42,7 +42,7 @@ impl Expected {
         if self.size < LANES_FROM || round_trip <= NEAR_ROUND_TRIP {
             return 0;
         }
-        self.streams.map_or_else(|| Width::first(round_trip, self.size), usize::from).saturating_sub(1)
+        self.streams.map_or_else(|| Width::first(round_trip, self.size, Way::Up), usize::from).saturating_sub(1)
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let ms = Duration::from_millis;
         let cases = [
-            (ms(100), 1024 * MIB, None, 15),
+            (ms(100), 1024 * MIB, None, 31),
             (ms(100), 20 * MIB, None, 1),
             (ms(100), 0, None, 0),
             (ms(100), 0, Some(8), 0),

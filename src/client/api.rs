@@ -32,7 +32,7 @@ use crate::protocol::{
     Stat, Volume,
 };
 use crate::tls::{ClientTls, VerifyingKey};
-use crate::transfer::Width;
+use crate::transfer::{Way, Width};
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
@@ -465,23 +465,23 @@ impl Client {
 
     /// Opens the further connections that a transfer of this size gets at its beginning. Asked once more, it opens those
     /// that are still missing.
-    pub(crate) fn widen(&self, session: &Session, size: u64) {
+    pub(crate) fn widen(&self, session: &Session, size: u64, way: Way) {
         if size < LANES_FROM {
             return;
         }
         if self.inner.streams.is_none() {
-            session.lanes().begin_with(self.width(session, size));
+            session.lanes().begin_with(self.width(session, size, way));
         }
-        self.open_lanes(session, self.width(session, size));
+        self.open_lanes(session, self.width(session, size, way));
     }
 
-    /// Whether a transfer of this size gets further connections over a long link at its beginning.
+    /// Whether a download of this size gets further connections over a long link at its beginning.
     pub(crate) fn widens_early(&self, session: &Session, size: u64) -> bool {
-        size >= LANES_FROM && session.round_trip() >= NEAR_ROUND_TRIP && self.width(session, size) > 1
+        size >= LANES_FROM && session.round_trip() >= NEAR_ROUND_TRIP && self.width(session, size, Way::Down) > 1
     }
 
-    fn width(&self, session: &Session, size: u64) -> usize {
-        self.inner.streams.map_or_else(|| Width::first(session.round_trip(), size), usize::from)
+    fn width(&self, session: &Session, size: u64, way: Way) -> usize {
+        self.inner.streams.map_or_else(|| Width::first(session.round_trip(), size, way), usize::from)
     }
 
     /// More connections would be better, by what was measured.
@@ -517,7 +517,7 @@ impl Client {
                 let joined = joining.dialer.join(address, token).await;
                 drop(joining);
                 match joined {
-                    Ok(connection) => lanes.drive(connection, pool, place).await,
+                    Ok(joining) => lanes.drive(joining, pool, place).await,
                     // It goes on with the connections that it has.
                     Err(_) => lanes.not_opened(),
                 }

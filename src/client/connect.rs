@@ -48,6 +48,13 @@ pub(crate) struct Dialer {
     ahead: Ahead,
 }
 
+/// A connection that joins a session.
+pub(crate) struct Joining {
+    pub(crate) connection: Connection,
+    /// The server has let it join; else its hello is due, see [`take_hello`].
+    pub(crate) is_greeted: bool,
+}
+
 /// A connection on which both sides have greeted.
 pub(crate) struct Greeted {
     pub(crate) connection: Connection,
@@ -102,25 +109,30 @@ impl Dialer {
         timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(self.too_late()))
     }
 
-    /// Joins a session: connects to the very address that its first connection goes to, and shows the token.
+    /// Joins a session: connects to the very address that its first connection goes to, and shows the token. One that
+    /// was not begun ahead comes back before the server's hello: what may be asked for can follow the token.
     ///
     /// # Errors
     /// As [`Dialer::connect`]; `Session` or `Limit` when the server does not let it join.
     ///
     /// # Cancel safety
     /// Safe.
-    pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Connection> {
+    pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Joining> {
         let joining = async {
             if let Some(tls) = self.ahead.next(address).await
-                && let Ok(greeted) = self.greet_over_tls(tls, Some(token)).await
+                && let Ok(Greeted { connection, .. }) = self.greet_over_tls(tls, Some(token)).await
             {
-                return Ok(greeted);
+                return Ok(Joining { connection, is_greeted: true });
             }
             let tcp = reach(&self.endpoint, vec![address], &self.congestion).await?;
-            self.greet_over(tcp, Some(token)).await
+            let tls = self.handshake().over(tcp).await?;
+            self.tls.accept_server(tls.get_ref().1, self.endpoint.host())?;
+            let mut connection = self.connection(tls);
+            connection.send(0, &self.hello(Some(token)));
+            Ok(Joining { connection, is_greeted: false })
         };
         let late = |_| Err(Error::new(ErrorKind::Timeout, format!("{} did not answer in time", self.endpoint)));
-        timeout(CONNECT_TIMEOUT, joining).await.unwrap_or_else(late).map(|greeted| greeted.connection)
+        timeout(CONNECT_TIMEOUT, joining).await.unwrap_or_else(late)
     }
 
     /// As [`Dialer::connect`], for the first time. A server that was reached and then broke off without saying why is
@@ -198,16 +210,32 @@ impl Dialer {
         let description = describe(tls.get_ref().1);
         let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let pin = certificate.and_then(|certificate| Pin::of_certificate(certificate).ok());
-        let mut connection = Connection::new(TlsStream::Client(tls));
-        connection.set_limits(&self.limits);
-        // Answers, and receipts with them, come on the first connection of a session.
-        let with_receipts = self.with_receipts && join.is_none();
-        let hello = greet(&mut connection, host, join, with_receipts, self.invite.as_ref()).await?;
-        if with_receipts && hello.receipt_key.is_none() {
+        let mut connection = self.connection(tls);
+        let ours = self.hello(join);
+        let hello = greet(&mut connection, host, &ours).await?;
+        if ours.receipts == Some(true) && hello.receipt_key.is_none() {
             let message = format!("{host} gives no receipts: without --receipts it stores all the same");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         Ok(Greeted { connection, hello, pin, description, warnings })
+    }
+
+    fn connection(&self, tls: client::TlsStream<Socket>) -> Connection {
+        let mut connection = Connection::new(TlsStream::Client(tls));
+        connection.set_limits(&self.limits);
+        connection
+    }
+
+    fn hello(&self, join: Option<Bytes16>) -> ClientHello {
+        ClientHello {
+            versions: List(VERSIONS.to_vec()),
+            agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).to_owned(),
+            join,
+            redeem: self.invite.as_ref().map(|invite| invite.ticket.clone()),
+            run: self.invite.as_ref().map(|invite| invite.run),
+            // Answers, and receipts with them, come on the first connection of a session.
+            receipts: (self.with_receipts && join.is_none()).then_some(true),
+        }
     }
 }
 
@@ -338,23 +366,17 @@ fn watch_over(tcp: &TcpStream) {
 }
 
 /// Exchanges hellos. Nothing but our version leaves before the server has accepted us.
-async fn greet(
-    connection: &mut Connection,
-    host: &str,
-    join: Option<Bytes16>,
-    with_receipts: bool,
-    invite: Option<&Redemption>,
-) -> Result<ServerHello> {
-    let hello = ClientHello {
-        versions: List(VERSIONS.to_vec()),
-        agent: concat!("sealift/", env!("CARGO_PKG_VERSION")).to_owned(),
-        join,
-        redeem: invite.map(|invite| invite.ticket.clone()),
-        run: invite.map(|invite| invite.run),
-        receipts: with_receipts.then_some(true),
-    };
-    connection.send(0, &hello);
+async fn greet(connection: &mut Connection, host: &str, hello: &ClientHello) -> Result<ServerHello> {
+    connection.send(0, hello);
     let event = connection.next(&mut NoContent).await.map_err(|error| explain_first_read(error, host))?;
+    take_hello(connection, host, event)
+}
+
+/// Takes the first event of a connection, which is to be the hello of this server.
+///
+/// # Errors
+/// What the server says instead; `Version` when it speaks none of ours; a breach for anything else.
+pub(crate) fn take_hello(connection: &mut Connection, host: &str, event: Event) -> Result<ServerHello> {
     let hello = match event {
         Event::Control(Kind::ServerHello, 0, payload) => ServerHello::from_payload(&payload)?,
         Event::Control(Kind::Goodbye, _, payload) => {

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
+use crate::client::connect::{Joining, take_hello};
 use crate::client::lanes::at_work::AtWork;
 use crate::client::life::Life;
 use crate::client::session::{EVENTS_MAX, Leases, end, give_up};
@@ -299,10 +300,10 @@ impl Lanes {
     }
 
     /// Drives a lane until it or the session ends.
-    pub(crate) async fn drive(self, mut connection: Connection, pool: Pool, place: Place) {
+    pub(crate) async fn drive(self, Joining { mut connection, is_greeted }: Joining, pool: Pool, place: Place) {
         let Some(number) = self.enter(place) else { return };
         let (filling, leases) = (HashMap::new(), Leases::new(pool));
-        let mut front = Front { lanes: self.clone(), number, place, taken: None, filling, leases };
+        let mut front = Front { lanes: self.clone(), number, place, is_greeted, taken: None, filling, leases };
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut life = Life::new();
@@ -310,6 +311,9 @@ impl Lanes {
             let step = std::future::poll_fn(|cx| front.poll_step(cx, &mut connection, &mut ticks, &mut life));
             pin!(step).await
         };
+        if !front.is_greeted {
+            self.lock().is_full = true;
+        }
         drop(front);
         match ended {
             // Nothing is owed to anybody: how the connection goes is a courtesy.
@@ -533,6 +537,8 @@ struct Front {
     lanes: Lanes,
     number: u64,
     place: Place,
+    /// The server has let it join. Before that it asks, and sends nothing.
+    is_greeted: bool,
     taken: Option<Group>,
     /// Groups that are being received, by transfer.
     filling: HashMap<u32, Filling>,
@@ -549,6 +555,9 @@ impl Drop for Front {
 
 impl Handler for Front {
     fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
+        if !self.is_greeted {
+            return Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why: "a server's hello was due" }.into()));
+        }
         let (whole, shelf) = {
             let state = self.lanes.lock();
             let Some(lane) = state.lanes.get(&self.number) else { return Poll::Ready(Ok(&mut [])) };
@@ -613,7 +622,7 @@ impl Handler for Front {
         if self.taken.is_none() {
             let mut state = self.lanes.lock();
             let Some(lane) = state.lanes.get(&self.number) else { return Poll::Pending };
-            let may_take = lane.under_way.len() < lane.pace.groups();
+            let may_take = self.is_greeted && lane.under_way.len() < lane.pace.groups();
             let group = if may_take { state.take() } else { None };
             let Some(lane) = state.lanes.get_mut(&self.number) else { return Poll::Pending };
             match &group {
@@ -658,6 +667,10 @@ impl Front {
                 cx.waker().wake_by_ref();
             }
             match event? {
+                event if !self.is_greeted => {
+                    take_hello(connection, "the server", event)?;
+                    self.is_greeted = true;
+                }
                 Event::Control(Kind::Written, transfer, payload) => {
                     self.written(transfer, &Written::from_payload(&payload)?)?;
                 }
@@ -734,6 +747,7 @@ mod tests {
             lanes: lanes.clone(),
             number,
             place: Place::Thread,
+            is_greeted: true,
             taken: None,
             filling: HashMap::new(),
             leases: Leases::new(Pool::new(4 * GROUP_LEN)),
@@ -760,6 +774,31 @@ mod tests {
         assert!(carrier.next_of_rest().await.is_none());
         assert_eq!(Arc::strong_count(&file), 1, "nobody holds the file any more");
         lane.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_is_not_let_in_yet_asks_and_moves_nothing() {
+        let lanes = Lanes::new();
+        let carrier = lanes.carry(7, Shelf::default());
+        assert_eq!(lanes.missing(2), 1);
+        let number = lanes.enter(Place::Task).unwrap();
+        let (filling, leases) = (HashMap::new(), Leases::new(Pool::new(4 * GROUP_LEN)));
+        let (place, lanes) = (Place::Task, lanes.clone());
+        let mut front = Front { lanes: lanes.clone(), number, place, is_greeted: false, taken: None, filling, leases };
+        let mut cx = Context::from_waker(Waker::noop());
+        carrier.send(0, 0, Bytes::from_static(b"x")).await.unwrap();
+        let mut groups = 1..2;
+        assert_eq!(carrier.ask(2 * GROUP_LEN as u64, || groups.next()), 1);
+        assert_eq!(lanes.lock().lanes[&number].requests.len(), 1);
+        assert!(front.poll_data(&mut cx).is_pending());
+        let Poll::Ready(Err(refused)) = front.poll_space(&mut cx, 7, GROUP_LEN as u64, 9) else { panic!("let in") };
+        assert_eq!(refused.kind(), ErrorKind::Protocol);
+        front.is_greeted = true;
+        assert!(front.poll_data(&mut cx).is_ready());
+        assert!(
+            matches!(front.poll_space(&mut cx, 7, GROUP_LEN as u64, 9), Poll::Ready(Ok(space)) if space.len() == 9)
+        );
+        assert_eq!(carrier.under_way(), 1);
     }
 
     #[tokio::test]

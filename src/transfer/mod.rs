@@ -21,4 +21,4 @@ pub use receiver::{Piece, Receiver};
 pub use rot::check_recorded;
 pub use runs::Runs;
 pub use sender::{Decision, Sender, Taken};
-pub use width::{Seen, Width};
+pub use width::{Seen, Way, Width};

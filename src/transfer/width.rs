@@ -6,27 +6,38 @@
 
 use std::time::Duration;
 
-use crate::limits::{MIB, NEAR_ROUND_TRIP};
+use crate::limits::{JOINS_MAX, MIB, NEAR_ROUND_TRIP};
 
 /// Bytes under way on one connection at most, by the 4 MiB of send buffer that systems allow, more than half of which
 /// is overhead: as measured, 1.7 MB.
 const WINDOW_USUAL: u64 = 1_600_000;
-/// How many times as many connections there are at the beginning as would fill a path: what waits to be sent again
-/// takes the room of what is new, so that some always have less under way than they might, and twice as many are a
-/// round trip sooner at the rate of the path.
-const SPARE: usize = 2;
+/// How many times as many connections there are at the beginning as would fill a path, by the way of the content: what
+/// waits to be sent again takes the room of what is new, so that some always have less under way than they might, and
+/// twice as many are a round trip sooner at the rate of the path. Those of an upload take a group whenever they can send
+/// more; those of a download owe what they were asked for, so that the slowest of very many hold up its end.
+const SPARE_UP: usize = 4;
+const SPARE_DOWN: usize = 3;
 /// Bytes per second that a path is taken to carry.
 const RATE_USUAL: u64 = 125_000_000;
 /// A connection more is worth at least so many bytes.
 const SHARE_MIN: u64 = 8 * MIB as u64;
 /// The most connections that are opened uncalled for.
 const COUNT_MAX: usize = 16;
-/// The most at the beginning, before anything was measured.
-const COUNT_FIRST_MAX: usize = 16;
+/// The most at the beginning, before anything was measured: all that may join, and the first.
+const COUNT_FIRST_MAX: usize = JOINS_MAX;
 /// A path on which so little is under way while packets are lost is held up by the loss.
 const WINDOW_LOSSY: u64 = 3 * MIB as u64 / 2;
 /// Round trips, and the least time, between two looks.
 const LOOK_AFTER: (u32, Duration) = (10, Duration::from_secs(1));
+
+/// Which way content goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the server.
+    Up,
+    /// From the server.
+    Down,
+}
 
 /// What was seen of a connection at some moment; all but the round trips count from its beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,14 +68,18 @@ pub struct Width {
 impl Width {
     /// For a transfer of so many bytes over a path with this round trip.
     #[must_use]
-    pub fn first(rtt: Duration, size: u64) -> usize {
+    pub fn first(rtt: Duration, size: u64, way: Way) -> usize {
         if rtt < NEAR_ROUND_TRIP {
             return 1;
         }
         let under_way = u128::from(RATE_USUAL) * rtt.as_micros() / 1_000_000;
         let needed = usize::try_from(under_way.div_ceil(u128::from(WINDOW_USUAL))).unwrap_or(COUNT_FIRST_MAX);
         let worth = usize::try_from(size / SHARE_MIN).unwrap_or(COUNT_FIRST_MAX);
-        if needed < 2 { 1 } else { needed.saturating_mul(SPARE).min(worth).clamp(1, COUNT_FIRST_MAX) }
+        let spare = match way {
+            Way::Up => SPARE_UP,
+            Way::Down => SPARE_DOWN,
+        };
+        if needed < 2 { 1 } else { needed.saturating_mul(spare).min(worth).clamp(1, COUNT_FIRST_MAX) }
     }
 
     /// With so many connections at the beginning.
@@ -126,19 +141,20 @@ mod tests {
     #[test]
     fn the_round_trip_and_the_size_say_how_many_to_begin_with() {
         let cases = [
-            (MS / 20, GIB, 1),
-            (MS, GIB, 1),
-            (10 * MS, GIB, 1),
-            (20 * MS, GIB, 4),
-            (50 * MS, GIB, 8),
-            (100 * MS, GIB, 16),
-            (100 * MS, 20 << 20, 2),
-            (100 * MS, 5 << 20, 1),
-            (300 * MS, GIB, 16),
-            (Duration::from_secs(3600), u64::MAX, 16),
+            (MS / 20, GIB, 1, 1),
+            (MS, GIB, 1, 1),
+            (10 * MS, GIB, 1, 1),
+            (20 * MS, GIB, 8, 6),
+            (50 * MS, GIB, 16, 12),
+            (100 * MS, GIB, 32, 24),
+            (100 * MS, 20 << 20, 2, 2),
+            (100 * MS, 5 << 20, 1, 1),
+            (300 * MS, GIB, 32, 32),
+            (Duration::from_secs(3600), u64::MAX, 32, 32),
         ];
-        for (rtt, size, expected) in cases {
-            assert_eq!(Width::first(rtt, size), expected, "{rtt:?}, {size} bytes");
+        for (rtt, size, up, down) in cases {
+            let first = (Width::first(rtt, size, Way::Up), Width::first(rtt, size, Way::Down));
+            assert_eq!(first, (up, down), "{rtt:?}, {size} bytes");
         }
     }
 

@@ -15,7 +15,15 @@ impl Line {
         }
         let number = lanes.enter(Place::Task)?;
         let (filling, leases) = (HashMap::new(), Leases::new(pool));
-        Some(Line(Front { lanes: lanes.clone(), number, place: Place::Task, taken: None, filling, leases }))
+        Some(Line(Front {
+            lanes: lanes.clone(),
+            number,
+            place: Place::Task,
+            is_greeted: true,
+            taken: None,
+            filling,
+            leases,
+        }))
     }
 
     /// What the client sends now, as whole frames.

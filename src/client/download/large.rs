@@ -26,7 +26,7 @@ use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, NEAR_ROUND_TRIP, UNASKED_FILE_MAX}
 use crate::path::RemotePath;
 use crate::protocol::{Get, GetAnswer, IfExists};
 use crate::storage::{self, FileMetadata, NewFile};
-use crate::transfer::check_recorded;
+use crate::transfer::{Way, check_recorded};
 
 /// Groups of one file that are asked for and have not come.
 const WINDOW: usize = 32;
@@ -258,7 +258,7 @@ impl Job {
                 blocking(move || Ok(look(&place, size, policy, &mut storage::Parents::default()))).await?,
                 Here::Free
             ) {
-                self.client.widen(session, file.size);
+                self.client.widen(session, file.size, Way::Down);
             }
         }
         Ok(())
@@ -381,7 +381,7 @@ impl Job {
             self.client.share_out(session, partial.size, false);
         }
         if !is_ordered {
-            self.client.widen(session, partial.size);
+            self.client.widen(session, partial.size, Way::Down);
         }
         // Groups that lanes owe, and those that one of them owed when it died.
         // What was begun over a connection that broke comes first: it holds buffers.

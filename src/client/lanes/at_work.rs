@@ -61,7 +61,7 @@ mod tests {
         let mut groups = 0..2;
         assert_eq!(carrier.ask(2 * GROUP_LEN as u64, || groups.next()), 2);
         let (filling, leases) = (HashMap::new(), Leases::new(Pool::new(4 * GROUP_LEN)));
-        Front { lanes: lanes.clone(), number, place, taken: None, filling, leases }
+        Front { lanes: lanes.clone(), number, place, is_greeted: true, taken: None, filling, leases }
     }
 
     /// The groups that were told to be lost, ascending, when nothing else was told.

@@ -24,7 +24,7 @@ use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, gro
 use crate::limits::{GROUP_LEN, ZERO_RUNS_MAX};
 use crate::protocol::{self, Finish, Holding, IfExists, Put, Stored};
 use crate::storage;
-use crate::transfer::{Decision, Runs, Sender, Taken};
+use crate::transfer::{Decision, Runs, Sender, Taken, Way};
 
 /// Groups of one file that are read and hashed ahead of the connection.
 const READ_AHEAD: usize = 4;
@@ -268,7 +268,7 @@ impl Job {
         let mut foretells = false;
         if put.same_as.is_none() && self.if_exists == IfExists::Overwrite {
             // While the server looks what it has: most of that time is the way there and back.
-            self.client.widen(&session, size);
+            self.client.widen(&session, size, Way::Up);
         }
         match exchange.next().await? {
             Reply::Stored(stored) => {
@@ -369,7 +369,7 @@ impl Job {
     ) -> Result<Sent> {
         let mut reads: JoinSet<Result<Read>> = JoinSet::new();
         let mut carrier = exchange.carry(&Shelf::default());
-        self.client.widen(exchange.session(), content.size());
+        self.client.widen(exchange.session(), content.size(), Way::Up);
         let workplace = exchange.session().workplace(content.is_in_memory());
         let takes_zeros = exchange.session().hello().zeros == Some(true);
         let mut zeros = Runs::default();

@@ -252,6 +252,36 @@ async fn a_finish_before_all_is_written_commits_nothing() {
 }
 
 #[tokio::test]
+async fn what_a_lane_wants_may_follow_its_token() {
+    let world = World::new().await;
+    let whole = content(2 * G);
+    std::fs::write(world.root().join("x"), &whole).unwrap();
+    let mut first = world.greeted().await;
+    let transfer = first.number();
+    first.send(transfer, &Get { path: path("x"), unasked_max: 0, xattrs: None }).await;
+    assert_eq!(first.answer(transfer).await.unwrap().0, Kind::GetAnswer);
+    for token in [first.token.unwrap(), Bytes16([0; 16])] {
+        let mut lane = world.connect().await;
+        let hello = ClientHello { join: Some(token), ..super::peer::hello() };
+        let want = Want { ranges: List(vec![(G as u64, G as u64)]) };
+        lane.bytes(&[hello.to_frame(0), want.to_frame(transfer)].concat()).await;
+        if Some(token) != first.token {
+            assert_eq!(lane.end().await, End::Goodbye(ErrorKind::Session));
+            continue;
+        }
+        assert_eq!(lane.frame().await.unwrap().0, Kind::ServerHello);
+        let mut came = Vec::new();
+        while came.len() < G {
+            let (kind, number, payload) = lane.frame().await.unwrap();
+            assert_eq!((kind, number), (Kind::Data, transfer));
+            came.extend_from_slice(&payload[8..]);
+        }
+        assert_eq!(came, whole[G..]);
+    }
+    assert!(first.is_alive().await);
+}
+
+#[tokio::test]
 async fn a_finish_that_was_foretold_is_not_waited_for() {
     let world = World::new().await;
     let whole = content(3 * G);
