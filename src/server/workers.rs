@@ -5,6 +5,7 @@
 //! for each core costs a fifth less CPU per byte. Disk work goes to the blocking threads of that runtime.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
@@ -24,6 +25,24 @@ pub(super) struct Workers {
 struct Worker {
     handle: Handle,
     thread: JoinHandle<()>,
+    /// Connections that it drives.
+    load: Arc<AtomicUsize>,
+}
+
+/// One connection in the load of its worker.
+struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    fn on(worker: &Worker) -> Load {
+        worker.load.fetch_add(1, Ordering::Relaxed);
+        Load(Arc::clone(&worker.load))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Workers {
@@ -40,11 +59,20 @@ impl Workers {
         Ok(Workers { workers, next: AtomicUsize::new(0), end })
     }
 
-    /// Runs a task on the next of them.
+    /// Runs a task on the one that has the fewest; of several, on the next in turn. What lasts is spread evenly so,
+    /// whatever came and went in between.
     pub(super) fn spawn(&self, tasks: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
-        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1);
-        match self.workers.get(index) {
-            Some(worker) => drop(tasks.spawn_on(task, &worker.handle)),
+        let start = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1);
+        let in_turn = self.workers.iter().cycle().skip(start).take(self.workers.len());
+        match in_turn.min_by_key(|worker| worker.load.load(Ordering::Relaxed)) {
+            Some(worker) => {
+                let load = Load::on(worker);
+                let task = async move {
+                    task.await;
+                    drop(load);
+                };
+                drop(tasks.spawn_on(task, &worker.handle));
+            }
             None => drop(tasks.spawn(task)),
         }
     }
@@ -72,6 +100,43 @@ impl Worker {
             .name("sealift".to_owned())
             .spawn(move || runtime.block_on(end.cancelled()))
             .while_doing(what)?;
-        Ok(Worker { handle, thread })
+        Ok(Worker { handle, thread, load: Arc::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{ThreadId, current};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn those_that_last_are_spread_whatever_came_between() {
+        let (workers, tasks) = (Workers::start(2, 2).unwrap(), TaskTracker::new());
+        let run = |lasts: bool| {
+            let (tell, told) = oneshot::channel::<ThreadId>();
+            workers.spawn(&tasks, async move {
+                tell.send(current().id()).unwrap();
+                if lasts {
+                    std::future::pending::<()>().await;
+                }
+            });
+            told
+        };
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            places.push(run(true).await.unwrap());
+            let before = tasks.len();
+            run(false).await.unwrap();
+            while tasks.len() > before {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_ne!(places[0], places[1]);
+        let loads = || workers.workers.iter().map(|worker| worker.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        assert_eq!(loads(), [1, 1]);
+        workers.stop().await;
     }
 }
