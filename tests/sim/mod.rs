@@ -48,8 +48,8 @@ use crate::limits::{self, DATA_LEN_MAX, GROUP_LEN, UNASKED_FILE_MAX};
 use crate::net::{Congestion, Handler as _, Limits};
 use crate::path::RemotePath;
 use crate::protocol::{
-    Bytes16, FRAME_HEADER_LEN, Failed, Finish, Header, Holding, IfExists, Kind, Message, OFFSET_LEN, Put, PutAnswer,
-    Rights, Stored, StoredBatch, StoredItem, Values, Working, Written,
+    Bytes16, FRAME_HEADER_LEN, Failed, Finish, FinishAhead, Header, Holding, IfExists, Kind, Message, OFFSET_LEN, Put,
+    PutAnswer, Rights, Stored, StoredBatch, StoredItem, Values, Working, Written,
 };
 use crate::storage::simulated::{self as disk, Lie, Random, Side, Survivor};
 pub(crate) use crate::storage::simulated::{Planted, planted};
@@ -332,6 +332,8 @@ struct Sending {
     sender: Sender,
     /// Groups on lanes that are not told as written: link and group.
     on_lanes: Vec<(usize, u64)>,
+    /// The finish, where it was told ahead.
+    foretold: Option<Finish>,
 }
 
 struct World {
@@ -761,11 +763,19 @@ impl World {
             sending.sender.give_back(group);
         }
         let Some(Taken { group, prefix }) = sending.sender.take() else {
-            if sending.on_lanes.is_empty() && sending.sender.finish().is_some() {
-                let transfer = sending.transfer;
-                let finish = self.finish_of(content);
+            let transfer = sending.transfer;
+            let is_through = sending.on_lanes.is_empty() && sending.sender.finish().is_some();
+            let foretold = sending.foretold.clone();
+            let foretells = foretold.is_none() && sending.sender.foretell_finish().is_some();
+            if is_through {
+                let finish = foretold.unwrap_or_else(|| self.finish_of(content));
                 self.links[link].say(transfer, &finish);
                 self.clients[client].state = State::Finished(transfer);
+            } else if foretells && self.random.chance(50) {
+                let finish = self.finish_of(content);
+                self.links[link].say(transfer, &FinishAhead { size: finish.size, root: finish.root });
+                let State::Sending(sending) = &mut self.clients[client].state else { return };
+                sending.foretold = Some(finish);
             }
             return;
         };
@@ -834,7 +844,7 @@ impl World {
                     Holding::Base => sender.set_base(answer.held_size, answer.compare_only),
                 }
                 self.clients[client].state =
-                    State::Sending(Box::new(Sending { transfer, sender, on_lanes: Vec::new() }));
+                    State::Sending(Box::new(Sending { transfer, sender, on_lanes: Vec::new(), foretold: None }));
             }
             Kind::Values => {
                 if let State::Sending(sending) = &mut self.clients[client].state

@@ -27,6 +27,8 @@ impl Handler for Flow {
         match &upload.phase {
             Phase::Unasked | Phase::Lent => {}
             Phase::Receiving(incoming) if !incoming.compare_only => {}
+            // It came over a lane that died before it could tell.
+            Phase::Committing if upload.owes_finish() => return Poll::Ready(Ok(&mut [])),
             _ => {
                 let why = "no content was asked for";
                 return Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why }.into()));

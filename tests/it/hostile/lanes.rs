@@ -307,6 +307,25 @@ async fn a_finish_that_was_foretold_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn what_comes_again_while_it_is_committed_means_nothing() {
+    let world = World::new().await;
+    let whole = content(2 * G);
+    let mut first = world.greeted().await;
+    let mut lane = world.lane_of(&first).await;
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    first.bytes(&group(transfer, 0, &whole)).await;
+    lane.bytes(&group(transfer, 1, &whole)).await;
+    written(&mut lane, transfer, &[1]).await;
+    // As if the lane had died before it was told.
+    let rest = [ahead(&whole).to_frame(transfer), group(transfer, 1, &whole), finish(&whole).to_frame(transfer)];
+    first.bytes(&rest.concat()).await;
+    stored(&mut first, transfer, &whole).await;
+    assert!(first.is_alive().await);
+    drop((first, lane));
+    world.check(&[("x", &whole)]).await;
+}
+
+#[tokio::test]
 async fn what_is_missing_after_the_finish_was_not_under_way() {
     let world = World::new().await;
     let whole = content(2 * G);
