@@ -67,6 +67,8 @@ impl Workers {
         match in_turn.min_by_key(|worker| worker.load.load(Ordering::Relaxed)) {
             Some(worker) => {
                 let load = Load::on(worker);
+                // On the heap: as it is, it would be kept twice, as what was captured and as what is waited for.
+                let task = Box::pin(task);
                 let task = async move {
                     task.await;
                     drop(load);
