@@ -52,9 +52,8 @@ macro_rules! messages {
 }
 
 messages! {
-    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, Stored, StoredBatch, Written, Receipt, Zeros, FinishAhead,
-    Get,
-    GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
+    ClientHello, ServerHello, Goodbye, Working, Failed, Put, PutAnswer, Values, Finish, FinishAhead, Stored, StoredBatch,
+    Written, Receipt, Zeros, Get, GetAnswer, Want, WantValues, Close, Stat, Hash, MakeDirectory, MakeLink, SetDirectory, Remove, Rename,
     Entry, Entries, Done, Space, Volume, BeginTree, TreeBegun, PublishTree, Invite, Invited, ListInvites, Invites, RevokeInvite,
 }
 

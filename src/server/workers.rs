@@ -25,24 +25,8 @@ pub(super) struct Workers {
 struct Worker {
     handle: Handle,
     thread: JoinHandle<()>,
-    /// Connections that it drives.
-    load: Arc<AtomicUsize>,
-}
-
-/// One connection in the load of its worker.
-struct Load(Arc<AtomicUsize>);
-
-impl Load {
-    fn on(worker: &Worker) -> Load {
-        worker.load.fetch_add(1, Ordering::Relaxed);
-        Load(Arc::clone(&worker.load))
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    /// Each connection that it drives holds one.
+    load: Arc<()>,
 }
 
 impl Workers {
@@ -64,9 +48,9 @@ impl Workers {
     pub(super) fn spawn(&self, tasks: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
         let start = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len().max(1);
         let in_turn = self.workers.iter().cycle().skip(start).take(self.workers.len());
-        match in_turn.min_by_key(|worker| worker.load.load(Ordering::Relaxed)) {
+        match in_turn.min_by_key(|worker| Arc::strong_count(&worker.load)) {
             Some(worker) => {
-                let load = Load::on(worker);
+                let load = Arc::clone(&worker.load);
                 // On the heap: as it is, it would be kept twice, as what was captured and as what is waited for.
                 let task = Box::pin(task);
                 let task = async move {
@@ -137,8 +121,8 @@ mod tests {
             }
         }
         assert_ne!(places[0], places[1]);
-        let loads = || workers.workers.iter().map(|worker| worker.load.load(Ordering::Relaxed)).collect::<Vec<_>>();
-        assert_eq!(loads(), [1, 1]);
+        let loads: Vec<usize> = workers.workers.iter().map(|worker| Arc::strong_count(&worker.load)).collect();
+        assert_eq!(loads, [2, 2]);
         workers.stop().await;
     }
 }

@@ -240,7 +240,7 @@ impl Sender {
     /// The finish, once every group is hashed and sent or kept.
     #[must_use]
     pub fn finish(&self) -> Option<Finish> {
-        self.foretell_finish().filter(|_| self.busy.is_empty())
+        if self.busy.is_empty() { self.foretell_finish() } else { None }
     }
 
     /// What the finish will say, once every group is hashed and handed out or kept: [`Sender::busy`] of them are not
@@ -249,7 +249,8 @@ impl Sender {
     pub fn foretell_finish(&self) -> Option<Finish> {
         let count = group_count(self.size);
         let is_out = self.claims.next(self.next, false) >= count && self.claims.next(self.next_claimed, true) >= count;
-        let root = self.tree.root(self.size).filter(|_| is_out && self.again.is_empty())?;
+        // The root last: it takes a look at every group.
+        let root = (is_out && self.again.is_empty()).then(|| self.tree.root(self.size))??;
         Some(Finish { size: self.size, root })
     }
 

@@ -23,7 +23,7 @@ const RATE_USUAL: u64 = 125_000_000;
 const SHARE_MIN: u64 = 8 * MIB as u64;
 /// The most connections that are opened uncalled for.
 const COUNT_MAX: usize = 16;
-/// The most at the beginning, before anything was measured: all that may join, and the first.
+/// The most at the beginning, before anything was measured, the first counted: one more may still join.
 const COUNT_FIRST_MAX: usize = JOINS_MAX;
 /// A path on which so little is under way while packets are lost is held up by the loss.
 const WINDOW_LOSSY: u64 = 3 * MIB as u64 / 2;

@@ -391,12 +391,13 @@ impl Job {
                 let (content, stalls) = (content.clone(), Arc::clone(self.client.stalls()));
                 workplace.spawn(&mut reads, move || content.read(taken, buffer, &stalls));
             }
-            if reads.is_empty()
+            let is_through = sender.busy() == 0;
+            let may_foretell = foretells && foretold.is_none() && reads.is_empty();
+            if (is_through || may_foretell && sender.busy() == carrier.under_way())
                 && let Some(finish) = sender.foretell_finish()
             {
-                let is_through = sender.busy() == 0;
                 match &foretold {
-                    None if is_through || foretells && sender.busy() == carrier.under_way() => {
+                    None => {
                         if let Some(error) = self.conclude(exchange, content, &finish, &zeros).await? {
                             return Ok(Sent::Unexpected(error));
                         }
@@ -410,7 +411,7 @@ impl Job {
                         let message = "the file became another one while it was being read";
                         return Err(Error::new(ErrorKind::Changed, message));
                     }
-                    _ => {}
+                    Some(_) => {}
                 }
                 if is_through {
                     return Ok(Sent::Finished(finish));
@@ -463,7 +464,7 @@ impl Job {
                 reply = exchange.next() => if let Some(end) = heard(exchange, sender, &mut foretold, reply?)? {
                     return Ok(end);
                 },
-                () = all_taken.notified(), if foretells && reads.is_empty() && foretold.is_none() => {}
+                () = all_taken.notified(), if may_foretell => {}
             }
         }
     }

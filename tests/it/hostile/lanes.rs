@@ -238,17 +238,24 @@ async fn what_a_dead_lane_had_begun_comes_again() {
 
 #[tokio::test]
 async fn a_finish_before_all_is_written_commits_nothing() {
-    let world = World::new().await;
-    let whole = content(2 * G);
-    let mut first = world.greeted().await;
-    let mut lane = world.lane_of(&first).await;
-    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
-    first.bytes(&group(transfer, 1, &whole)).await;
-    lane.data(transfer, 0, &whole[..PIECE]).await;
-    first.send(transfer, &finish(&whole)).await;
-    first.refused("content is missing").await;
-    drop((first, lane));
-    world.check(&[]).await;
+    for is_foretold in [false, true] {
+        let world = World::new().await;
+        let whole = content(2 * G);
+        let mut first = world.greeted().await;
+        let mut lane = world.lane_of(&first).await;
+        let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+        first.bytes(&group(transfer, 1, &whole)).await;
+        lane.data(transfer, 0, &whole[..PIECE]).await;
+        if is_foretold {
+            first.send(transfer, &ahead(&whole)).await;
+            assert!(first.is_alive().await, "what is missing may be under way");
+        }
+        first.send(transfer, &finish(&whole)).await;
+        assert_eq!(first.outcome(transfer).await, Err(ErrorKind::Protocol), "foretold: {is_foretold}");
+        assert!(first.said.contains("content is missing"), "{}", first.said);
+        drop((first, lane));
+        world.check(&[]).await;
+    }
 }
 
 #[tokio::test]
@@ -323,23 +330,6 @@ async fn what_comes_again_while_it_is_committed_means_nothing() {
     assert!(first.is_alive().await);
     drop((first, lane));
     world.check(&[("x", &whole)]).await;
-}
-
-#[tokio::test]
-async fn what_is_missing_after_the_finish_was_not_under_way() {
-    let world = World::new().await;
-    let whole = content(2 * G);
-    let mut first = world.greeted().await;
-    let mut lane = world.lane_of(&first).await;
-    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
-    first.bytes(&group(transfer, 1, &whole)).await;
-    lane.data(transfer, 0, &whole[..PIECE]).await;
-    first.send(transfer, &ahead(&whole)).await;
-    assert!(first.is_alive().await);
-    first.send(transfer, &finish(&whole)).await;
-    first.refused("content is missing").await;
-    drop((first, lane));
-    world.check(&[]).await;
 }
 
 #[tokio::test]
