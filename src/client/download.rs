@@ -133,7 +133,7 @@ struct FileJob {
     /// Shared with whoever looks at it or fills it on another thread.
     place: Arc<Place>,
     /// The directory that it goes into, which is done when nobody holds it any more.
-    _directory: Option<Arc<Filled>>,
+    directory: Option<Arc<Filled>>,
     role: Role,
     /// Its first attempt, if that was begun before it was known to be a file.
     opened: Option<Exchange>,
@@ -304,17 +304,8 @@ impl Run {
         self.job.client.events().tell(Event::Found { files: 1, bytes: size }).await;
         let metadata = (entry.mode, entry.mtime);
         let (xattrs_digest, role) = (entry.xattrs_digest, Role::Alone);
-        let mut file = FileJob {
-            item,
-            remote,
-            size,
-            metadata,
-            xattrs_digest,
-            place: Arc::new(place),
-            _directory: directory,
-            role,
-            opened,
-        };
+        let mut file =
+            FileJob { item, remote, size, metadata, xattrs_digest, place: Arc::new(place), directory, role, opened };
         match entry.same.map(|same| (same, self.names.meet(same))) {
             None => {}
             Some((_, Met::First(lead))) => file.role = Role::First(lead),

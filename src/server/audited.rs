@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 use tracing::error;
@@ -16,6 +17,7 @@ use crate::audit::Entry;
 use crate::error::{Error, Result};
 use crate::path::RemotePath;
 use crate::protocol::{Invite, Put, Receipt, Rename, RevokeInvite, Stored, Verifier};
+use crate::storage;
 use crate::transfer::Receiver;
 
 /// Writes down that a client said hello, or was refused when it did. Who did not get through the TLS handshake has no
@@ -129,14 +131,25 @@ pub(super) fn commit(
 }
 
 /// Commits small uploads together, with one write before and one after.
-pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> CommittedSmall {
+pub(super) fn commit_small(
+    shared: &Shared,
+    who: &Who,
+    batch: Vec<SmallUpload>,
+    made: &Arc<storage::Made>,
+) -> CommittedSmall {
     match &shared.audit {
-        None => commit::commit_small(shared, who, batch),
-        Some(audit) => commit_small_with(audit, shared, who, batch),
+        None => commit::commit_small(shared, who, batch, made),
+        Some(audit) => commit_small_with(audit, shared, who, batch, made),
     }
 }
 
-fn commit_small_with(audit: &Audit, shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> CommittedSmall {
+fn commit_small_with(
+    audit: &Audit,
+    shared: &Shared,
+    who: &Who,
+    batch: Vec<SmallUpload>,
+    made: &Arc<storage::Made>,
+) -> CommittedSmall {
     let of = |upload: &SmallUpload| Entry { size: Some(upload.finish.size), ..entry(who, "put", &upload.put.path) };
     let entries: Vec<(u32, Entry)> = batch.iter().map(|upload| (upload.transfer, of(upload))).collect();
     if let Err(error) = audit.ask(entries.iter().map(|(_, entry)| asked(entry)).collect()) {
@@ -149,7 +162,7 @@ fn commit_small_with(audit: &Audit, shared: &Shared, who: &Who, batch: Vec<Small
         };
         return CommittedSmall { answers: batch.into_iter().map(refuse).collect(), spare: Vec::new() };
     }
-    let committed = commit::commit_small(shared, who, batch);
+    let committed = commit::commit_small(shared, who, batch, made);
     let mut entries: HashMap<u32, Entry> = entries.into_iter().collect();
     let answers = committed.answers.iter();
     let told = answers.filter_map(|answer| Some(stored(entries.remove(&answer.transfer)?, &answer.stored)));

@@ -646,7 +646,12 @@ pub(super) struct CommittedSmall {
 }
 
 /// Commits small uploads together: many writes, then one publication.
-pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) -> CommittedSmall {
+pub(super) fn commit_small(
+    shared: &Shared,
+    who: &Who,
+    batch: Vec<SmallUpload>,
+    made: &Arc<storage::Made>,
+) -> CommittedSmall {
     let answer = |transfer, put: &Put, size, stored: Result<Stored>| {
         let receipt = stored.as_ref().ok().and_then(|stored| receipt(shared, who, &put.path, stored));
         SmallAnswer { transfer, size: unasked_len(put, size), stored, receipt, asked: None }
@@ -657,7 +662,7 @@ pub(super) fn commit_small(shared: &Shared, who: &Who, batch: Vec<SmallUpload>) 
     let mut waiting = Vec::with_capacity(batch.len());
     let mut seats = Vec::with_capacity(batch.len());
     let mut claims = Vec::with_capacity(batch.len());
-    let mut parents = storage::Parents::default();
+    let mut parents = storage::Parents::of_sender(made);
     for SmallUpload { transfer, put, content, root, finish, seat, turn } in batch {
         seats.push(seat);
         let mut asked = None;
@@ -754,10 +759,12 @@ fn stage_small(
     {
         return ended(attempt, stored);
     }
-    if if_exists != IfExists::Rename
-        && !parents.lacks(&pass.store, &put.path)
-        && let Some((mut file, _)) = comparable(shared, who, pass, put, if_exists)?
-    {
+    let is_free = match if_exists {
+        IfExists::Rename => true,
+        IfExists::Overwrite => parents.lacks_or_replaces(&pass.store, &put.path),
+        IfExists::Skip | IfExists::Fail => parents.lacks(&pass.store, &put.path),
+    };
+    if !is_free && let Some((mut file, _)) = comparable(shared, who, pass, put, if_exists)? {
         if let Some(stored) = known_by_record(pass, put, &file)? {
             return ended(attempt, stored);
         }

@@ -92,6 +92,35 @@ fn zeros_of_every_size_come_back() {
     }
 }
 
+#[test]
+fn what_a_sender_had_made_is_looked_at_when_a_name_comes_again() {
+    let dir = disk();
+    let (store, root) = served(&dir);
+    std::fs::create_dir(root.join("old")).unwrap();
+    let made = Arc::default();
+    let options = NewFile { size: Some(1), make_parents: true, ..NewFile::default() };
+    let mut parents = Parents::of_sender(&made);
+    for name in ["old/x", "new/deep/x"] {
+        drop(store.begin_in(&mut parents, &path(name), options).unwrap());
+    }
+    // Somebody else's, put there behind the sender's back.
+    for name in ["old/a", "new/deep/a", "new/deep/b"] {
+        std::fs::write(root.join(name), "a").unwrap();
+    }
+    let mut parents = Parents::of_sender(&made);
+    assert!(!parents.lacks_or_replaces(&store, &path("old/a")), "a directory that was there");
+    assert!(parents.lacks_or_replaces(&store, &path("old/b")));
+    assert!(parents.lacks_or_replaces(&store, &path("new/deep/a")), "not looked for");
+    assert!(!parents.lacks(&store, &path("new/deep/b")), "what may not replace looks everywhere");
+    let mut later = Parents::of_sender(&made);
+    assert!(!later.lacks_or_replaces(&store, &path("new/deep/a")), "asked for before");
+    assert!(!Parents::default().lacks_or_replaces(&store, &path("new/deep/b")), "another sender");
+    for number in 0..upload::MADE_NAMES_MAX {
+        assert!(later.lacks_or_replaces(&store, &path(&format!("new/deep/n{number}"))));
+    }
+    assert!(!later.lacks_or_replaces(&store, &path("new/deep/b")), "the memory was full");
+}
+
 #[track_caller]
 fn check_kind<T: fmt::Debug>(result: Result<T>, expected: ErrorKind, what: impl fmt::Debug) {
     match result {

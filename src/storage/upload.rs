@@ -4,8 +4,9 @@
 //! directory), so a crash leaves nothing of them; large ones have a random name in the state directory, if a file
 //! can be renamed from there, or else a hidden one beside the target.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,6 +42,8 @@ pub(super) const DIRECT_LEN_MIN: usize = 256 * 1024;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Target directories whose staging place is remembered. Full, the memory is emptied.
 const STAGING_PLACES_MAX: usize = 4096;
+/// Names of one sender, and directories, that are remembered: 160 KiB. Full, the memory is emptied.
+pub(super) const MADE_NAMES_MAX: usize = 8192;
 /// Bytes of zeros in one write that are left out on disk instead, so that sparse files stay sparse.
 const HOLE_LEN_MIN: usize = 64 * KIB;
 /// The mode of a file for which none was asked.
@@ -170,30 +173,100 @@ impl Inner {
     }
 }
 
+/// What one sender has had made and stored in the meantime of its sending, so that what it brings is not looked for
+/// where it cannot be: a directory that was made for it holds what it has stored there, and seldom more.
+#[derive(Default)]
+pub struct Made(Mutex<Names>);
+
+#[derive(Default)]
+struct Names {
+    directories: HashSet<Identity>,
+    /// Hashes of directory and name: two that share one are merely looked for.
+    taken: HashSet<u64>,
+    hasher: RandomState,
+}
+
+impl Made {
+    fn add_directory(&self, directory: &Directory) {
+        let mut names = lock(&self.0);
+        if names.directories.len() + names.taken.len() >= MADE_NAMES_MAX {
+            // What was made before is looked at from now on, like what others have made.
+            *names = Names::default();
+        }
+        names.directories.insert(directory.identity);
+    }
+
+    /// Whether this is the first that is asked of this name, in a directory that was made here.
+    fn is_new(&self, directory: &Directory, name: &Component) -> bool {
+        let mut names = lock(&self.0);
+        if !names.directories.contains(&directory.identity) {
+            return false;
+        }
+        if names.directories.len() + names.taken.len() >= MADE_NAMES_MAX {
+            *names = Names::default();
+            return false;
+        }
+        let key = names.hasher.hash_one((directory.identity, name.as_bytes()));
+        names.taken.insert(key)
+    }
+}
+
 /// The directory of the file before, kept open for those that follow in it. To be used for files that are stored, or
 /// opened, together: kept longer, it could be another directory's name by now.
 #[derive(Default)]
-pub struct Parents(Option<(Arc<Inner>, Vec<Component>, Arc<Directory>)>);
+pub struct Parents {
+    made: Arc<Made>,
+    latest: Option<(Arc<Inner>, Vec<Component>, Arc<Directory>)>,
+}
 
 impl Parents {
+    /// For one batch of many that one sender has stored.
+    #[must_use]
+    pub fn of_sender(made: &Arc<Made>) -> Parents {
+        Parents { made: Arc::clone(made), latest: None }
+    }
+
     pub(super) fn open(&mut self, inner: &Arc<Inner>, components: &[Component], make: bool) -> Result<Arc<Directory>> {
-        if let Some((store, known, directory)) = &self.0
+        if let Some((store, known, directory)) = &self.latest
             && Arc::ptr_eq(store, inner)
             && known == components
         {
             return Ok(Arc::clone(directory));
         }
-        let directory = if make { inner.directory_made(components)?.0 } else { inner.directory_of(components)? };
-        self.0 = Some((Arc::clone(inner), components.to_vec(), Arc::clone(&directory)));
+        let directory = if make {
+            let (directory, made) = inner.directory_made(components)?;
+            if made {
+                self.made.add_directory(&directory);
+            }
+            directory
+        } else {
+            inner.directory_of(components)?
+        };
+        self.latest = Some((Arc::clone(inner), components.to_vec(), Arc::clone(&directory)));
         Ok(directory)
     }
 
     /// Whether nothing stands under this name. What cannot be looked at is found by whoever stores there.
     #[must_use]
     pub fn lacks(&mut self, store: &Store, path: &RemotePath) -> bool {
+        self.look(store, path, false)
+    }
+
+    /// The same for a file that may replace what is there. It is not looked for in a directory that was made for its
+    /// sender, except under a name that was asked for before: what somebody else puts there in the meantime is replaced,
+    /// as it would be a moment later.
+    #[must_use]
+    pub fn lacks_or_replaces(&mut self, store: &Store, path: &RemotePath) -> bool {
+        self.look(store, path, true)
+    }
+
+    fn look(&mut self, store: &Store, path: &RemotePath, replaces: bool) -> bool {
         let Some((name, parent)) = path.components().split_last() else { return false };
         match self.open(&store.inner, parent, false) {
-            Ok(directory) => matches!(sys::status_at(&*directory, name.as_bytes()), Err(Errno::NOENT)),
+            Ok(directory) => {
+                replaces && self.made.is_new(&directory, name)
+                    || matches!(sys::status_at(&*directory, name.as_bytes()), Err(Errno::NOENT))
+            }
             Err(_) => false,
         }
     }

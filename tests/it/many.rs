@@ -170,5 +170,9 @@ fn small_files_onto_a_file_system_in_memory() {
             assert!(got == whole(number, round), "file {number}, round {round}");
         }
     }
+    let source = world.path("source");
+    let ran = server.run("put", [source.as_os_str(), server.at("tree").as_ref()]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.summary()["unchanged"], 1000, "{ran:?}");
     assert_eq!(staged(&world.root()), 0);
 }

@@ -125,6 +125,14 @@ impl Job {
     /// Tells of the files that are here already, and returns the others.
     async fn compare_batch(&self, session: &Session, files: Vec<FileJob>, again: &mut Again) -> Vec<FileJob> {
         let policy = self.if_exists;
+        // What somebody else puts there in the meantime is replaced, as it would be a moment later.
+        let is_free = |file: &FileJob| {
+            policy == IfExists::Overwrite && file.directory.as_ref().is_some_and(|directory| directory.is_new)
+        };
+        let (mut wanted, files): (Vec<FileJob>, Vec<FileJob>) = files.into_iter().partition(is_free);
+        if files.is_empty() {
+            return wanted;
+        }
         let places: Vec<(Arc<Place>, u64)> = files.iter().map(|file| (file.place.clone(), file.size)).collect();
         let looked = blocking(move || {
             let mut parents = storage::Parents::default();
@@ -135,10 +143,9 @@ impl Job {
             Ok(looked) => looked,
             Err(error) => {
                 again.add(files, error);
-                return Vec::new();
+                return wanted;
             }
         };
-        let mut wanted = Vec::new();
         let mut same_size = Vec::new();
         for (mut file, here) in files.into_iter().zip(looked) {
             match here {

@@ -42,6 +42,8 @@ const SETTLE_WAITING_MAX: usize = 1024;
 
 /// A directory that is being filled.
 pub(super) struct Filled {
+    /// Made by this run: nobody is known to have put anything there.
+    pub(super) is_new: bool,
     end: Option<End>,
     settle: mpsc::UnboundedSender<End>,
     backlog: Arc<Backlog>,
@@ -101,9 +103,15 @@ impl Settling {
         }
     }
 
-    fn fill(&self, place: Place, entry: &Entry, xattrs: Option<Xattrs>, parent: Option<Arc<Filled>>) -> Arc<Filled> {
+    fn fill(
+        &self,
+        place: Place,
+        entry: &Entry,
+        (xattrs, is_new): (Option<Xattrs>, bool),
+        parent: Option<Arc<Filled>>,
+    ) -> Arc<Filled> {
         let end = Some(End { place, mode: entry.mode, mtime: entry.mtime, xattrs, parent });
-        Arc::new(Filled { end, settle: self.sender.clone(), backlog: Arc::clone(&self.backlog) })
+        Arc::new(Filled { is_new, end, settle: self.sender.clone(), backlog: Arc::clone(&self.backlog) })
     }
 
     /// Waits until every directory that nobody holds any more has its mode and time.
@@ -181,7 +189,7 @@ impl Run {
         let store = open_store(target, job.special_modes).await?;
         let place = Place { store: store.clone(), path: RemotePath::root(), shown: target.to_path_buf() };
         let xattrs = job.directory_xattrs(&source, top).await?;
-        let filled = Some(self.settling.fill(place, top, xattrs, None));
+        let filled = Some(self.settling.fill(place, top, (xattrs, false), None));
         let side = Side::Remote(job.client.clone(), source.clone());
         let below = RemotePath::root();
         let mut waiting = vec![Waiting { remote: source, below, after: None, ignores: None, filled }];
@@ -294,17 +302,21 @@ impl Run {
         self.settling.room().await;
         let (store, path, mode) = (place.store.clone(), place.path.clone(), entry.mode);
         let made = blocking(move || {
-            store.make_directory(&path, None, true)?;
+            // What an earlier run has brought into a tree that is built aside may belong there still.
+            let is_new = store.make_directory(&path, None, true)? && !store.is_in_tree(&path);
             // An earlier run may have given it its final mode already; it is filled first.
             let is_fillable = mode & 0o300 == 0o300;
-            if is_fillable { Ok(()) } else { store.set_directory_metadata(&path, Some(mode & 0o777 | 0o700), None) }
+            if !is_fillable {
+                store.set_directory_metadata(&path, Some(mode & 0o777 | 0o700), None)?;
+            }
+            Ok(is_new)
         });
         let made = match made.await {
-            Ok(()) => self.job.directory_xattrs(remote, entry).await,
+            Ok(is_new) => self.job.directory_xattrs(remote, entry).await.map(|xattrs| (xattrs, is_new)),
             Err(error) => Err(error),
         };
         match made {
-            Ok(xattrs) => Some(self.settling.fill(place, entry, xattrs, parent)),
+            Ok(made) => Some(self.settling.fill(place, entry, made, parent)),
             Err(error) => {
                 self.job.tell_failed(remote.to_bytes(), error).await;
                 None
@@ -353,7 +365,7 @@ impl Run {
             (Step::Directory { entry, .. }, Some(place)) => {
                 let filled = if below.is_root() {
                     let xattrs = job.directory_xattrs(&remote, &entry).await?;
-                    Some(self.settling.fill(place, &entry, xattrs, None))
+                    Some(self.settling.fill(place, &entry, (xattrs, false), None))
                 } else {
                     self.make_directory(place, &entry, parent, &remote).await
                 };

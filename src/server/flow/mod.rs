@@ -14,7 +14,7 @@ mod uploads;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -209,10 +209,10 @@ pub(super) struct Flow {
     unasked: u64,
     standing: Standing,
     small: Vec<SmallUpload>,
-    /// Batches of small uploads that are being committed, or will be as soon as the one before them is.
+    /// Batches of small uploads that are being committed.
     committing_small: usize,
-    /// Held by the thread that commits one.
-    small_turn: Arc<Mutex<()>>,
+    /// What was made for them.
+    made: Arc<storage::Made>,
     /// Whether what is stored here lies in memory.
     is_in_memory: bool,
     /// Memory of small uploads that are done, for those that come.
@@ -260,7 +260,7 @@ impl Flow {
             unasked: 0,
             small: Vec::new(),
             committing_small: 0,
-            small_turn: Arc::default(),
+            made: Arc::default(),
             spare: Vec::new(),
             gets: VecDeque::new(),
             getting: false,

@@ -1,6 +1,6 @@
 //! Small uploads that come unasked: committed together, their memory used again.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::{Flow, Job};
 use crate::limits;
@@ -12,24 +12,24 @@ use crate::server::spent::On;
 /// Small uploads that are committed at once where nothing waits for a disk: a quarter of what a client has under way
 /// when they are of 10 KiB.
 const SMALL_BATCH_IN_MEMORY: usize = 96;
+/// Batches that are committed at once where nothing waits for a disk.
+const SMALL_BATCHES_IN_MEMORY: usize = 2;
 /// Pieces of memory of a connection that wait for the next small uploads: as many as are committed at once in memory.
 const SPARE_MAX: usize = SMALL_BATCH_IN_MEMORY;
 /// Bytes of one of them; what was larger is given back. Together 1.5 MiB, while small uploads come.
 const SPARE_LEN_MAX: usize = 16 * limits::KIB;
 
 impl Flow {
-    /// Commits what small uploads have come, as soon as the batch before them is done. In memory the next batch waits at
-    /// the disk threads: there, one is done sooner than this connection hears of it.
+    /// Commits what small uploads have come. On a disk a batch waits for the one before, and is committed with whatever
+    /// comes until then; in memory there is nothing to wait for, and two are committed at once.
     pub(super) fn commit_small(&mut self) {
-        let count_max = if self.is_in_memory { 2 } else { 1 };
+        let count_max = if self.is_in_memory { SMALL_BATCHES_IN_MEMORY } else { 1 };
         while self.committing_small < count_max && !self.small.is_empty() {
             self.committing_small += 1;
             let batch = self.next_small();
-            let (spent, turn) = (Arc::clone(&self.session.spent), Arc::clone(&self.small_turn));
+            let (spent, made) = (Arc::clone(&self.session.spent), Arc::clone(&self.made));
             self.spawn_commit(move |shared, who| {
-                // The one before has a thread already. It changes nothing here, so a panic in it is of no concern.
-                let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                Job::CommittedSmall(spent.during(On::Disk, || audited::commit_small(shared, who, batch)))
+                Job::CommittedSmall(spent.during(On::Disk, || audited::commit_small(shared, who, batch, &made)))
             });
         }
     }
@@ -66,6 +66,7 @@ impl Flow {
         self.unasked = self.unasked.saturating_sub(len);
         if self.unasked == 0 {
             self.spare = Vec::new();
+            self.made = Arc::default();
         }
     }
 }
