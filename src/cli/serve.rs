@@ -63,6 +63,7 @@ fn restrict(args: &ServeArgs, plan: &confine::Plan) {
 /// Looks at everything that the arguments name and changes nothing, so that it can be done beside the server that
 /// it is about.
 fn check(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
+    check_counts(args)?;
     let sources = Sources::new(args)?;
     let Loaded { tls, access, .. } = sources.load()?;
     let root = sources.root();
@@ -92,6 +93,17 @@ fn check(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     }
 }
 
+/// Refuses what would let nobody in, or do nothing.
+fn check_counts(args: &ServeArgs) -> Result<()> {
+    if args.per_address == 0 || args.per_principal == 0 {
+        return Err(usage("--per-address and --per-principal must be at least 1"));
+    }
+    if args.disk_threads == 0 {
+        return Err(usage("--disk-threads must be at least 1"));
+    }
+    Ok(())
+}
+
 /// All that a server is made of, and where its rules come from.
 struct Prepared {
     options: ServerOptions,
@@ -101,6 +113,7 @@ struct Prepared {
 
 /// Reads and checks everything that the arguments name.
 fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
+    check_counts(args)?;
     let sources = Sources::new(args)?;
     let loaded = sources.load()?;
     let memory = memory(args)?;
@@ -131,14 +144,8 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
     };
     let listeners = args.listen.iter().map(|&address| listen(address)).collect::<Result<_>>()?;
     let (per_address, per_principal) = (args.per_address, args.per_principal);
-    if per_address == 0 || per_principal == 0 {
-        return Err(usage("--per-address and --per-principal must be at least 1"));
-    }
     // Whoever may have more connections may also make them at the same time.
     let half_open_per_address = per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX);
-    if args.disk_threads == 0 {
-        return Err(usage("--disk-threads must be at least 1"));
-    }
     let public = args.access.public.as_ref().map(|public| format!("{}:{}", bracketed(public.host()), public.port()));
     let invites = args.access.invites.then_some(InviteOptions { public });
     let crowd = CrowdLimits { per_address, half_open_per_address, per_principal };

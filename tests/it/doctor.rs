@@ -120,12 +120,17 @@ fn people_get_a_line_each() {
 
 /// `serve --check` with this root, on this address.
 fn check(root: &std::path::Path, address: &str) -> std::process::Output {
+    check_with(root, address, &[])
+}
+
+fn check_with(root: &std::path::Path, address: &str, args: &[&str]) -> std::process::Output {
     let mut command = Command::new(PROGRAM);
     command
         .args(["serve", "--check", "--listen", address, "--root"])
         .arg(root)
         .arg("--certs")
-        .arg(server_certificates());
+        .arg(server_certificates())
+        .args(args);
     command.output().unwrap()
 }
 
@@ -147,6 +152,11 @@ fn serve_check_changes_nothing_and_runs_beside_a_server() {
     assert!(!other.exists(), "the root was made");
     let output = check(&server.folder.path().join("missing/root"), "127.0.0.1:0");
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    for count in ["--per-address", "--per-principal", "--disk-threads"] {
+        let output = check_with(&other, "127.0.0.1:0", &[count, "0"]);
+        assert_eq!(output.status.code(), Some(2), "{count}: {}", text(&output));
+        assert!(text(&output).contains("must be at least 1"), "{count}: {}", text(&output));
+    }
     fs::write(&other, "").unwrap();
     let output = check(&other, "127.0.0.1:0");
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
