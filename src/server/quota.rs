@@ -143,9 +143,14 @@ impl Accounts {
         new
     }
 
+    /// Whether anything is counted for anyone.
+    pub(super) fn count_any(&self) -> bool {
+        !self.is_empty.load(Ordering::Relaxed)
+    }
+
     /// Whether what lies at this place is counted for anyone.
     pub(super) fn counts(&self, place: &[Component]) -> bool {
-        !self.is_empty.load(Ordering::Relaxed) && !self.covering(place).is_empty()
+        self.count_any() && !self.covering(place).is_empty()
     }
 
     fn covering(&self, place: &[Component]) -> Vec<Arc<Ledger>> {

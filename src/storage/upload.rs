@@ -42,7 +42,7 @@ pub(super) const DIRECT_LEN_MIN: usize = 256 * 1024;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Target directories whose staging place is remembered. Full, the memory is emptied.
 const STAGING_PLACES_MAX: usize = 4096;
-/// Names of one sender, and directories, that are remembered: 160 KiB. Full, the memory is emptied.
+/// Names of one sender, and directories, that are remembered, in at most 290 KiB. Full, the memory is emptied.
 pub(super) const MADE_NAMES_MAX: usize = 8192;
 /// Bytes of zeros in one write that are left out on disk instead, so that sparse files stay sparse.
 const HOLE_LEN_MIN: usize = 64 * KIB;
@@ -173,8 +173,8 @@ impl Inner {
     }
 }
 
-/// What one sender has had made and stored in the meantime of its sending, so that what it brings is not looked for
-/// where it cannot be: a directory that was made for it holds what it has stored there, and seldom more.
+/// The directories that were made for one sender while it sends, and the names that it has asked for in them, so that
+/// what it brings is not looked for where it cannot be: such a directory seldom holds what was not asked for here.
 #[derive(Default)]
 pub struct Made(Mutex<Names>);
 

@@ -20,7 +20,10 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) fn new(clients: &[&str]) -> House {
-        let world = World::new();
+        House::of(World::new(), clients)
+    }
+
+    pub(crate) fn of(world: World, clients: &[&str]) -> House {
         world.certs(&clients.iter().flat_map(|name| ["--client", name]).collect::<Vec<_>>());
         let house = House { world };
         clients.iter().for_each(|name| house.export(name));

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::policy::{House, ended, logged};
-use crate::rig::{Plan, Proxy, Server, content, remote, until};
+use crate::rig::{Plan, Proxy, Server, World, content, remote, until};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -64,6 +64,28 @@ fn uploads(house: &House, args: &[&str]) -> String {
     let output = command.arg("uploads").args(args).arg("--root").arg(house.world.root()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Where batches of one connection were committed at once, two of them would count a directory that both found missing.
+#[test]
+fn a_tree_of_small_files_in_memory_that_just_fits_is_stored_time_and_again() {
+    let house = House::of(World::in_memory(), &["alice"]);
+    let (directories, each) = (40, 3);
+    for directory in 0..directories {
+        for file in 0..each {
+            house.world.file(&format!("source/{directory}/{file}"), &content(directory * each + file, 100));
+        }
+    }
+    let names = 1 + directories * (1 + each);
+    house.edit(&["user", "add", "alice", "--files", &names.to_string()], 0);
+    let server = serve(&house);
+    let source = house.world.path("source");
+    for _ in 0..15 {
+        house.run("alice", &["put", source.to_str().unwrap(), &server.at("tree")], 0);
+        assert_eq!(stored(&house, "alice").1 as u64, names);
+        assert!(house.run("alice", &["mkdir", &server.at("more")], 4).contains("your quota"));
+        house.run("alice", &["rm", "-r", &server.at("tree")], 0);
+    }
 }
 
 #[test]

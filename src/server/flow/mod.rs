@@ -14,7 +14,7 @@ mod uploads;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -211,6 +211,8 @@ pub(super) struct Flow {
     small: Vec<SmallUpload>,
     /// Batches of small uploads that are being committed.
     committing_small: usize,
+    /// Held by the thread that commits one which is counted.
+    small_turn: Arc<Mutex<()>>,
     /// What was made for them.
     made: Arc<storage::Made>,
     /// Whether what is stored here lies in memory.
@@ -260,6 +262,7 @@ impl Flow {
             unasked: 0,
             small: Vec::new(),
             committing_small: 0,
+            small_turn: Arc::default(),
             made: Arc::default(),
             spare: Vec::new(),
             gets: VecDeque::new(),

@@ -1,6 +1,6 @@
 //! Small uploads that come unasked: committed together, their memory used again.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::{Flow, Job};
 use crate::limits;
@@ -9,26 +9,32 @@ use crate::server::audited;
 use crate::server::commit::SmallUpload;
 use crate::server::spent::On;
 
-/// Small uploads that are committed at once where nothing waits for a disk: a quarter of what a client has under way
-/// when they are of 10 KiB.
+/// Small uploads of one batch where nothing waits for a disk: a quarter of what a client has under way when they are of
+/// 10 KiB.
 const SMALL_BATCH_IN_MEMORY: usize = 96;
 /// Batches that are committed at once where nothing waits for a disk.
 const SMALL_BATCHES_IN_MEMORY: usize = 2;
-/// Pieces of memory of a connection that wait for the next small uploads: as many as are committed at once in memory.
+/// Pieces of memory of a connection that wait for the next small uploads: as many as one batch has in memory.
 const SPARE_MAX: usize = SMALL_BATCH_IN_MEMORY;
 /// Bytes of one of them; what was larger is given back. Together 1.5 MiB, while small uploads come.
 const SPARE_LEN_MAX: usize = 16 * limits::KIB;
 
 impl Flow {
     /// Commits what small uploads have come. On a disk a batch waits for the one before, and is committed with whatever
-    /// comes until then; in memory there is nothing to wait for, and two are committed at once.
+    /// comes until then; in memory there is nothing to wait for, and two are committed at once. But not where it counts
+    /// for a quota or an invite: there the second waits for its turn, as what one batch makes and replaces is counted
+    /// before another looks.
     pub(super) fn commit_small(&mut self) {
         let count_max = if self.is_in_memory { SMALL_BATCHES_IN_MEMORY } else { 1 };
         while self.committing_small < count_max && !self.small.is_empty() {
             self.committing_small += 1;
             let batch = self.next_small();
             let (spent, made) = (Arc::clone(&self.session.spent), Arc::clone(&self.made));
+            let turn = Arc::clone(&self.small_turn);
             self.spawn_commit(move |shared, who| {
+                let is_counted = who.attendance().is_some() || shared.accounts.count_any();
+                // The one before has a thread already. It changes nothing here, so a panic in it is of no concern.
+                let _turn = is_counted.then(|| turn.lock().unwrap_or_else(PoisonError::into_inner));
                 Job::CommittedSmall(spent.during(On::Disk, || audited::commit_small(shared, who, batch, &made)))
             });
         }
