@@ -151,7 +151,7 @@ fn a_server_without_descriptors_neither_spins_nor_dies() {
     });
 }
 
-/// More than are committed at once, so that batches wait for one another.
+/// More than are committed at once, so that batches wait; up, and down again.
 #[test]
 fn small_files_onto_a_file_system_in_memory() {
     let world = World::in_memory();
@@ -174,5 +174,20 @@ fn small_files_onto_a_file_system_in_memory() {
     let ran = server.run("put", [source.as_os_str(), server.at("tree").as_ref()]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(ran.summary()["unchanged"], 1000, "{ran:?}");
+    // Down into directories that this run makes, then into one that is there already and others that are not.
+    let target = world.path("target");
+    let get = || {
+        let ran = server.run("get", [server.at("tree").as_ref(), target.as_os_str()]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert_eq!(tree(&target), tree(&source));
+        (ran.summary()["stored"].clone(), ran.summary()["unchanged"].clone())
+    };
+    assert_eq!(get(), (1000.into(), 0.into()));
+    assert_eq!(get(), (0.into(), 1000.into()));
+    for gone in 1..7 {
+        fs::remove_dir_all(target.join(gone.to_string())).unwrap();
+    }
+    let kept = fs::read_dir(target.join("0")).unwrap().count();
+    assert_eq!(get(), ((1000 - kept).into(), kept.into()));
     assert_eq!(staged(&world.root()), 0);
 }
