@@ -468,11 +468,12 @@ class Bench:
         return path
 
     def warm(self, folder, size):
-        """Touches as much memory as the run will need: in a virtual machine the first touch is dear."""
+        """Touches the memory that the run will need, half as much again where there is room for it: in a virtual machine
+        the first touch is dear, and a host that takes back what is free takes some before the run gets there."""
         path = f"{folder}/warm"
         block = bytes(MIB)
         with open(path, "wb", buffering=0) as file:
-            for _ in range(size // MIB + 64):
+            for _ in range(max(size, min(size * 3 // 2, meminfo("MemAvailable") // 2)) // MIB + 64):
                 file.write(block)
         os.unlink(path)
 
@@ -751,7 +752,7 @@ class Bench:
             argv = [self.sealift, "bench", "--hold", str(count), "--load", f"{tool.address}:{tool.port}",
                     "--ca", f"{self.client_certs}/ca.pem", "--cert", f"{self.client_certs}/client.pem",
                     "--key", f"{self.client_certs}/client-key.pem"]
-            before, slab = private_of(tool.server.pid), kernel_memory()
+            before, slab = private_of(tool.server.pid), meminfo("Slab", "KernelStack")
             holder = subprocess.Popen(argv, env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                       start_new_session=True)
             timer = threading.Timer(120, lambda: end_group(holder))
@@ -760,7 +761,7 @@ class Bench:
             timer.cancel()
             held = int(line.split()[0]) if line.split() else 0
             time.sleep(2)
-            after, slab_after = private_of(tool.server.pid), kernel_memory()
+            after, slab_after = private_of(tool.server.pid), meminfo("Slab", "KernelStack")
             end_group(holder)
         finally:
             tool.stop()
@@ -990,10 +991,11 @@ def private_of(pid):
         return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_"))
 
 
-def kernel_memory():
+def meminfo(*names):
+    """Bytes that the kernel tells under these names, together."""
     with open("/proc/meminfo") as file:
         found = dict(line.split(":") for line in file)
-    return sum(int(found[key].split()[0]) * 1024 for key in ("Slab", "KernelStack") if key in found)
+    return sum(int(found[name].split()[0]) * 1024 for name in names if name in found)
 
 
 def loopback_bytes(inside):
@@ -1003,9 +1005,9 @@ def loopback_bytes(inside):
 
 
 def rotate(items, number):
-    """Another order in each round, so that no tool always follows the same."""
+    """Another order in each round, forwards and backwards in turn, so that no tool always follows the same."""
     start = (number - 1) % max(len(items), 1)
-    return items[start:] + items[:start]
+    return (items[start:] + items[:start])[::1 if number % 2 else -1]
 
 
 def same(first, second):

@@ -504,6 +504,14 @@ impl Client {
         }
     }
 
+    /// Opens further connections for an upload of this size whose groups are read where its first connection is, as
+    /// there is room for another thread: that of the server.
+    pub(crate) fn share_out_upload(&self, session: &Session, size: u64) {
+        if self.inner.streams.is_none() && size >= THREADS_FROM {
+            self.open_lanes(session, session.threads());
+        }
+    }
+
     fn open_lanes(&self, session: &Session, count: usize) {
         self.open_lanes_on(session, count, Place::Task);
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use tokio::task::JoinSet;
 
 use crate::client::blocking::spawn_blocking_in;
+use crate::transfer::Way;
 
 /// Where the groups of one transfer are worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +58,24 @@ pub(crate) fn threads(all: usize, shares_machine: bool) -> usize {
 
 /// Groups between two looks.
 const LOOK_AFTER: usize = 32;
+/// What a thread may wait, as a part of what it runs, for there to be room. With one client, that of a download was seen
+/// to wait a fifth of the time that it ran, and with a second one as long; that of an upload, which has less to do than
+/// the server, next to nothing, and with seven others as long.
+const WAITED_DOWN: u64 = 2;
+const WAITED_UP: u64 = 16;
+/// So many looks one after the other have to say so.
+const LOOKS_DOWN: usize = 1;
+const LOOKS_UP: usize = 2;
 
 /// Looks at whether the thread of a connection gets a processor when it wants one. Where others want it, too, another
 /// thread makes nothing faster, and all of them slower.
 pub(crate) struct Room {
     groups: usize,
+    /// Looks that said so, one after the other, and how many must.
+    seen: usize,
+    needed: usize,
+    /// The part of what it runs that the thread may wait: one in so many.
+    part: u64,
     /// Where the system tells of the thread that reads it.
     statistics: PathBuf,
     before: Option<Times>,
@@ -75,13 +89,17 @@ struct Times {
 }
 
 impl Room {
-    /// By the scheduler's statistics (Linux, Documentation/scheduler/sched-stats.rst).
-    pub(crate) fn new() -> Room {
-        Room::told_by("/proc/thread-self/schedstat".into())
+    /// For a transfer this way, by the scheduler's statistics (Linux, Documentation/scheduler/sched-stats.rst).
+    pub(crate) fn new(way: Way) -> Room {
+        Room::told_by("/proc/thread-self/schedstat".into(), way)
     }
 
-    fn told_by(statistics: PathBuf) -> Room {
-        Room { groups: 0, before: Times::read(&statistics), statistics }
+    fn told_by(statistics: PathBuf, way: Way) -> Room {
+        let (part, needed) = match way {
+            Way::Up => (WAITED_UP, LOOKS_UP),
+            Way::Down => (WAITED_DOWN, LOOKS_DOWN),
+        };
+        Room { groups: 0, seen: 0, needed, part, before: Times::read(&statistics), statistics }
     }
 
     /// Another group is done. Whether this thread has waited little while the last ones were; false between two looks,
@@ -93,7 +111,9 @@ impl Room {
         }
         let now = Times::read(&self.statistics);
         let before = std::mem::replace(&mut self.before, now);
-        before.zip(now).is_some_and(|(before, now)| now.is_mostly_run_since(before))
+        let is_there = before.zip(now).is_some_and(|(before, now)| now.has_mostly_run_since(before, self.part));
+        self.seen = if is_there { self.seen + 1 } else { 0 };
+        self.seen >= self.needed
     }
 }
 
@@ -108,10 +128,10 @@ impl Times {
         Some(Times { ran: next()?, waited: next()? })
     }
 
-    /// With one client, a thread was seen to wait a fifth of the time that it ran; with a second one, as long.
-    fn is_mostly_run_since(self, before: Times) -> bool {
+    /// Whether it waited for less than one part in so many of what it ran.
+    fn has_mostly_run_since(self, before: Times, part: u64) -> bool {
         let (ran, waited) = (self.ran.saturating_sub(before.ran), self.waited.saturating_sub(before.waited));
-        waited < ran / 2
+        waited < ran / part
     }
 }
 
@@ -154,28 +174,34 @@ mod tests {
         let before = times(1000, 5000);
         let cases = [((2000, 5200), true), ((2000, 5499), true), ((2000, 5500), false), ((2000, 7000), false)];
         for ((ran, waited), expected) in cases {
-            assert_eq!(times(ran, waited).is_mostly_run_since(before), expected, "{ran}, {waited}");
+            assert_eq!(times(ran, waited).has_mostly_run_since(before, 2), expected, "{ran}, {waited}");
         }
+        assert!(times(2000, 5061).has_mostly_run_since(before, 16));
+        assert!(!times(2000, 5062).has_mostly_run_since(before, 16));
         // Of another thread, or of nothing at all.
-        assert!(!times(500, 100).is_mostly_run_since(before) && !before.is_mostly_run_since(before));
+        assert!(!times(500, 100).has_mostly_run_since(before, 2) && !before.has_mostly_run_since(before, 2));
     }
 
-    /// What is told at each look, and whether there is room then: on a machine that is free, on one where others want the
-    /// processors, and where the system says nothing.
+    /// What is told at each look, and whether there is room then for a further connection of a download and of an upload:
+    /// on a machine that is free, on one where others want the processors, and where the system says nothing.
     #[test]
     fn there_is_room_after_some_groups_where_the_thread_gets_its_processor() {
         let folder = tempfile::tempdir().unwrap();
         let statistics = folder.path().join("schedstat");
         std::fs::write(&statistics, "500 700 1\n").unwrap();
-        let mut room = Room::told_by(statistics.clone());
+        let mut rooms = [Way::Down, Way::Up].map(|way| Room::told_by(statistics.clone(), way));
         let looks = [
-            (Some("1500 800 2\n"), true),
-            (Some("2500 1300 3\n"), false),
-            (Some("3500 2300 4\n"), false),
-            (Some("4500 2300 5\n"), true),
-            (None, false),
-            (Some("5500 2300 6\n"), false),
-            (Some("6500 2300 7\n"), true),
+            (Some("1500 800 2\n"), [true, false]),
+            (Some("2500 1300 3\n"), [false, false]),
+            (Some("3500 2300 4\n"), [false, false]),
+            (Some("4500 2300 5\n"), [true, false]),
+            (None, [false, false]),
+            (Some("5500 2300 6\n"), [false, false]),
+            (Some("6500 2300 7\n"), [true, false]),
+            (Some("7500 2361 8\n"), [true, true]),
+            (Some("8500 2423 9\n"), [true, false]),
+            (Some("9500 2484 10\n"), [true, false]),
+            (Some("10500 2484 11\n"), [true, true]),
         ];
         for (number, (told, expected)) in looks.into_iter().enumerate() {
             match told {
@@ -183,9 +209,9 @@ mod tests {
                 None => std::fs::remove_file(&statistics).unwrap(),
             }
             for _ in 1..LOOK_AFTER {
-                assert!(!room.is_there(), "before look {number}");
+                assert_eq!(rooms.each_mut().map(Room::is_there), [false, false], "before look {number}");
             }
-            assert_eq!(room.is_there(), expected, "look {number}: {told:?}");
+            assert_eq!(rooms.each_mut().map(Room::is_there), expected, "look {number}: {told:?}");
         }
     }
 
@@ -194,7 +220,7 @@ mod tests {
         if !Path::new("/proc/self/schedstat").exists() {
             return eprintln!("skipped: this system keeps no statistics of threads");
         }
-        assert!(Room::new().before.is_some());
+        assert!(Room::new(Way::Up).before.is_some());
     }
 
     #[tokio::test]

@@ -374,7 +374,7 @@ impl Job {
         let writes_max = if is_ordered { 1 } else { workplace.at_once(WRITES_MAX) };
         let count = group_count(partial.size);
         let mut carrier = exchange.carry(&partial.shelf);
-        let mut room = (is_here && !is_ordered).then(Room::new);
+        let mut room = (is_here && !is_ordered).then(|| Room::new(Way::Down));
         if room.is_some() {
             let (sink, stalls) = (partial.sink.clone(), Arc::clone(self.client.stalls()));
             carrier.let_work(Arc::new(move |index, buffer| save(&sink, &stalls, index, &buffer)));

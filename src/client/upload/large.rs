@@ -18,6 +18,7 @@ use crate::client::shelf::Shelf;
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::upload::believe::check_stored;
 use crate::client::walk::OpenSource;
+use crate::client::workplace::{Room, Workplace};
 use crate::client::zeros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
@@ -371,6 +372,7 @@ impl Job {
         let mut carrier = exchange.carry(&Shelf::default());
         self.client.widen(exchange.session(), content.size(), Way::Up);
         let workplace = exchange.session().workplace(content.is_in_memory());
+        let mut room = (workplace == Workplace::Here).then(|| Room::new(Way::Up));
         let takes_zeros = exchange.session().hello().zeros == Some(true);
         let mut zeros = Runs::default();
         let mut foretold: Option<Finish> = None;
@@ -422,6 +424,9 @@ impl Job {
                 Some(read) = reads.join_next() => {
                     self.client.stalls().since(Cause::Source, begun);
                     let Read { group, bytes, hash, prefix, is_zero } = read.map_err(panicked)??;
+                    if room.as_mut().is_some_and(Room::is_there) {
+                        self.client.share_out_upload(exchange.session(), content.size());
+                    }
                     let from = match sender.judge(group, hash, prefix) {
                         Decision::Keep => bytes.len(),
                         Decision::Differs => return Ok(Sent::Differs),
