@@ -1,7 +1,7 @@
 //! The audit log of a running server: what was asked, by whom, and what became of it, before the answer goes out.
 //!
 //! A change is written down before it is tried (`asked`) and again when it has ended. While the log cannot be written,
-//! no change is taken: `Audit::ask` fails. What had begun before is written down as soon as that works again; of
+//! or was written and could not be synced, no change is taken: `Audit::ask` fails. What had begun before is written down as soon as that works again; of
 //! what was read meanwhile only the number is kept (`gap`). Lines reach the file with the answer, and the disk within a second
 //! ([`limits::AUDIT_SYNC_INTERVAL`]).
 
@@ -44,6 +44,8 @@ struct State {
     failing: Option<Instant>,
     /// Whether there are lines that are not known to be on the disk.
     is_dirty: bool,
+    /// The disk has refused lines that are in the file: they are to be written again, and synced, before others.
+    is_refused: bool,
     /// Where the last head was written.
     signed: u64,
 }
@@ -63,7 +65,8 @@ impl Audit {
                 Error::new(ErrorKind::Usage, message)
             })?,
         };
-        let state = State { file, chain, waiting: Vec::new(), lost: 0, failing: None, is_dirty: true, signed: 0 };
+        let (waiting, failing) = (Vec::new(), None);
+        let state = State { file, chain, waiting, lost: 0, failing, is_dirty: true, is_refused: false, signed: 0 };
         let audit = Audit(Arc::new(Inner { path: path.to_path_buf(), key, state: Mutex::new(state) }));
         let mut start = Entry { key: Some(audit.0.key.public().to_string()), ..Entry::new("start") };
         let mut state = audit.lock();
@@ -112,6 +115,16 @@ impl Audit {
         }
     }
 
+    /// It cannot be written. The log of the server says so when that begins.
+    fn fails(&self, state: &mut State, error: std::io::Error) -> Error {
+        let error = self.failed(error);
+        if state.failing.is_none() {
+            state.failing = Some(Instant::now());
+            error!("{}", error.chain());
+        }
+        error
+    }
+
     /// Writes what waits and then these, all or nothing.
     fn write(&self, state: &mut State, entries: &[Entry]) -> Result<()> {
         if entries.is_empty() && state.waiting.is_empty() && state.lost == 0 {
@@ -129,13 +142,12 @@ impl Audit {
         for entry in entries {
             chain.append(&now, entry, &mut bytes);
         }
-        if let Err(error) = state.file.add(&bytes) {
-            let error = self.failed(error);
-            if state.failing.is_none() {
-                state.failing = Some(Instant::now());
-                error!("{}", error.chain());
-            }
-            return Err(error);
+        let added = match state.is_refused {
+            true => Err(std::io::Error::other("its disk has refused what was written before")),
+            false => state.file.add(&bytes),
+        };
+        if let Err(error) = added {
+            return Err(self.fails(state, error));
         }
         if let Some(since) = state.failing.take() {
             info!("the audit log can be written again, after {} s", since.elapsed().as_secs());
@@ -165,6 +177,11 @@ impl Audit {
             return;
         }
         (state.chain, state.signed) = (chain, chain.seq);
+        if let Err(error) = state.file.sync() {
+            (state.is_dirty, state.is_refused) = (true, true);
+            self.fails(state, error);
+            return;
+        }
         if let Err(error) = state.file.turn_over(&format!(".{:012}", chain.seq)) {
             error!("the audit log goes on in the same file: {}", error.chain());
         }
@@ -175,16 +192,32 @@ impl Audit {
         let mut state = self.lock();
         // What waits is tried again even when nobody asks for anything.
         let _ = self.write(&mut state, &[]);
-        if !std::mem::take(&mut state.is_dirty) {
+        if !state.is_dirty && !state.is_refused {
             return;
         }
-        let handle = state.file.handle();
+        if state.is_refused
+            && let Err(error) = state.file.add_again()
+        {
+            self.fails(&mut state, error);
+            return;
+        }
+        state.is_dirty = false;
+        let (handle, len) = (state.file.handle(), state.file.size());
         drop(state);
         // Without the lock: who writes meanwhile does not wait for the disk.
-        if let Err(error) = handle.and_then(|handle| handle.sync_data()) {
-            let error = self.failed(error);
-            error!("{}", error.chain());
-            self.lock().is_dirty = true;
+        let synced = handle.and_then(|handle| handle.sync_data().map(|()| handle));
+        let mut state = self.lock();
+        match synced {
+            Ok(handle) => {
+                state.file.made_durable(&handle, len);
+                if std::mem::take(&mut state.is_refused) {
+                    let _ = self.write(&mut state, &[]);
+                }
+            }
+            Err(error) => {
+                (state.is_dirty, state.is_refused) = (true, true);
+                self.fails(&mut state, error);
+            }
         }
     }
 
@@ -350,6 +383,36 @@ mod tests {
         audit.tell(vec![Entry::new("stat")]);
         tokio::time::sleep(minute + Duration::from_secs(2)).await;
         assert!(lines(&file).last().unwrap().contains("\"event\":\"head\""));
+    }
+
+    /// A sync that follows one that failed says nothing of what that one was for.
+    #[test]
+    fn while_lines_cannot_be_synced_nothing_is_asked_and_they_are_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("audit.jsonl");
+        let (key, _) = SigningKey::generate().unwrap();
+        let audit = Audit::open(&file, Arc::new(key)).unwrap();
+        audit.ask(vec![Entry::new("put")]).unwrap();
+        // It takes what is written, and cannot be synced.
+        let null = std::fs::OpenOptions::new().read(true).append(true).open("/dev/null").unwrap();
+        let whole = audit.lock().file.swap(null);
+        audit.sync();
+        assert_eq!(audit.ask(vec![Entry::new("put")]).unwrap_err().kind(), ErrorKind::Audit);
+        audit.tell(vec![Entry::new("remove"), Entry::new("stat")]);
+        audit.sync();
+        assert!(audit.ask(vec![Entry::new("put")]).is_err(), "nothing can be written again there");
+        audit.lock().file.swap(whole);
+        assert!(audit.ask(vec![Entry::new("put")]).is_err(), "not before it is synced");
+        audit.sync();
+        audit.ask(vec![Entry::new("rename")]).unwrap();
+        audit.sign();
+        let events: Vec<String> = lines(&file)
+            .iter()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(events, ["start", "put", "remove", "gap", "rename", "head"]);
+        let problems = look(&audit, &file).0;
+        assert!(matches!(&*problems, [gap] if gap.contains("could not write 1 lines")), "{problems:?}");
     }
 
     /// What clients send as names and words never makes a line of its own, nor is shown as it is.

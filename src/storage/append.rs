@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -18,6 +18,10 @@ pub struct Append {
     path: PathBuf,
     file: File,
     len: u64,
+    /// How much of it is known to be durable.
+    durable: u64,
+    /// What was taken from its end, to be added again.
+    again: Vec<u8>,
     /// The end may hold a part of what could not be added.
     is_dirty: bool,
 }
@@ -54,7 +58,7 @@ impl Append {
             [torn] => Tail { line: None, torn: torn.to_vec() },
             [] => Tail::default(),
         };
-        Ok((Append { path: path.to_path_buf(), file, len, is_dirty: false }, tail))
+        Ok((Append { path: path.to_path_buf(), file, len, durable: len, again: Vec::new(), is_dirty: false }, tail))
     }
 
     /// Adds bytes. After a failure nothing of them is there, now or before the next that is added.
@@ -62,6 +66,9 @@ impl Append {
     /// # Errors
     /// What writing can fail with.
     pub fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.again.is_empty() {
+            return Err(io::Error::other("what was added before is not durable"));
+        }
         if self.is_dirty {
             self.file.set_len(self.len)?;
             self.is_dirty = false;
@@ -83,16 +90,47 @@ impl Append {
     ///
     /// # Errors
     /// What syncing can fail with.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.durable = self.len;
+        Ok(())
     }
 
-    /// A handle to sync it by, without holding up who adds.
+    /// A handle to sync it by, without holding up who adds; what it made durable is told to [`Append::made_durable`].
     ///
     /// # Errors
     /// When there is no descriptor left.
     pub fn handle(&self) -> io::Result<File> {
         self.file.try_clone()
+    }
+
+    /// The file of this handle was durable up to here.
+    pub fn made_durable(&mut self, handle: &File, len: u64) {
+        let identity = |file: &File| file.metadata().map(|status| (status.dev(), status.ino())).ok();
+        // It may be another file by now.
+        if identity(&self.file) == identity(handle) {
+            self.durable = self.durable.max(len.min(self.len));
+        }
+    }
+
+    /// Adds what is not known to be durable once more, in its place. After a sync that failed the system holds what was
+    /// written for clean, whether or not the disk has it, and the next sync would say that all is well (fsync(2)).
+    ///
+    /// # Errors
+    /// What reading and writing can fail with. Until it has been called with success nothing else can be added.
+    pub fn add_again(&mut self) -> io::Result<()> {
+        if self.again.is_empty() {
+            let len = usize::try_from(self.len - self.durable).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            let mut bytes = vec![0; len];
+            self.file.read_exact_at(&mut bytes, self.durable)?;
+            (self.again, self.len, self.is_dirty) = (bytes, self.durable, true);
+        }
+        let again = std::mem::take(&mut self.again);
+        let added = self.add(&again);
+        if added.is_err() {
+            self.again = again;
+        }
+        added
     }
 
     /// How long it is.
@@ -126,7 +164,7 @@ impl Append {
         let file = open(&self.path).while_doing(what)?;
         lock(&file, &self.path)?;
         let len = file.metadata().while_doing(what)?.len();
-        (self.file, self.len, self.is_dirty) = (file, len, false);
+        (self.file, self.len, self.durable, self.is_dirty) = (file, len, len, false);
         self.sync_directory().while_doing(what)
     }
 
@@ -152,6 +190,14 @@ fn lock(file: &File, path: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
+impl Append {
+    /// Puts another file in the place of its own, for tests of files that fail.
+    pub(crate) fn swap(&mut self, other: File) -> File {
+        std::mem::replace(&mut self.file, other)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -173,6 +219,35 @@ mod tests {
             std::fs::write(&path, content).unwrap();
             assert_eq!(Append::open(&path).unwrap().1, expected, "{content:?}");
         }
+    }
+
+    #[test]
+    fn what_a_failed_sync_may_have_lost_is_added_again_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let (mut append, _) = Append::open(&path).unwrap();
+        append.add(b"one\n").unwrap();
+        let handle = append.handle().unwrap();
+        append.made_durable(&handle, append.size());
+        append.add(b"two\n").unwrap();
+        append.add_again().unwrap();
+        assert_eq!((append.size(), append.durable), (8, 4));
+        // It can be read, and not be written.
+        let whole = append.swap(File::open(&path).unwrap());
+        assert!(append.add_again().is_err() && append.add(b"three\n").is_err() && append.add_again().is_err());
+        append.swap(whole);
+        assert!(append.add(b"three\n").is_err(), "it would stand before what was there");
+        append.add_again().unwrap();
+        append.add(b"three\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\nthree\n");
+        // Of another file nothing is known.
+        append.turn_over(".1").unwrap();
+        append.add(b"four\n").unwrap();
+        append.made_durable(&handle, 5);
+        assert_eq!(append.durable, 0);
+        let handle = append.handle().unwrap();
+        append.made_durable(&handle, 5);
+        assert_eq!(append.durable, 5);
     }
 
     #[test]
