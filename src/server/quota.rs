@@ -7,7 +7,7 @@
 //! Walks are repeated daily: what changed below a home by other ways than this server is
 //! seen then. Until the first walk has ended nothing is stored there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -52,6 +52,8 @@ struct State {
     since: Amount,
     /// Uploads that have room here: what they have left when they were cut is in it.
     running: HashMap<PartialKey, u32>,
+    /// Places of files that an upload is to replace which counts on their room. There is one upload for each.
+    credited: HashSet<Vec<Component>>,
     /// Bytes of all that rests below the home, and when that was so ([`Store::resting_changes`]).
     resting: Option<(u64, u64)>,
 }
@@ -91,6 +93,8 @@ struct Hold {
     partial: Option<PartialKey>,
     /// None: it was taken.
     amount: Mutex<Option<Amount>>,
+    /// Whose room it counts on.
+    credited: Mutex<Option<Vec<Component>>>,
 }
 
 /// One principal's open uploads and connections.
@@ -192,8 +196,8 @@ impl Accounts {
         }
     }
 
-    /// Reserves room for something of a principal's, which `shown` names. `credit` are bytes that become free when it
-    /// takes its place. An earlier attempt at the same upload (by its key) holds nothing from then on. What it has
+    /// Reserves room for something of a principal's at this place, which `shown` names. `credit` are bytes that become
+    /// free when it takes its place, which of several uploads to one place only the first counts on. An earlier attempt at the same upload (by its key) holds nothing from then on. What it has
     /// left when it was cut (`partial`) counts no more while it runs. Blocks.
     ///
     /// # Errors
@@ -202,7 +206,7 @@ impl Accounts {
         &self,
         grant: &Grant,
         upload: Upload,
-        shown: String,
+        (place, shown): (&[Component], String),
         amount: Amount,
         credit: u64,
     ) -> Result<Reservation> {
@@ -225,6 +229,8 @@ impl Accounts {
                 before.give_back();
             }
         }
+        let has_credit = credit > 0 && hold.as_ref().is_some_and(|hold| hold.count_on(place));
+        let credit = if has_credit { credit } else { 0 };
         let mut reservation = Reservation { file_size: limits.file_size, hold, credit, shown };
         let amount = Amount { bytes: amount.bytes.saturating_sub(credit), files: amount.files };
         if let Err(error) = reservation.hold(amount) {
@@ -337,7 +343,16 @@ impl Hold {
         if let Some(key) = partial {
             *lock(&ledger.state).running.entry(key).or_default() += 1;
         }
-        Hold { ledger, limits, partial, amount: Mutex::new(Some(Amount::default())) }
+        Hold { ledger, limits, partial, amount: Mutex::new(Some(Amount::default())), credited: Mutex::default() }
+    }
+
+    /// Counts on the room of the file at this place. False when another upload does.
+    fn count_on(&self, place: &[Component]) -> bool {
+        let is_first = lock(&self.ledger.state).credited.insert(place.to_vec());
+        if is_first {
+            *lock(&self.credited) = Some(place.to_vec());
+        }
+        is_first
     }
 
     fn give_back(&self) {
@@ -346,6 +361,9 @@ impl Hold {
             state.reserved.bytes -= amount.bytes;
             state.reserved.files -= amount.files;
             forget_one(&mut state.running, self.partial.as_ref());
+            if let Some(place) = lock(&self.credited).take() {
+                state.credited.remove(&place);
+            }
         }
     }
 }

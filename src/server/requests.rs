@@ -351,6 +351,12 @@ pub(super) fn remove(shared: &Shared, who: &Who, transfer: u32, request: &Remove
 pub(super) fn rename(shared: &Shared, who: &Who, transfer: u32, request: &Rename) -> Result<Vec<Bytes>> {
     let pass = shared.pass(who)?;
     pass.decide_new(Action::Rename { from: &request.from, to: &request.to }, &request.to)?;
+    if pass.store.is_in_tree(&request.from) != pass.store.is_in_tree(&request.to) {
+        // It would stay where it was: in the old tree, until the new one takes its place.
+        let message =
+            format!("move {} to {}: what is built as a whole is moved inside it only", request.from, request.to);
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
     // A client whose answer was lost asks again, and finds the old name gone.
     let attempt = match shared.outcomes.begin(&who.principal, &request.id, &request.to, u64::MAX)? {
         Begin::Known(stored) => return Ok(vec![frame(transfer, &renamed(stored))]),

@@ -401,8 +401,16 @@ impl Pass {
         quota::check_size(self.grant.limits.file_size, &path.to_string(), size)
     }
 
-    /// Bytes of the file of this name, if the principal's quota counts them.
+    /// Whether what goes from this place is gone. Where a tree is built, the old one stays until that takes its place.
+    fn frees(&self, path: &RemotePath) -> bool {
+        !self.store.is_in_tree(path)
+    }
+
+    /// Bytes that become free when the file of this name goes, if the principal's quota counts them.
     fn counted_size(&self, path: &RemotePath) -> Option<u64> {
+        if !self.frees(path) {
+            return None;
+        }
         let entry = self.grant.limits.bytes.and_then(|_| self.store.stat(path).ok())?;
         (entry.kind == Kind::File).then_some(entry.size)
     }
@@ -428,7 +436,9 @@ impl Pass {
             IfExists::Fail | IfExists::Skip => (0, new),
         };
         let amount = Amount { bytes: size, files: new + above };
-        Ok((self.accounts.reserve(&self.grant, upload, path.to_string(), amount, credit)?, above))
+        let place = self.place(path);
+        let named = (&*place, path.to_string());
+        Ok((self.accounts.reserve(&self.grant, upload, named, amount, credit)?, above))
     }
 
     /// Room for the directories above this path that are missing, and how many these are.
@@ -446,7 +456,9 @@ impl Pass {
     pub(super) fn reserve_directories(&self, path: &RemotePath) -> Result<(Reservation, u64)> {
         let files = self.missing(path);
         let amount = Amount { bytes: 0, files };
-        Ok((self.accounts.reserve(&self.grant, quota::Upload::default(), path.to_string(), amount, 0)?, files))
+        let place = self.place(path);
+        let named = (&*place, path.to_string());
+        Ok((self.accounts.reserve(&self.grant, quota::Upload::default(), named, amount, 0)?, files))
     }
 
     /// Makes sure that there is room for a file of `size` though what it replaces has changed since it was begun.
@@ -471,7 +483,9 @@ impl Pass {
         if self.accounts.counts(&place) && published.outcome != Outcome::Skipped {
             let is_new = published.outcome != Outcome::Replaced;
             self.accounts.add(&place, Amount { bytes: size, files: u64::from(is_new) });
-            self.accounts.subtract(&place, Amount { bytes: published.replaced_size, files: 0 });
+            if self.frees(&published.path) {
+                self.accounts.subtract(&place, Amount { bytes: published.replaced_size, files: 0 });
+            }
         }
     }
 
@@ -487,7 +501,9 @@ impl Pass {
     pub(super) fn removed(&self, path: &RemotePath, amount: Amount) {
         let place = self.place(path);
         self.accounts.forget_below(&place);
-        self.accounts.subtract(&place, amount);
+        if self.frees(path) {
+            self.accounts.subtract(&place, amount);
+        }
     }
 
     /// So much was moved there.
@@ -498,8 +514,10 @@ impl Pass {
             self.accounts.forget_below(&to);
             self.accounts.subtract(&from, amount);
             self.accounts.add(&to, amount);
-            let was_there = u64::from(published.outcome == Outcome::Replaced);
-            self.accounts.subtract(&to, Amount { bytes: published.replaced_size, files: was_there });
+            if self.frees(&published.path) {
+                let was_there = u64::from(published.outcome == Outcome::Replaced);
+                self.accounts.subtract(&to, Amount { bytes: published.replaced_size, files: was_there });
+            }
         }
     }
 

@@ -97,6 +97,10 @@ pub(super) fn begin(shared: &Shared, who: &Who, transfer: u32, request: &BeginTr
     let resumed = tree.is_resumed();
     info!("{} builds {path} anew{}", who.principal, if resumed { ", with what there is" } else { "" });
     who.set_tree(Some(Arc::clone(&tree)));
+    if !resumed {
+        // What an earlier one had replaced or removed in it went with it.
+        shared.accounts.count_soon();
+    }
     answer(&tree, resumed)
 }
 

@@ -365,6 +365,27 @@ async fn an_upload_that_is_tried_again_takes_the_room_of_the_attempt_before() {
     assert_eq!(second.ask(&put("one", 1)).await.map(|_| ()), Err(ErrorKind::Limit));
 }
 
+/// What is replaced becomes free once.
+#[tokio::test]
+async fn of_uploads_that_replace_one_file_the_first_counts_on_its_room() {
+    let rules =
+        "[user.client]\nhome = \"client\"\nrights = [\"list\", \"create\", \"overwrite\"]\n[user.client.limits]\n";
+    let policy = sealift::access::Policy::parse(&format!("{rules}bytes = \"1M\"\n")).unwrap();
+    let world = World::with_access(Access::by_policy(policy), &[]).await;
+    let mut first = world.greeted().await;
+    while first.ask(&MakeDirectory { path: path("d") }).await.map(|_| ()) == Err(ErrorKind::Busy) {}
+    let content = vec![7; 200 << 10];
+    first.store(put_small("file", &content), &content).await.unwrap();
+    let (upload, _) = first.begin(&put("file", 1 << 20)).await;
+    let mut second = world.greeted().await;
+    assert_eq!(second.ask(&put("file", 1 << 10)).await.map(|_| ()), Err(ErrorKind::Limit));
+    first.send(upload, &Failed { code: ErrorKind::Refused.code(), text: String::new(), retry: None }).await;
+    assert!(first.is_alive().await);
+    // What was staged is removed by and by, and its room with it.
+    while second.ask(&put("file", 1 << 20)).await.map(|_| ()) == Err(ErrorKind::Limit) {}
+    assert_eq!(first.ask(&put("file", 1 << 10)).await.map(|_| ()), Err(ErrorKind::Limit));
+}
+
 /// Nobody gets a name for what it may not read, nor for what it may not replace and has not stored itself; and only for
 /// what is what it says.
 #[test]
