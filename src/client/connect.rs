@@ -16,6 +16,7 @@ use crate::client::ahead::{Ahead, Expected, Shaken};
 use crate::client::event::{self, Events};
 use crate::client::invite::Redemption;
 use crate::client::remote::Endpoint;
+use crate::client::session::reported;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
 use crate::limits::{CONNECT_TIMEOUT, RETRY_BACKOFF};
 use crate::net::{self, Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
@@ -380,10 +381,10 @@ pub(crate) fn take_hello(connection: &mut Connection, host: &str, event: Event) 
     let hello = match event {
         Event::Control(Kind::ServerHello, 0, payload) => ServerHello::from_payload(&payload)?,
         Event::Control(Kind::Goodbye, _, payload) => {
-            return Err(Goodbye::from_payload(&payload)?.to_error().context(format!("{host} refused")));
+            return Err(reported(Goodbye::from_payload(&payload)?.to_error()).context(format!("{host} refused")));
         }
         Event::Control(Kind::Failed, _, payload) => {
-            return Err(Failed::from_payload(&payload)?.to_error().context(format!("{host} refused")));
+            return Err(reported(Failed::from_payload(&payload)?.to_error()).context(format!("{host} refused")));
         }
         Event::Control(kind, ..) => {
             return Err(Breach::Unexpected { kind, why: "a server's hello was due" }.into());

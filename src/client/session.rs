@@ -28,7 +28,7 @@ use crate::client::shelf::{Filling, Shelf};
 use crate::client::stalls::{Cause, Seen, Stalls};
 use crate::client::workplace::{self, Workplace};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{group_len, group_offset};
+use crate::hash::group_len;
 use crate::limits::{
     DATA_LEN_MAX, DATA_QUEUE_MAX, FILE_SIZE_MAX, GROUP_LEN, KIB, NEAR_ROUND_TRIP, UNASKED_FILE_MAX, WANTED_MAX,
     ZERO_RUNS_IN_MESSAGE,
@@ -762,7 +762,7 @@ impl Handler for Front {
         let Some(filling) = self.filling.get_mut(&transfer) else {
             return Poll::Ready(Err(Error::new(ErrorKind::Internal, "a buffer that was just leased is missing")));
         };
-        let is_next = group_offset(filling.group()) + filling.filled() as u64 == offset;
+        let is_next = filling.next_offset() == offset;
         match filling.space(len) {
             Some(space) if is_next => Poll::Ready(Ok(space)),
             _ => Poll::Ready(Err(Breach::Data("a piece out of order in its group").into())),
@@ -1002,12 +1002,21 @@ fn poll_step(
     if is_done { Poll::Ready(Ok(())) } else { Poll::Pending }
 }
 
+/// A failure that the server reports. That a person ended this command, or that it tried nothing, is not for a server to
+/// say: exit codes tell it.
+pub(super) fn reported(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Interrupted | ErrorKind::Usage => error.with_kind(ErrorKind::Refused),
+        _ => error,
+    }
+}
+
 /// Takes a control frame. The answer is whether an exchange has come to its end.
 fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<bool> {
     let reply = match kind {
         Kind::Goodbye => {
             let goodbye = Goodbye::from_payload(payload)?;
-            let error = goodbye.to_error();
+            let error = reported(goodbye.to_error());
             return Err(error.context("the server ended the connection"));
         }
         Kind::StoredBatch => {
@@ -1036,10 +1045,10 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
         Kind::Done => Reply::Done(Done::from_payload(payload)?),
         Kind::Failed => {
             let failed = Failed::from_payload(payload)?;
+            let error = reported(failed.to_error());
             if transfer == 0 {
-                return Err(failed.to_error());
+                return Err(error);
             }
-            let error = failed.to_error();
             // The server knows better than the code whether it may work later.
             let may_retry = failed.retry == Some(true) && !error.kind().is_retryable();
             Reply::Failed(if may_retry { error.with_kind(ErrorKind::Busy) } else { error })

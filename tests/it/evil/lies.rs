@@ -246,6 +246,34 @@ fn an_upload_is_not_believed_to_be_stored_for_a_wrong_answer() {
     }
 }
 
+/// Exit codes that say what only this side knows: that nothing was tried, and that a person ended it.
+#[test]
+fn no_word_of_a_server_passes_for_a_wrong_command_line_or_a_signal() {
+    for kind in [ErrorKind::Usage, ErrorKind::Interrupted] {
+        let whole = Goodbye { code: kind.code(), text: "because".to_owned() };
+        for (when, transfer) in [(Kind::Put, true), (Kind::Put, false), (Kind::Get, true), (Kind::Stat, true)] {
+            let said = whole.clone();
+            let evil = Evil::start(Tree::default(), move |request| {
+                (request.kind == when).then(|| match transfer {
+                    true => vec![failed(request.transfer, kind, "because")],
+                    false => vec![say(0, &said)],
+                })
+            });
+            let place = Place::new();
+            let (source, url) = (place.source(), evil.url("f"));
+            let arguments = match when {
+                Kind::Put => ["put", &source, &url],
+                _ => ["get", &url, "target/f"],
+            };
+            let (code, stdout, stderr) = place.run(&arguments);
+            let what = format!("{kind:?} {when:?} {transfer}: {code} {stdout} {stderr}");
+            assert!(code == 4 || when == Kind::Stat && code == 0, "{what}");
+            assert!(code == 0 || stderr.contains("because"), "{what}");
+            place.check(&what);
+        }
+    }
+}
+
 #[test]
 fn what_a_server_claims_to_hold_is_bounded_and_costs_no_content() {
     let answer = |holding, held_size, ranges: Vec<(u64, u64)>| PutAnswer {
