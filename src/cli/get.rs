@@ -12,6 +12,13 @@ use crate::client::remote::{Ending, Remote};
 use crate::client::{GetOptions, glob};
 use crate::error::{IoContext as _, Result};
 
+/// Bytes that are taken to come of one file. How large it is, only the server knows; but who says over how many
+/// connections it is to come says that it is worth them, and they are begun beside the first.
+fn expected(args: &GetArgs, to_stream: bool) -> u64 {
+    let is_said = args.transfer.pace.streams.is_some();
+    if is_said && !args.glob && !args.transfer.dry_run && !to_stream { u64::MAX } else { 0 }
+}
+
 /// Runs the command; the answer is the exit code.
 ///
 /// # Errors
@@ -34,7 +41,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
         endpoint: named.endpoint.clone(),
         data_on_stdout: to_stream,
         has_summary: true,
-        expected: 0,
+        expected: expected(args, to_stream),
         receipts: None,
     };
     session.run(async |client| {

@@ -491,24 +491,20 @@ impl Client {
         }
     }
 
-    /// Opens connections with threads of their own, for a download of this size that is worked on where its connections
-    /// are: when there is room for another thread, or in any case where their number is fixed.
-    pub(crate) fn share_out(&self, session: &Session, size: u64, has_room: bool) {
+    /// Opens further connections, so that another thread works on a transfer of this size whose groups are worked on
+    /// where its first connection is: one of this side for a download, one of the server for an upload. That is when
+    /// there is room for it, or, of a download, in any case where the number of connections is fixed.
+    pub(crate) fn share_out(&self, session: &Session, size: u64, way: Way, has_room: bool) {
         let (from, count) = match self.inner.streams {
+            // All that there are to be were opened at the beginning.
+            Some(_) if way == Way::Up => return,
             Some(streams) => (LANES_FROM, session.threads().min(usize::from(streams))),
             None if has_room => (THREADS_FROM, session.threads()),
             None => return,
         };
         if size >= from {
-            self.open_lanes_on(session, count, Place::Thread);
-        }
-    }
-
-    /// Opens further connections for an upload of this size whose groups are read where its first connection is, as
-    /// there is room for another thread: that of the server.
-    pub(crate) fn share_out_upload(&self, session: &Session, size: u64) {
-        if self.inner.streams.is_none() && size >= THREADS_FROM {
-            self.open_lanes(session, session.threads());
+            let place = if way == Way::Up { Place::Task } else { Place::Thread };
+            self.open_lanes_on(session, count, place);
         }
     }
 

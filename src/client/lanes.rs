@@ -7,13 +7,14 @@
 //! it on the same connection.
 //!
 //! Groups of a download are asked for over whichever connection has few that it was asked for and has not brought;
-//! those that a lane still owes when it dies are asked for again. A lane that has a thread of its own does there with
-//! a group what is to be done with it, too.
+//! those that a lane still owes when it dies are asked for again. The last ones are asked for in parts. A lane that has
+//! a thread of its own does there with a group what is to be done with it, too.
 //!
 //! Invariants: a lane never opens or ends a transfer; the queue is bounded by permits, what is under way by what the
 //! network holds; when the session ends, so do its lanes; however a lane ends, a panic included, what it owed is told.
 
 mod at_work;
+mod parts;
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -28,6 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::buffer::{Buffer, Pool};
 use crate::client::connect::{Joining, take_hello};
 use crate::client::lanes::at_work::AtWork;
+use crate::client::lanes::parts::Parts;
 use crate::client::life::Life;
 use crate::client::session::{EVENTS_MAX, Leases, end, give_up};
 use crate::client::shelf::{Filling, Shelf};
@@ -49,6 +51,8 @@ const WANTED_MAX: usize = 32;
 /// second, half as many: once a path has lost something, what is owed over it takes many times as long.
 const PACE_MIN: Duration = Duration::from_millis(500);
 const PACE_MAX: Duration = Duration::from_millis(1500);
+/// How long it is counted what a lane brings.
+const RATE_AFTER: Duration = Duration::from_millis(200);
 /// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
 const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (2 * WANTED_MAX + 4);
 
@@ -90,6 +94,21 @@ struct Carried {
     work: Option<Work>,
     /// Told when its last group in the queue is taken.
     all_taken: Arc<Notify>,
+    /// Groups that are fetched in parts.
+    parts: Parts,
+}
+
+impl Carried {
+    fn report(&self, report: Report) {
+        // Nobody listening any more is all right: the transfer was given up. There always is room.
+        let _ = self.reports.try_send(report);
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.parts.give_up(&self.shelf);
+    }
 }
 
 /// Hashes and writes a group of a download: its index, its content.
@@ -115,6 +134,41 @@ struct Lane {
     /// The highest number under which something was asked for.
     asked: u32,
     pace: Pace,
+    rate: Rate,
+}
+
+impl Lane {
+    /// Bytes that were asked for over it and have not come.
+    fn owed(&self) -> usize {
+        self.wanted.values().flat_map(|wanted| &wanted.ranges).map(|&(_, rest, _)| rest).sum()
+    }
+}
+
+/// What a lane brings.
+struct Rate {
+    /// In a second, by what it brought until a moment ago; zero until something is known.
+    per_second: u64,
+    /// Since when the next is counted, and so much.
+    since: Instant,
+    bytes: u64,
+}
+
+impl Rate {
+    fn new() -> Rate {
+        Rate { per_second: 0, since: Instant::now(), bytes: 0 }
+    }
+
+    fn moved(&mut self, len: usize) {
+        self.bytes += len as u64;
+        let time = self.since.elapsed();
+        if time < RATE_AFTER {
+            return;
+        }
+        let rate = u128::from(self.bytes) * 1_000_000 / time.as_micros();
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        let before = if self.per_second == 0 { rate } else { self.per_second };
+        (self.per_second, self.since, self.bytes) = (before / 2 + rate / 2, Instant::now(), 0);
+    }
 }
 
 /// What a download has asked for over one lane.
@@ -183,16 +237,25 @@ impl Queued {
 pub(crate) enum Report {
     /// It need not be sent again.
     Sent(u64),
-    /// It has come over a lane.
-    Came(u64, Buffer),
+    /// It has come over lanes, whole or in these parts.
+    Came(u64, Vec<Buffer>),
     /// It has come over a lane, and the lane's thread has done with it what was to be done.
     Worked(u64, Result<GroupHash>),
     /// The lane that had it, or owed it, has died.
     Lost(u64),
-    /// There is one more lane.
-    Joined,
+    /// There is a lane that may be asked for more.
+    MayAsk,
     /// So many connections would be better than those that there are.
     Wider(usize),
+}
+
+/// What was asked for over lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// Groups that are fetched over lanes now, and were not before.
+    pub(crate) groups: usize,
+    /// The lanes fetch all that is left.
+    pub(crate) is_end: bool,
 }
 
 /// A transfer whose groups go over all connections. Dropping it takes back those that are still in the queue.
@@ -200,7 +263,6 @@ pub(crate) struct Carrier {
     lanes: Lanes,
     transfer: u32,
     reports: mpsc::Receiver<Report>,
-    shelf: Shelf,
     all_taken: Arc<Notify>,
 }
 
@@ -230,9 +292,10 @@ impl Lanes {
     pub(crate) fn carry(&self, transfer: u32, shelf: Shelf) -> Carrier {
         let (sender, reports) = mpsc::channel(REPORTS_MAX);
         let all_taken = Arc::new(Notify::new());
-        let carried = Carried { reports: sender, shelf: shelf.clone(), work: None, all_taken: Arc::clone(&all_taken) };
+        let (notify, parts) = (Arc::clone(&all_taken), Parts::none());
+        let carried = Carried { reports: sender, shelf, work: None, all_taken: notify, parts };
         self.lock().transfers.insert(transfer, carried);
-        Carrier { lanes: self.clone(), transfer, reports, shelf, all_taken }
+        Carrier { lanes: self.clone(), transfer, reports, all_taken }
     }
 
     /// Ends all lanes, and every wait for room.
@@ -240,9 +303,10 @@ impl Lanes {
         let mut state = self.lock();
         state.has_ended = true;
         state.queue.clear();
-        state.transfers.clear();
+        let transfers = std::mem::take(&mut state.transfers);
         state.wake();
         drop(state);
+        drop(transfers);
         self.0.room.close();
     }
 
@@ -337,9 +401,10 @@ impl Lanes {
             wanted: HashMap::new(),
             asked: 0,
             pace: if place == Place::Thread { Pace::steady() } else { Pace::new() },
+            rate: Rate::new(),
         };
         state.lanes.insert(number, lane);
-        state.transfers.values().for_each(|carried| drop(carried.reports.try_send(Report::Joined)));
+        state.transfers.values().for_each(|carried| drop(carried.reports.try_send(Report::MayAsk)));
         Some(number)
     }
 
@@ -357,6 +422,17 @@ impl Lanes {
         drop(carried);
     }
 
+    /// A part that a lane was filling is not filled by it any more.
+    fn give_back(&self, transfer: u32, filling: Filling) {
+        let (group, start) = (filling.group(), filling.part_start());
+        if let Some(carried) = self.lock().transfers.get_mut(&transfer)
+            && let Some(start) = start
+            && let Some(buffer) = filling.into_buffer()
+        {
+            carried.parts.give_back(group, start, buffer);
+        }
+    }
+
     fn leave(&self, number: u64) {
         let mut state = self.lock();
         let Some(lane) = state.lanes.remove(&number) else { return };
@@ -364,8 +440,27 @@ impl Lanes {
             state.report(transfer, Report::Lost(group));
         }
         for (transfer, wanted) in lane.wanted {
+            let Some(carried) = state.transfers.get_mut(&transfer) else { continue };
             for (offset, ..) in wanted.ranges {
-                state.report(transfer, Report::Lost(offset / GROUP_LEN as u64));
+                if carried.parts.has(offset) {
+                    carried.parts.lost(offset);
+                } else {
+                    carried.report(Report::Lost(offset / GROUP_LEN as u64));
+                }
+            }
+            carried.report(Report::MayAsk);
+        }
+        if !state.lanes.is_empty() {
+            return;
+        }
+        // The first connection takes whole groups.
+        let carried = state.transfers.iter_mut();
+        let split: Vec<_> =
+            carried.map(|(&transfer, carried)| (transfer, carried.shelf.clone(), carried.parts.take())).collect();
+        drop(state);
+        for (transfer, shelf, mut parts) in split {
+            for group in parts.give_up(&shelf) {
+                self.lock().report(transfer, Report::Lost(group));
             }
         }
     }
@@ -426,8 +521,7 @@ impl State {
 
     fn report(&self, transfer: u32, report: Report) {
         if let Some(carried) = self.transfers.get(&transfer) {
-            // Nobody listening any more is all right: the transfer was given up. There always is room.
-            let _ = carried.reports.try_send(report);
+            carried.report(report);
         }
     }
 }
@@ -450,32 +544,60 @@ impl Carrier {
         Ok(())
     }
 
-    /// Asks for groups of a file of this size over the lanes that owe few. Returns how many were asked for.
-    pub(crate) fn ask(&self, size: u64, mut next: impl FnMut() -> Option<u64>) -> usize {
+    /// From now on, the last groups are asked for in parts, in buffers of this pool, of a server that is so far away.
+    pub(crate) fn let_split(&self, pool: &Pool, round_trip: Duration) {
+        if let Some(carried) = self.lanes.lock().transfers.get_mut(&self.transfer) {
+            carried.parts.let_split(pool.clone(), round_trip);
+        }
+    }
+
+    /// Asks for groups of a file of this size over the lanes that owe few: those that `next` gives, of which there are
+    /// at most `left`.
+    pub(crate) fn ask(&self, size: u64, left: u64, mut next: impl FnMut() -> Option<u64>) -> Asked {
         let mut state = self.lanes.lock();
-        let mut count = 0;
-        for lane in state.lanes.values_mut() {
-            let owed: usize = lane.wanted.values().map(|wanted| wanted.ranges.len()).sum();
+        let State { lanes, transfers, .. } = &mut *state;
+        let mut asked = Asked { groups: 0, is_end: false };
+        let Some(Carried { parts, shelf, .. }) = transfers.get_mut(&self.transfer) else { return asked };
+        asked.is_end = parts.is_time(left, lanes.len());
+        for lane in lanes.values_mut() {
+            let count: usize = lane.wanted.values().map(|wanted| wanted.ranges.len()).sum();
+            let mut owed = lane.owed();
             let mut ranges = Vec::new();
-            while owed + ranges.len() < lane.pace.groups()
-                && let Some(group) = next()
-            {
-                let begun = self.shelf.begun(group) as u64;
-                ranges.push((group_offset(group) + begun, group_len(size, group) as u64 - begun));
+            loop {
+                let is_part = parts.are_free();
+                let may_owe = match is_part || asked.is_end {
+                    true => parts.may_owe(owed, lane.rate.per_second),
+                    false => count + ranges.len() < lane.pace.groups(),
+                };
+                if !may_owe {
+                    break;
+                }
+                if !is_part {
+                    let Some(group) = next() else { break };
+                    asked.groups += 1;
+                    let (begun, whole) = (shelf.begun(group), group_len(size, group));
+                    if begun > 0 || !asked.is_end || !parts.split(group, whole) {
+                        owed += whole - begun;
+                        ranges.push((group_offset(group) + begun as u64, whole - begun));
+                        continue;
+                    }
+                }
+                let Some((offset, len)) = parts.ask() else { break };
+                owed += len;
+                ranges.push((offset, len));
             }
             if ranges.is_empty() {
                 continue;
             }
-            count += ranges.len();
             let wanted = lane.wanted.entry(self.transfer).or_insert_with(|| Wanted { size, ranges: VecDeque::new() });
             let now = Instant::now();
-            let to_come = ranges.iter().map(|&(offset, len)| (offset, usize::try_from(len).unwrap_or(GROUP_LEN), now));
-            wanted.ranges.extend(to_come);
+            wanted.ranges.extend(ranges.iter().map(|&(offset, len)| (offset, len, now)));
             lane.asked = lane.asked.max(self.transfer);
-            lane.requests.push(Want { ranges: List(ranges) }.to_frame(self.transfer).into());
+            let ranges = List(ranges.into_iter().map(|(offset, len)| (offset, len as u64)).collect());
+            lane.requests.push(Want { ranges }.to_frame(self.transfer).into());
             lane.waker.take().into_iter().for_each(Waker::wake);
         }
-        count
+        asked
     }
 
     /// How many groups of an upload lanes have taken that are not known to be written. Those that a lane lost are not
@@ -509,7 +631,7 @@ impl Carrier {
         loop {
             match self.reports.recv().await? {
                 Report::Worked(group, worked) => return Some((group, worked)),
-                Report::Sent(_) | Report::Came(..) | Report::Lost(_) | Report::Joined | Report::Wider(_) => {}
+                Report::Sent(_) | Report::Came(..) | Report::Lost(_) | Report::MayAsk | Report::Wider(_) => {}
             }
         }
     }
@@ -548,7 +670,12 @@ struct Front {
 impl Drop for Front {
     fn drop(&mut self) {
         // Before it is told: whoever is asked for a group next is asked for what is not on its shelf.
-        self.filling.clear();
+        for (transfer, filling) in self.filling.drain() {
+            match filling.part_start() {
+                Some(_) => self.lanes.give_back(transfer, filling),
+                None => drop(filling),
+            }
+        }
         self.lanes.leave(self.number);
     }
 }
@@ -559,8 +686,9 @@ impl Handler for Front {
             return Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why: "a server's hello was due" }.into()));
         }
         let (whole, shelf) = {
-            let state = self.lanes.lock();
-            let Some(lane) = state.lanes.get(&self.number) else { return Poll::Ready(Ok(&mut [])) };
+            let mut state = self.lanes.lock();
+            let State { lanes, transfers, .. } = &mut *state;
+            let Some(lane) = lanes.get(&self.number) else { return Poll::Ready(Ok(&mut [])) };
             let Some(wanted) = lane.wanted.get(&transfer) else {
                 if transfer == 0 || transfer > lane.asked {
                     return Poll::Ready(Err(Breach::Data("content that was not asked for").into()));
@@ -569,8 +697,13 @@ impl Handler for Front {
                 self.filling.remove(&transfer);
                 return Poll::Ready(Ok(&mut []));
             };
-            match (wanted.ranges.front(), state.transfers.get(&transfer)) {
+            match (wanted.ranges.front(), transfers.get_mut(&transfer)) {
                 (Some(&(start, rest, _)), Some(carried)) if offset == start && len <= rest => {
+                    if !self.filling.contains_key(&transfer)
+                        && let Some(part) = carried.parts.begin(offset)
+                    {
+                        self.filling.insert(transfer, part);
+                    }
                     (group_len(wanted.size, offset / GROUP_LEN as u64), carried.shelf.clone())
                 }
                 _ => return Poll::Ready(Err(Breach::Data("content that was not asked for, or out of order").into())),
@@ -581,7 +714,7 @@ impl Handler for Front {
             self.filling.insert(transfer, filling);
         }
         let filling = self.filling.get_mut(&transfer);
-        let filling = filling.filter(|filling| group_offset(filling.group()) + filling.filled() as u64 == offset);
+        let filling = filling.filter(|filling| filling.next_offset() == offset);
         let space = filling.and_then(|filling| filling.space(len));
         Poll::Ready(space.ok_or_else(|| Breach::Data("a piece out of order in its group").into()))
     }
@@ -593,24 +726,33 @@ impl Handler for Front {
             return Ok(());
         };
         filling.advance(len);
+        lane.rate.moved(len);
         let Some((start, rest, asked)) = wanted.ranges.front_mut() else { return Ok(()) };
         *start += len as u64;
         *rest -= len;
         if *rest > 0 {
             return Ok(());
         }
-        lane.pace.came_after(asked.elapsed());
+        let part_start = filling.part_start();
+        if part_start.is_none() {
+            lane.pace.came_after(asked.elapsed());
+        }
         wanted.ranges.pop_front();
         let Some(buffer) = self.filling.remove(&transfer).and_then(Filling::into_buffer) else { return Ok(()) };
         let group = offset / GROUP_LEN as u64;
-        let carried = state.transfers.get(&transfer).filter(|_| self.place == Place::Thread);
-        let work = carried.and_then(|carried| Some((carried.work.clone()?, carried.reports.clone())));
-        match work {
-            Some((work, reports)) => {
+        let Some(carried) = state.transfers.get_mut(&transfer) else { return Ok(()) };
+        if let Some(start) = part_start {
+            let whole = carried.parts.came(group, start, buffer);
+            carried.report(whole.map_or(Report::MayAsk, |parts| Report::Came(group, parts)));
+            return Ok(());
+        }
+        match carried.work.clone().filter(|_| self.place == Place::Thread) {
+            Some(work) => {
+                let reports = carried.reports.clone();
                 drop(state);
                 AtWork::new(group, work, reports).go(buffer);
             }
-            None => state.report(transfer, Report::Came(group, buffer)),
+            None => carried.report(Report::Came(group, vec![buffer])),
         }
         Ok(())
     }
@@ -742,7 +884,11 @@ mod tests {
         assert_eq!(lanes.missing(2), 1);
         let number = lanes.enter(Place::Thread).unwrap();
         let mut groups = 0..3;
-        assert_eq!(carrier.ask(LEN + 1, || groups.next()), WANTED_MIN, "it works on one while the other comes");
+        assert_eq!(
+            carrier.ask(LEN + 1, 3, || groups.next()).groups,
+            WANTED_MIN,
+            "it works on one while the other comes"
+        );
         let mut front = Front {
             lanes: lanes.clone(),
             number,
@@ -788,7 +934,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         carrier.send(0, 0, Bytes::from_static(b"x")).await.unwrap();
         let mut groups = 1..2;
-        assert_eq!(carrier.ask(2 * GROUP_LEN as u64, || groups.next()), 1);
+        assert_eq!(carrier.ask(2 * GROUP_LEN as u64, 1, || groups.next()).groups, 1);
         assert_eq!(lanes.lock().lanes[&number].requests.len(), 1);
         assert!(front.poll_data(&mut cx).is_pending());
         let Poll::Ready(Err(refused)) = front.poll_space(&mut cx, 7, GROUP_LEN as u64, 9) else { panic!("let in") };

@@ -83,33 +83,46 @@ impl Shelf {
         let mut groups = self.lock();
         groups.get(&group).filter(|&&(_, there)| there >= filled && filled > 0)?;
         let (buffer, _) = groups.remove(&group)?;
-        Some(Filling { group, filled, buffer: Some(buffer), shelf: self.clone() })
+        Some(Filling { group, start: 0, filled, buffer: Some(buffer), shelf: Some(self.clone()) })
     }
 
     /// Begins a group.
-    fn begin(&self, group: u64, buffer: Buffer) -> Filling {
-        Filling { group, filled: 0, buffer: Some(buffer), shelf: self.clone() }
+    pub(crate) fn begin(&self, group: u64, buffer: Buffer) -> Filling {
+        Filling { group, start: 0, filled: 0, buffer: Some(buffer), shelf: Some(self.clone()) }
     }
 }
 
-/// A group that is being received. Dropped before it is whole, it is laid on its shelf.
+/// A group, or a part of one, that is being received. Dropped before it is whole, a group is laid on its shelf.
 pub(crate) struct Filling {
     group: u64,
+    /// Where in the group it begins.
+    start: usize,
     filled: usize,
     /// None once it is whole and given away.
     buffer: Option<Buffer>,
-    shelf: Shelf,
+    /// None for a part.
+    shelf: Option<Shelf>,
 }
 
 impl Filling {
+    /// Begins a part of a group, for whoever keeps it.
+    pub(crate) fn part(group: u64, start: usize, buffer: Buffer) -> Filling {
+        Filling { group, start, filled: 0, buffer: Some(buffer), shelf: None }
+    }
+
+    /// Where in its group it begins, when it is a part.
+    pub(crate) fn part_start(&self) -> Option<usize> {
+        self.shelf.is_none().then_some(self.start)
+    }
+
+    /// The offset in the file of what comes next.
+    pub(crate) fn next_offset(&self) -> u64 {
+        group_offset(self.group) + (self.start + self.filled) as u64
+    }
+
     /// The index of its group.
     pub(crate) fn group(&self) -> u64 {
         self.group
-    }
-
-    /// Bytes that are there.
-    pub(crate) fn filled(&self) -> usize {
-        self.filled
     }
 
     /// Where the next bytes go; none when they do not fit.
@@ -124,7 +137,7 @@ impl Filling {
         self.buffer.as_ref().is_some_and(|buffer| self.filled >= buffer.len())
     }
 
-    /// The whole group.
+    /// The buffer, whole or not.
     pub(crate) fn into_buffer(mut self) -> Option<Buffer> {
         self.buffer.take()
     }
@@ -132,8 +145,10 @@ impl Filling {
 
 impl Drop for Filling {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take().filter(|_| self.filled > 0) {
-            self.shelf.put(self.group, buffer, self.filled);
+        if let Some(shelf) = &self.shelf
+            && let Some(buffer) = self.buffer.take().filter(|_| self.filled > 0)
+        {
+            shelf.put(self.group, buffer, self.filled);
         }
     }
 }
@@ -163,7 +178,7 @@ mod tests {
         assert_eq!(told.load(Ordering::SeqCst), 1);
         assert!(shelf.go_on(7, 5).is_none() && shelf.go_on(8, 1).is_none() && shelf.go_on(7, 0).is_none());
         let mut filling = shelf.go_on(7, 4).unwrap();
-        assert_eq!((filling.group(), filling.filled(), shelf.begun(7)), (7, 4, 0));
+        assert_eq!((filling.group(), filling.filled, shelf.begun(7)), (7, 4, 0));
         assert!(filling.space(7).is_none());
         filling.space(6).unwrap().copy_from_slice(b"efghij");
         assert!(filling.advance(6));
@@ -183,7 +198,7 @@ mod tests {
         lay(1, 3);
         assert_eq!(shelf.begun(1), 6);
         // Whoever asked when less was here goes on from there.
-        assert_eq!(shelf.go_on(1, 3).map(|filling| filling.filled()), Some(3));
+        assert_eq!(shelf.go_on(1, 3).map(|filling| filling.filled), Some(3));
         shelf.forget(1);
         for group in 0..2 * GROUPS_MAX as u64 {
             lay(group, 1);

@@ -70,12 +70,10 @@ const LOOKS_UP: usize = 2;
 /// Looks at whether the thread of a connection gets a processor when it wants one. Where others want it, too, another
 /// thread makes nothing faster, and all of them slower.
 pub(crate) struct Room {
+    way: Way,
     groups: usize,
-    /// Looks that said so, one after the other, and how many must.
+    /// Looks that said so, one after the other.
     seen: usize,
-    needed: usize,
-    /// The part of what it runs that the thread may wait: one in so many.
-    part: u64,
     /// Where the system tells of the thread that reads it.
     statistics: PathBuf,
     before: Option<Times>,
@@ -95,11 +93,7 @@ impl Room {
     }
 
     fn told_by(statistics: PathBuf, way: Way) -> Room {
-        let (part, needed) = match way {
-            Way::Up => (WAITED_UP, LOOKS_UP),
-            Way::Down => (WAITED_DOWN, LOOKS_DOWN),
-        };
-        Room { groups: 0, seen: 0, needed, part, before: Times::read(&statistics), statistics }
+        Room { way, groups: 0, seen: 0, before: Times::read(&statistics), statistics }
     }
 
     /// Another group is done. Whether this thread has waited little while the last ones were; false between two looks,
@@ -109,11 +103,15 @@ impl Room {
         if !self.groups.is_multiple_of(LOOK_AFTER) {
             return false;
         }
+        let (part, needed) = match self.way {
+            Way::Up => (WAITED_UP, LOOKS_UP),
+            Way::Down => (WAITED_DOWN, LOOKS_DOWN),
+        };
         let now = Times::read(&self.statistics);
         let before = std::mem::replace(&mut self.before, now);
-        let is_there = before.zip(now).is_some_and(|(before, now)| now.has_mostly_run_since(before, self.part));
+        let is_there = before.zip(now).is_some_and(|(before, now)| now.has_mostly_run_since(before, part));
         self.seen = if is_there { self.seen + 1 } else { 0 };
-        self.seen >= self.needed
+        self.seen >= needed
     }
 }
 

@@ -21,7 +21,7 @@ use crate::client::shelf::Shelf;
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::workplace::{Room, Workplace};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::hash::{GroupHash, Root, Tree, group_count, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, NEAR_ROUND_TRIP, UNASKED_FILE_MAX};
 use crate::path::RemotePath;
 use crate::protocol::{Get, GetAnswer, IfExists};
@@ -104,9 +104,9 @@ impl Sink {
         }
     }
 
-    fn write(&self, index: u64, content: &Buffer) -> Result<()> {
+    fn write(&self, offset: u64, content: &Buffer) -> Result<()> {
         match self {
-            Sink::File(upload) => upload.write_at(group_offset(index), content),
+            Sink::File(upload) => upload.write_at(offset, content),
             Sink::Output(output) => {
                 let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
                 output.write_all(content).while_doing(|| "write to the output".to_owned())
@@ -120,14 +120,25 @@ pub(super) fn mismatch(ours: Root, theirs: Root) -> Error {
     Error::new(ErrorKind::Mismatch, message)
 }
 
-/// Hashes and writes a group. Blocks.
-fn save(sink: &Sink, stalls: &Stalls, index: u64, content: &Buffer) -> Result<GroupHash> {
-    let hash = stalls.working(Cause::Hashing, || GroupHash::of(index, content));
+/// Hashes and writes a group that came in these parts. Blocks.
+fn save(sink: &Sink, stalls: &Stalls, index: u64, parts: &[Buffer]) -> Result<GroupHash> {
+    let hash = stalls.working(Cause::Hashing, || match parts {
+        [whole] => GroupHash::of(index, whole),
+        parts => {
+            let mut hasher = GroupHasher::new(index);
+            parts.iter().for_each(|part| hasher.update(part));
+            hasher.finish()
+        }
+    });
     #[cfg(test)]
     if index > 0 && storage::simulated::planted(storage::simulated::Planted::DownloadUnwritten) {
         return Ok(hash);
     }
-    stalls.working(Cause::Writing, || sink.write(index, content))?;
+    let mut offset = group_offset(index);
+    for part in parts {
+        stalls.working(Cause::Writing, || sink.write(offset, part))?;
+        offset += part.len() as u64;
+    }
     Ok(hash)
 }
 
@@ -322,7 +333,7 @@ impl Job {
     ) -> Result<Root> {
         partial.next = partial.tree.first_missing(0, group_count(partial.size)).unwrap_or(group_count(partial.size));
         if !answer.unasked {
-            self.fetch_groups(session, &mut exchange, partial, item).await?;
+            self.fetch_groups(session, &mut exchange, answer, partial, item).await?;
             if partial.is_resumed && answer.root.is_none() {
                 confirm::confirm(&self.client, &mut exchange, partial).await?;
             }
@@ -363,6 +374,7 @@ impl Job {
         &self,
         session: &Session,
         exchange: &mut Exchange,
+        answer: &GetAnswer,
         partial: &mut Partial,
         item: &mut Item,
     ) -> Result<()> {
@@ -374,11 +386,15 @@ impl Job {
         let writes_max = if is_ordered { 1 } else { workplace.at_once(WRITES_MAX) };
         let count = group_count(partial.size);
         let mut carrier = exchange.carry(&partial.shelf);
+        if answer.root.is_some() && session.round_trip() >= NEAR_ROUND_TRIP {
+            // Of groups that were sent in parts the server tells no root.
+            carrier.let_split(self.client.pool(), session.round_trip());
+        }
         let mut room = (is_here && !is_ordered).then(|| Room::new(Way::Down));
         if room.is_some() {
             let (sink, stalls) = (partial.sink.clone(), Arc::clone(self.client.stalls()));
-            carrier.let_work(Arc::new(move |index, buffer| save(&sink, &stalls, index, &buffer)));
-            self.client.share_out(session, partial.size, false);
+            carrier.let_work(Arc::new(move |index, buffer| save(&sink, &stalls, index, std::slice::from_ref(&buffer))));
+            self.client.share_out(session, partial.size, Way::Down, false);
         }
         if !is_ordered {
             self.client.widen(session, partial.size, Way::Down);
@@ -389,12 +405,13 @@ impl Job {
         let mut again: VecDeque<u64> = begun.iter().copied().collect();
         let mut elsewhere = 0;
         let mut pace = Pace::new();
-        let write = |writes: &mut JoinSet<Result<(u64, GroupHash)>>, sink: Sink, index: u64, buffer: Buffer| {
+        let write = |writes: &mut JoinSet<Result<(u64, GroupHash)>>, sink: Sink, index: u64, parts: Vec<Buffer>| {
             let stalls = Arc::clone(self.client.stalls());
-            workplace.spawn(writes, move || Ok((index, save(&sink, &stalls, index, &buffer)?)));
+            workplace.spawn(writes, move || Ok((index, save(&sink, &stalls, index, &parts)?)));
         };
         let result = 'moving: loop {
             let Partial { size, tree, next, shelf, .. } = &mut *partial;
+            let left = again.len() as u64 + (count - *next);
             let mut take = || {
                 again.pop_front().or_else(|| {
                     while *next < count {
@@ -407,8 +424,11 @@ impl Job {
                     None
                 })
             };
+            let mut is_end = false;
             if !is_ordered {
-                elsewhere += carrier.ask(*size, &mut take);
+                let asked = carrier.ask(*size, left, &mut take);
+                elsewhere += asked.groups;
+                is_end = asked.is_end;
             }
             // Where the system does not tell, it is zero.
             let round_trip = session.round_trip();
@@ -420,7 +440,7 @@ impl Job {
                 _ => WINDOW,
             };
             let mut ranges = Vec::new();
-            while asked.len() < window {
+            while asked.len() < window && !is_end {
                 // Only who has nothing on its way waits: what is on its way needs nobody's leave to arrive.
                 let permit = match session.try_want() {
                     Some(permit) => permit,
@@ -449,16 +469,16 @@ impl Job {
                                 Some((group, _, since)) if group == index => pace.came_after(since.elapsed()),
                                 _ => break Err(exchange.unexpected(&Reply::Group(index, buffer))),
                             }
-                            write(&mut writes, partial.sink.clone(), index, buffer);
+                            write(&mut writes, partial.sink.clone(), index, vec![buffer]);
                         }
                         Ok(other) => break Err(exchange.unexpected(&other)),
                         Err(error) => break Err(error),
                     }
                 }
                 report = carrier.next(), if writes.len() < writes_max => match report {
-                    Report::Came(index, buffer) => {
+                    Report::Came(index, parts) => {
                         elsewhere -= 1;
-                        write(&mut writes, partial.sink.clone(), index, buffer);
+                        write(&mut writes, partial.sink.clone(), index, parts);
                     }
                     Report::Worked(index, worked) => {
                         elsewhere -= 1;
@@ -472,14 +492,15 @@ impl Job {
                         again.push_back(index);
                     }
                     Report::Wider(count) => self.client.widen_to(session, count),
-                    Report::Joined | Report::Sent(_) => {}
+                    Report::MayAsk | Report::Sent(_) => {}
                 },
                 Some(written) = writes.join_next() => {
                     match written.map_err(panicked).and_then(|written| written) {
                         Ok((index, hash)) => {
                             partial.saved(index, hash, item);
                             if room.as_mut().is_some_and(Room::is_there) {
-                                self.client.share_out(session, partial.size, true);
+                                room = None;
+                                self.client.share_out(session, partial.size, Way::Down, true);
                             }
                         }
                         Err(error) => break Err(error),

@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(lanes.missing(2), 1);
         let number = lanes.enter(place).unwrap();
         let mut groups = 0..2;
-        assert_eq!(carrier.ask(2 * GROUP_LEN as u64, || groups.next()), 2);
+        assert_eq!(carrier.ask(2 * GROUP_LEN as u64, 2, || groups.next()).groups, 2);
         let (filling, leases) = (HashMap::new(), Leases::new(Pool::new(4 * GROUP_LEN)));
         Front { lanes: lanes.clone(), number, place, is_greeted: true, taken: None, filling, leases }
     }
@@ -74,7 +74,7 @@ mod tests {
             };
             match report {
                 Poll::Ready(Report::Lost(group)) => groups.push(group),
-                Poll::Ready(Report::Joined) => {}
+                Poll::Ready(Report::MayAsk) => {}
                 Poll::Ready(_) => panic!("something else was told"),
                 Poll::Pending => panic!("only {groups:?} were told"),
             }

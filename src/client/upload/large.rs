@@ -424,9 +424,6 @@ impl Job {
                 Some(read) = reads.join_next() => {
                     self.client.stalls().since(Cause::Source, begun);
                     let Read { group, bytes, hash, prefix, is_zero } = read.map_err(panicked)??;
-                    if room.as_mut().is_some_and(Room::is_there) {
-                        self.client.share_out_upload(exchange.session(), content.size());
-                    }
                     let from = match sender.judge(group, hash, prefix) {
                         Decision::Keep => bytes.len(),
                         Decision::Differs => return Ok(Sent::Differs),
@@ -452,6 +449,10 @@ impl Job {
                             }
                         }
                         item.begin_group(group, from);
+                        if room.as_mut().is_some_and(Room::is_there) {
+                            room = None;
+                            self.client.share_out(exchange.session(), content.size(), Way::Up, true);
+                        }
                     } else {
                         item.advance_group(group, len, from);
                     }
@@ -464,7 +465,7 @@ impl Job {
                     }
                     Report::Lost(group) => sender.give_back(group),
                     Report::Wider(count) => self.client.widen_to(exchange.session(), count),
-                    Report::Joined | Report::Came(..) | Report::Worked(..) => {}
+                    Report::MayAsk | Report::Came(..) | Report::Worked(..) => {}
                 },
                 reply = exchange.next() => if let Some(end) = heard(exchange, sender, &mut foretold, reply?)? {
                     return Ok(end);
