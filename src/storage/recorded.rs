@@ -61,7 +61,16 @@ impl Recorded {
         match sys::set_attribute(&file, RECORD_NAME.as_bytes(), &bytes) {
             // Not offered, not allowed, or no room: the file is stored all the same, only unrecorded.
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::DQUOT | Errno::TOOBIG)
-            | Err(Errno::NOSYS | Errno::RANGE) => Ok(()),
+            | Err(Errno::NOSYS | Errno::RANGE) => Recorded::remove(file),
+            result => result,
+        }
+    }
+
+    /// Removes what an earlier attempt may have recorded in an open file: it is of other content, and would make this
+    /// one look rotten.
+    fn remove(file: impl AsFd) -> Result<()> {
+        match sys::remove_attribute(file, RECORD_NAME.as_bytes()) {
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS | Errno::NOSYS) => Ok(()),
             result => result,
         }
     }

@@ -205,7 +205,22 @@ impl World {
         if let Some((_, line)) = process.line.take_if(|(link, _)| is_dead(&self.links, *link)) {
             line.end(cut());
         }
-        if process.task.is_none() {
+        // Lanes may be there before a download begins: those of the one before.
+        if process.lanes.len() < 2
+            && self.random.chance(30)
+            && let Some((first, _)) = process.line
+            && let Some(link) = self.connect(Some(first))
+        {
+            let Some(process) = &mut self.fetcher.process else { return };
+            let Some((first, line)) = &process.line else { return };
+            self.links[*first].lanes.push(link);
+            match lanes::Line::new(line.session().lanes(), POOL.clone()) {
+                Some(lane) => process.lanes.push((link, lane)),
+                None => self.links[link].hang_up(),
+            }
+        } else if let Some(process) = &mut self.fetcher.process
+            && process.task.is_none()
+        {
             if self.fetcher.left == 0 {
                 return;
             }
@@ -221,18 +236,6 @@ impl World {
             let task = process.local.spawn_local(async move { client.get(vec![item], GetOptions::default()).await });
             process.task = Some((task, Get { name, begun: self.step }));
             self.tell(|| format!("a download of {} begins", NAMES[name]));
-        } else if process.lanes.len() < 2
-            && self.random.chance(30)
-            && let Some((first, _)) = process.line
-            && let Some(link) = self.connect(Some(first))
-        {
-            let Some(process) = &mut self.fetcher.process else { return };
-            let Some((first, line)) = &process.line else { return };
-            self.links[*first].lanes.push(link);
-            match lanes::Line::new(line.session().lanes(), POOL.clone()) {
-                Some(lane) => process.lanes.push((link, lane)),
-                None => self.links[link].hang_up(),
-            }
         }
         self.fetch_on();
     }

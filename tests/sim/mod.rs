@@ -467,6 +467,8 @@ impl World {
         // Queued work dies with its process.
         disk::drop_work(Side::Server);
         self.shared = None;
+        // And so do its tasks, which hold what it had open.
+        self.runtime.block_on(fetch::turns());
         if is_power {
             let root = self.root.clone();
             disk::with(|disk| disk.cut_power(&root));
