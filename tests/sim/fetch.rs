@@ -393,6 +393,10 @@ impl World {
         let ended = disk::on(Side::Client, || process.runtime.block_on(task)).unwrap();
         let name = NAMES[get.name];
         self.tell(|| format!("the download of {name} has ended: {:?}, {failed:?}", ended.as_ref().err()));
+        if let Some(error) = failed.as_ref().filter(|error| error.kind() == ErrorKind::Mismatch) {
+            let seen = self.fetcher.since(get.name, get.begun);
+            assert!(seen.len() > 1, "{name} did not change, and came as something else: {}", error.chain());
+        }
         if let Err(error) = ended {
             // It has waited long enough. Another run begins anew.
             assert!(error.kind().is_retryable(), "{}", error.chain());
