@@ -329,16 +329,24 @@ mod tests {
         bring(&mut other, PART_LEN);
         carrier.ask(SIZE, 0, || None);
         assert_eq!(owed(&other), [part(2)]);
+        // One of which nothing has come yet.
+        let late = lane(&lanes, &pool);
+        carrier.ask(SIZE, 0, || None);
+        assert_eq!(owed(&late), [part(3)]);
+        drop(late);
+        bring(&mut other, PART_LEN);
+        carrier.ask(SIZE, 0, || None);
+        assert_eq!(owed(&other), [part(3)]);
         bring(&mut other, 7);
         drop(other);
         assert_eq!(told(&mut carrier).await, (vec![], vec![0]));
-        assert_eq!(shelf.begun(0), 2 * PART_LEN);
+        assert_eq!(shelf.begun(0), 3 * PART_LEN);
         // The first connection, or a new lane, fetches the rest as one.
         let mut rest = lane(&lanes, &pool);
         let mut groups = 0..1;
         assert_eq!(carrier.ask(SIZE, 1, || groups.next()), Asked { groups: 1, is_end: false });
-        assert_eq!(owed(&rest), [(2 * PART_LEN as u64, GROUP_LEN - 2 * PART_LEN)]);
-        bring(&mut rest, GROUP_LEN - 2 * PART_LEN);
+        assert_eq!(owed(&rest), [(3 * PART_LEN as u64, GROUP_LEN - 3 * PART_LEN)]);
+        bring(&mut rest, GROUP_LEN - 3 * PART_LEN);
         assert_eq!(told(&mut carrier).await, (vec![0], vec![]));
         assert_eq!(pool.available(), 8 * GROUP_LEN);
     }
