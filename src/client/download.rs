@@ -137,6 +137,8 @@ struct FileJob {
     role: Role,
     /// Its first attempt, if that was begun before it was known to be a file.
     opened: Option<Exchange>,
+    /// An attempt has brought something else than the server said.
+    is_wrong: bool,
 }
 
 impl Client {
@@ -304,8 +306,18 @@ impl Run {
         self.job.client.events().tell(Event::Found { files: 1, bytes: size }).await;
         let metadata = (entry.mode, entry.mtime);
         let (xattrs_digest, role) = (entry.xattrs_digest, Role::Alone);
-        let mut file =
-            FileJob { item, remote, size, metadata, xattrs_digest, place: Arc::new(place), directory, role, opened };
+        let mut file = FileJob {
+            item,
+            remote,
+            size,
+            metadata,
+            xattrs_digest,
+            place: Arc::new(place),
+            directory,
+            role,
+            opened,
+            is_wrong: false,
+        };
         match entry.same.map(|same| (same, self.names.meet(same))) {
             None => {}
             Some((_, Met::First(lead))) => file.role = Role::First(lead),

@@ -62,6 +62,9 @@ pub(super) struct Partial {
     /// The next group to be asked for.
     pub(super) next: u64,
     pub(super) sink: Sink,
+    /// Whether its last groups may come in parts. Of a group that was sent in parts the server tells no hash, and does
+    /// not see that it is not what was stored.
+    pub(super) splits: bool,
     /// None where nothing is kept for another run.
     pub(super) keeper: Option<Keeper>,
 }
@@ -167,6 +170,7 @@ impl Job {
                 Err(error) => {
                     // What came of another version is compared with the next; wrong content is of no use.
                     if matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Rotten | ErrorKind::Changed) {
+                        file.is_wrong |= error.kind() == ErrorKind::Mismatch;
                         let keeper = partial.take().and_then(|partial: Partial| partial.keeper);
                         if let Some(keeper) = keeper.filter(|_| error.kind() != ErrorKind::Changed) {
                             keeper.end().await;
@@ -310,7 +314,8 @@ impl Job {
         let (version, sink) = (answer.version.clone(), Sink::File(upload));
         let is_resumed = tree.first_known().is_some();
         let shelf = Shelf::new(self.client.progress());
-        Ok(Partial { version, size, tree, is_resumed, shelf, confirmed: 0, next: 0, sink, keeper })
+        let splits = answer.root.is_some() && !file.is_wrong;
+        Ok(Partial { version, size, tree, is_resumed, shelf, confirmed: 0, next: 0, sink, splits, keeper })
     }
 
     /// Waits for work that writes and syncs.
@@ -333,7 +338,7 @@ impl Job {
     ) -> Result<Root> {
         partial.next = partial.tree.first_missing(0, group_count(partial.size)).unwrap_or(group_count(partial.size));
         if !answer.unasked {
-            self.fetch_groups(session, &mut exchange, answer, partial, item).await?;
+            self.fetch_groups(session, &mut exchange, partial, item).await?;
             if partial.is_resumed && answer.root.is_none() {
                 confirm::confirm(&self.client, &mut exchange, partial).await?;
             }
@@ -374,7 +379,6 @@ impl Job {
         &self,
         session: &Session,
         exchange: &mut Exchange,
-        answer: &GetAnswer,
         partial: &mut Partial,
         item: &mut Item,
     ) -> Result<()> {
@@ -386,8 +390,7 @@ impl Job {
         let writes_max = if is_ordered { 1 } else { workplace.at_once(WRITES_MAX) };
         let count = group_count(partial.size);
         let mut carrier = exchange.carry(&partial.shelf);
-        if answer.root.is_some() && session.round_trip() >= NEAR_ROUND_TRIP {
-            // Of groups that were sent in parts the server tells no root.
+        if partial.splits && session.round_trip() >= NEAR_ROUND_TRIP {
             carrier.let_split(self.client.pool(), session.round_trip());
         }
         let mut room = (is_here && !is_ordered).then(|| Room::new(Way::Down));
@@ -579,6 +582,7 @@ impl Job {
                     confirmed: 0,
                     next: 0,
                     sink,
+                    splits: false,
                     keeper: None,
                 });
             }
