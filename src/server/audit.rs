@@ -338,6 +338,15 @@ mod tests {
     use super::*;
     use crate::audit::Verifier;
 
+    /// A log that was just begun, in a directory of its own.
+    fn begin() -> (tempfile::TempDir, PathBuf, Audit) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("audit.jsonl");
+        let (key, _) = SigningKey::generate().unwrap();
+        let audit = Audit::open(&file, Arc::new(key)).unwrap();
+        (folder, file, audit)
+    }
+
     fn lines(file: &Path) -> Vec<String> {
         std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect()
     }
@@ -356,10 +365,7 @@ mod tests {
     /// By the clock of the test: a minute passes at once.
     #[tokio::test(start_paused = true)]
     async fn the_head_is_signed_every_minute_when_something_was_written_and_at_rotation() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("audit.jsonl");
-        let (key, _) = SigningKey::generate().unwrap();
-        let audit = Audit::open(&file, Arc::new(key)).unwrap();
+        let (_folder, file, audit) = begin();
         let mut upkeep = tokio::task::JoinSet::new();
         upkeep.spawn(super::super::keep_up(audit.clone()));
         let minute = limits::AUDIT_HEAD_INTERVAL;
@@ -377,7 +383,7 @@ mod tests {
         // The end of a file is signed whenever it comes.
         audit.tell(vec![Entry::new("stat")]);
         audit.rotate();
-        let old = folder.path().join(format!("audit.jsonl.{:012}", 8));
+        let old = file.with_file_name(format!("audit.jsonl.{:012}", 8));
         assert_eq!(look(&audit, &old), (Vec::new(), 7), "{:?}", lines(&old));
         assert!(lines(&file).is_empty());
         audit.tell(vec![Entry::new("stat")]);
@@ -388,10 +394,7 @@ mod tests {
     /// A sync that follows one that failed says nothing of what that one was for.
     #[test]
     fn while_lines_cannot_be_synced_nothing_is_asked_and_they_are_written_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("audit.jsonl");
-        let (key, _) = SigningKey::generate().unwrap();
-        let audit = Audit::open(&file, Arc::new(key)).unwrap();
+        let (_folder, file, audit) = begin();
         audit.ask(vec![Entry::new("put")]).unwrap();
         // It takes what is written, and cannot be synced.
         let null = std::fs::OpenOptions::new().read(true).append(true).open("/dev/null").unwrap();
@@ -418,10 +421,7 @@ mod tests {
     /// What clients send as names and words never makes a line of its own, nor is shown as it is.
     #[test]
     fn names_that_would_forge_lines_stay_in_theirs() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("audit.jsonl");
-        let (key, _) = SigningKey::generate().unwrap();
-        let audit = Audit::open(&file, Arc::new(key)).unwrap();
+        let (_folder, file, audit) = begin();
         let forged = "x\n{\"seq\":9,\"event\":\"put\",\"result\":\"done\"}";
         let names: [&[u8]; 8] = [
             forged.as_bytes(),

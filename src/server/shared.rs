@@ -408,10 +408,9 @@ impl Pass {
 
     /// Bytes that become free when the file of this name goes, if the principal's quota counts them.
     fn counted_size(&self, path: &RemotePath) -> Option<u64> {
-        if !self.frees(path) {
-            return None;
-        }
-        let entry = self.grant.limits.bytes.and_then(|_| self.store.stat(path).ok())?;
+        // Nothing is looked at for who has no quota: this is asked for each file.
+        self.grant.limits.bytes.filter(|_| self.frees(path))?;
+        let entry = self.store.stat(path).ok()?;
         (entry.kind == Kind::File).then_some(entry.size)
     }
 
