@@ -5,6 +5,8 @@
 //! group has no chaining value in its tree: its root is the hash of the group itself, so [`GroupHash`] of group 0
 //! carries both until the size is known.
 
+mod together;
+
 use std::fmt;
 
 use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
@@ -20,6 +22,12 @@ impl Root {
     #[must_use]
     pub fn of(bytes: &[u8]) -> Root {
         Root(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The root of each of these contents. Of sixteen of some KiB each, that takes half the time or less.
+    #[must_use]
+    pub fn of_each(contents: &[&[u8]]) -> Vec<Root> {
+        together::roots(contents)
     }
 
     /// A root from 64 hexadecimal digits.

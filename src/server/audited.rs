@@ -15,6 +15,7 @@ use super::shared::{Shared, Who};
 use crate::access::Principal;
 use crate::audit::Entry;
 use crate::error::{Error, Result};
+use crate::hash::Root;
 use crate::path::RemotePath;
 use crate::protocol::{Invite, Put, Receipt, Rename, RevokeInvite, Stored, Verifier};
 use crate::storage;
@@ -130,11 +131,11 @@ pub(super) fn commit(
     (result, receipt)
 }
 
-/// Commits small uploads together, with one write before and one after.
+/// Commits small uploads, each with the root of its content, together, with one write before and one after.
 pub(super) fn commit_small(
     shared: &Shared,
     who: &Who,
-    batch: Vec<SmallUpload>,
+    batch: Vec<(SmallUpload, Root)>,
     made: &Arc<storage::Made>,
 ) -> CommittedSmall {
     match &shared.audit {
@@ -147,13 +148,13 @@ fn commit_small_with(
     audit: &Audit,
     shared: &Shared,
     who: &Who,
-    batch: Vec<SmallUpload>,
+    batch: Vec<(SmallUpload, Root)>,
     made: &Arc<storage::Made>,
 ) -> CommittedSmall {
     let of = |upload: &SmallUpload| Entry { size: Some(upload.finish.size), ..entry(who, "put", &upload.put.path) };
-    let entries: Vec<(u32, Entry)> = batch.iter().map(|upload| (upload.transfer, of(upload))).collect();
+    let entries: Vec<(u32, Entry)> = batch.iter().map(|(upload, _)| (upload.transfer, of(upload))).collect();
     if let Err(error) = audit.ask(entries.iter().map(|(_, entry)| asked(entry)).collect()) {
-        let refuse = |upload: SmallUpload| SmallAnswer {
+        let refuse = |(upload, _): (SmallUpload, Root)| SmallAnswer {
             transfer: upload.transfer,
             size: commit::unasked_len(&upload.put, upload.finish.size),
             stored: Err(error.duplicate()),

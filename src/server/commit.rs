@@ -70,8 +70,6 @@ pub(super) struct SmallUpload {
     pub(super) transfer: u32,
     pub(super) put: Put,
     pub(super) content: Vec<u8>,
-    /// The root of the content that came.
-    pub(super) root: Root,
     pub(super) finish: Finish,
     pub(super) seat: Seat,
     /// When its client surely was there.
@@ -645,11 +643,11 @@ pub(super) struct CommittedSmall {
     pub(super) spare: Vec<Vec<u8>>,
 }
 
-/// Commits small uploads together: many writes, then one publication.
+/// Commits small uploads, each with the root of its content, together: many writes, then one publication.
 pub(super) fn commit_small(
     shared: &Shared,
     who: &Who,
-    batch: Vec<SmallUpload>,
+    batch: Vec<(SmallUpload, Root)>,
     made: &Arc<storage::Made>,
 ) -> CommittedSmall {
     let answer = |transfer, put: &Put, size, stored: Result<Stored>| {
@@ -663,7 +661,7 @@ pub(super) fn commit_small(
     let mut seats = Vec::with_capacity(batch.len());
     let mut claims = Vec::with_capacity(batch.len());
     let mut parents = storage::Parents::of_sender(made);
-    for SmallUpload { transfer, put, content, root, finish, seat, turn } in batch {
+    for (SmallUpload { transfer, put, content, finish, seat, turn }, root) in batch {
         seats.push(seat);
         let mut asked = None;
         let small = shared.pass(who).and_then(|pass| {

@@ -29,6 +29,70 @@ pub(super) struct Got {
     pub(super) file: Option<(RemotePath, Arc<StoredFile>)>,
 }
 
+/// A download that is being opened.
+pub(super) enum Opening {
+    Large(Got),
+    /// All of it follows at once. It is read, and not yet known to be what was stored.
+    Small(Box<Read>),
+}
+
+/// A small file that was read.
+pub(super) struct Read {
+    path: RemotePath,
+    answer: Bytes,
+    /// A frame, its header not yet filled in.
+    data: Vec<u8>,
+    recorded: Option<Root>,
+    transfer: u32,
+}
+
+impl Opening {
+    /// Bytes of the frames that it has so far.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Opening::Large(got) => got.frames.iter().map(Bytes::len).sum(),
+            Opening::Small(read) => read.answer.len() + read.data.len(),
+        }
+    }
+
+    /// The content whose root [`Opening::finish`] is to be told; none of a file that does not follow at once.
+    pub(super) fn content(&self) -> &[u8] {
+        match self {
+            Opening::Large(_) => &[],
+            Opening::Small(read) => &read.data[DATA_START..],
+        }
+    }
+
+    /// The answer, once the content is hashed.
+    ///
+    /// # Errors
+    /// `Rotten`; for an invite, what it does not allow.
+    pub(super) fn finish(self, who: &Who, root: Root) -> Result<Got> {
+        let Read { path, answer, mut data, recorded, transfer } = match self {
+            Opening::Large(got) => return Ok(got),
+            Opening::Small(read) => *read,
+        };
+        check_stored(&path, recorded, root)?;
+        let len = data.len() - DATA_START;
+        let size = len as u64;
+        if let Some(attendance) = who.attendance() {
+            // Others may have been handed out since it was opened.
+            attendance.check_download(size, &path.to_string())?;
+            attendance.hand_out(size, true)?;
+        }
+        let mut frames = vec![answer];
+        if len > 0 {
+            data[..FRAME_HEADER_LEN].copy_from_slice(&Header::new(Kind::Data, transfer, OFFSET_LEN + len).encode());
+            frames.push(data.into());
+        }
+        frames.push(frame(transfer, &Finish { size, root }));
+        Ok(Got { frames, file: None })
+    }
+}
+
+/// Where in a data frame the content begins.
+const DATA_START: usize = FRAME_HEADER_LEN + OFFSET_LEN;
+
 /// A page of a listing: its frames, and the rest.
 pub(super) struct ListStep {
     pub(super) frames: Vec<Bytes>,
@@ -60,7 +124,13 @@ fn frame(transfer: u32, message: &impl Message) -> Bytes {
 }
 
 /// Opens a file for download; a small one is read at once.
-pub(super) fn get(shared: &Shared, who: &Who, parents: &mut storage::Parents, transfer: u32, get: &Get) -> Result<Got> {
+pub(super) fn get(
+    shared: &Shared,
+    who: &Who,
+    parents: &mut storage::Parents,
+    transfer: u32,
+    get: &Get,
+) -> Result<Opening> {
     let pass = shared.pass(who)?;
     pass.decide(Action::Read(&get.path))?;
     let file = pass.store.open_file_in(parents, &get.path)?;
@@ -82,26 +152,15 @@ pub(super) fn get(shared: &Shared, who: &Who, parents: &mut storage::Parents, tr
         zeros: if unasked || who.attendance().is_some() { None } else { zero_groups(&file, xattrs.as_ref()) },
         xattrs,
     };
-    let mut frames = vec![frame(transfer, &answer)];
+    let answer = frame(transfer, &answer);
     if !unasked {
-        return Ok(Got { frames, file: Some((get.path.clone(), Arc::new(file))) });
+        return Ok(Opening::Large(Got { frames: vec![answer], file: Some((get.path.clone(), Arc::new(file))) }));
     }
     let len = usize::try_from(size).map_err(|_| Error::new(ErrorKind::Internal, "a small file is not small"))?;
-    let start = FRAME_HEADER_LEN + OFFSET_LEN;
-    let mut data = vec![0; start + len];
-    file.read_at(0, &mut data[start..])?;
-    let root = Root::of(&data[start..]);
+    let mut data = vec![0; DATA_START + len];
+    file.read_at(0, &mut data[DATA_START..])?;
     file.check_unchanged()?;
-    check_stored(&get.path, recorded, root)?;
-    if let Some(attendance) = who.attendance() {
-        attendance.hand_out(size, true)?;
-    }
-    if len > 0 {
-        data[..FRAME_HEADER_LEN].copy_from_slice(&Header::new(Kind::Data, transfer, OFFSET_LEN + len).encode());
-        frames.push(data.into());
-    }
-    frames.push(frame(transfer, &Finish { size, root }));
-    Ok(Got { frames, file: None })
+    Ok(Opening::Small(Box::new(Read { path: get.path.clone(), answer, data, recorded, transfer })))
 }
 
 /// As [`check_recorded`], and whoever runs the server hears of it.

@@ -39,7 +39,14 @@ struct Fetched {
     answer: GetAnswer,
     /// None when there is none.
     content: Option<Buffer>,
+    /// What the server says it is.
     root: Root,
+}
+
+impl Fetched {
+    fn bytes(&self) -> &[u8] {
+        self.content.as_deref().unwrap_or_default()
+    }
 }
 
 /// What is to be tried again, and why.
@@ -238,18 +245,13 @@ impl Job {
                         again.add(vec![file], session.unexpected(&Reply::Finish(finish)));
                         continue;
                     };
-                    let bytes = content.as_deref().unwrap_or_default();
-                    let root = Root::of(bytes);
-                    if root != finish.root || finish.size != answer.size || bytes.len() as u64 != answer.size {
-                        again.add(vec![file], mismatch(root, finish.root));
-                        continue;
+                    let came = Fetched { file, answer, content, root: finish.root };
+                    if finish.size == came.answer.size && came.bytes().len() as u64 == finish.size {
+                        fetched.push(came);
+                    } else {
+                        let error = mismatch(Root::of(came.bytes()), finish.root);
+                        again.add(vec![came.file], error);
                     }
-                    if let Err(error) = check_recorded(answer.root, root) {
-                        file.item.failed(error).await;
-                        continue;
-                    }
-                    file.item.advance(answer.size, answer.size);
-                    fetched.push(Fetched { file, answer, content, root });
                     continue;
                 }
                 Reply::Failed(error) if error.kind().is_retryable() => {
@@ -271,7 +273,25 @@ impl Job {
         for file in grown {
             self.get_file(file).await;
         }
-        fetched
+        self.check_batch(fetched, again).await
+    }
+
+    /// Compares what has come with what the server says it is, and returns what is right.
+    async fn check_batch(&self, fetched: Vec<Fetched>, again: &mut Again) -> Vec<Fetched> {
+        let contents: Vec<&[u8]> = fetched.iter().map(Fetched::bytes).collect();
+        let roots = self.client.stalls().working(Cause::Hashing, || Root::of_each(&contents));
+        let mut right = Vec::with_capacity(fetched.len());
+        for (mut came, root) in fetched.into_iter().zip(roots) {
+            if root != came.root {
+                again.add(vec![came.file], mismatch(root, came.root));
+            } else if let Err(error) = check_recorded(came.answer.root, root) {
+                came.file.item.failed(error).await;
+            } else {
+                came.file.item.advance(came.answer.size, came.answer.size);
+                right.push(came);
+            }
+        }
+        right
     }
 
     /// Saves files whose content was found right: one hop, one commit.

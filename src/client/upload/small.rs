@@ -33,6 +33,7 @@ pub(super) const BATCHES_MAX: usize = 8;
 /// A small file that has been read.
 struct Small {
     content: Bytes,
+    /// Of the content, once all of its batch are read.
     root: Root,
     version: SourceVersion,
     attributes: Attributes,
@@ -98,7 +99,22 @@ fn read_batch(sources: &[Source], pool: &Pool, stalls: &Stalls, xattrs: bool) ->
         }
     }
     share(&mut read, shared, &mut in_shared);
+    stalls.working(Cause::Hashing, || hash(&mut read));
     read
+}
+
+/// Hashes what was read.
+fn hash(read: &mut [ReadSmall]) {
+    let mut read: Vec<&mut Small> = read
+        .iter_mut()
+        .filter_map(|read| match read {
+            ReadSmall::Read(small) => Some(small),
+            _ => None,
+        })
+        .collect();
+    let contents: Vec<&[u8]> = read.iter().map(|small| &*small.content).collect();
+    let roots = Root::of_each(&contents);
+    read.iter_mut().zip(roots).for_each(|(small, root)| small.root = root);
 }
 
 /// Gives the files that lie in this buffer their pieces of it. It goes back to its pool with the last of them.
@@ -112,14 +128,13 @@ fn share(read: &mut [ReadSmall], shared: Option<(Buffer, usize)>, in_shared: &mu
     }
 }
 
-/// Reads a small file into a buffer of its size. The content is for the caller to fill in.
+/// Reads a small file into a buffer of its size. The content and its root are for the caller to fill in.
 fn read_small(open: &OpenSource, content: &mut [u8], stalls: &Stalls, xattrs: bool) -> Result<Small> {
     let xattrs = if xattrs { Some(open.xattrs()?) } else { None };
     stalls.working(Cause::Reading, || read_exact_at(open, content, 0))?;
     open.check_unchanged()?;
-    let root = stalls.working(Cause::Hashing, || Root::of(content));
     let (version, attributes) = (open.version, open.attributes);
-    Ok(Small { content: Bytes::new(), root, version, attributes, xattrs })
+    Ok(Small { content: Bytes::new(), root: Root([0; 32]), version, attributes, xattrs })
 }
 
 impl Job {

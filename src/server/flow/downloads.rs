@@ -8,11 +8,13 @@ use tokio::time::Instant;
 
 use super::{Flow, Job, PIECE_HERE, drop_elsewhere, on_disk, take_back, unknown};
 use crate::error::{Error, Result};
-use crate::hash::{GroupHash, GroupHasher, group_len, group_offset};
+use crate::hash::{GroupHash, GroupHasher, Root, group_len, group_offset};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, GROUP_LEN};
+use crate::path::RemotePath;
 use crate::protocol::{Breach, Get, Kind};
+use crate::server::audited;
+use crate::server::requests::{self, Opening};
 use crate::server::spent::On;
-use crate::server::{audited, requests};
 use crate::storage;
 
 pub(super) struct Slot {
@@ -53,7 +55,7 @@ impl Flow {
         let spent = Arc::clone(&self.session.spent);
         self.spawn(move |shared, who| {
             let mut rest = limits::CONTROL_QUEUE_MAX;
-            let mut answers = Vec::with_capacity(batch.len());
+            let mut opened = Vec::with_capacity(batch.len());
             let mut left = Vec::new();
             let mut parents = storage::Parents::default();
             for (transfer, get) in batch {
@@ -61,12 +63,19 @@ impl Flow {
                     left.push((transfer, get));
                     continue;
                 }
-                let act = || requests::get(shared, who, &mut parents, transfer, &get);
-                let got = spent.during(On::Disk, || audited::request(shared, who, "get", &get.path, act));
-                let len: usize = got.iter().flat_map(|got| &got.frames).map(Bytes::len).sum();
-                rest = rest.saturating_sub(len);
-                answers.push((transfer, got));
+                let open = || requests::get(shared, who, &mut parents, transfer, &get);
+                let opening = spent.during(On::Disk, open);
+                rest = rest.saturating_sub(opening.as_ref().map_or(0, Opening::len));
+                opened.push((transfer, get.path, opening));
             }
+            let contents: Vec<&[u8]> =
+                opened.iter().map(|(.., opening)| opening.as_ref().map_or(&[][..], Opening::content)).collect();
+            let roots = spent.during(On::Processor, || Root::of_each(&contents));
+            let answer = |((transfer, path, opening), root): ((u32, RemotePath, Result<Opening>), Root)| {
+                let finish = || opening.and_then(|opening| opening.finish(who, root));
+                (transfer, audited::request(shared, who, "get", &path, finish))
+            };
+            let answers = opened.into_iter().zip(roots).map(answer).collect();
             Job::Got(answers, left)
         });
     }

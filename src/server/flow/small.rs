@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::{Flow, Job};
+use crate::hash::Root;
 use crate::limits;
 use crate::protocol::Bytes16;
 use crate::server::audited;
@@ -32,6 +33,9 @@ impl Flow {
             let (spent, made) = (Arc::clone(&self.session.spent), Arc::clone(&self.made));
             let turn = Arc::clone(&self.small_turn);
             self.spawn_commit(move |shared, who| {
+                let contents: Vec<&[u8]> = batch.iter().map(|upload| upload.content.as_slice()).collect();
+                let roots = spent.during(On::Processor, || Root::of_each(&contents));
+                let batch = batch.into_iter().zip(roots).collect();
                 let is_counted = who.attendance().is_some() || shared.accounts.count_any();
                 // The one before has a thread already. It changes nothing here, so a panic in it is of no concern.
                 let _turn = is_counted.then(|| turn.lock().unwrap_or_else(PoisonError::into_inner));

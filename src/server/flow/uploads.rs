@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::hashes::Run;
 use super::{Flow, Job, LEASE_LEN_LEAST, OpenGroup, Phase, Upload, drop_elsewhere, unknown};
 use crate::error::{Error, Result};
-use crate::hash::{GroupHasher, GroupValue, Root};
+use crate::hash::{GroupHasher, GroupValue};
 use crate::protocol::{Breach, Finish, FinishAhead, Kind, Put};
 use crate::server::commit::{Incoming, SmallUpload};
 use crate::server::groups::Groups;
@@ -115,9 +115,7 @@ impl Flow {
             }
             let Some(upload) = self.uploads.remove(&transfer) else { return Ok(()) };
             let Upload { put, content, seat, turn, .. } = upload;
-            // While it is in the cache of this processor, and before its turn comes to be committed.
-            let root = self.session.spent.during(On::Processor, || Root::of(&content));
-            self.small.push(SmallUpload { transfer, put, content, root, finish, seat, turn });
+            self.small.push(SmallUpload { transfer, put, content, finish, seat, turn });
             self.commit_small();
             return Ok(());
         }
