@@ -158,14 +158,14 @@ pub const SOCKET_READ_LEN: usize = 256 * KIB;
 /// Bytes of TLS records that may wait to be written to a socket, per connection that moves data.
 pub const TLS_WRITE_BUFFER_LEN: usize = 512 * KIB;
 /// Outcomes of commits that are remembered for a client that lost the answer. The oldest is forgotten first;
-/// a slot is about 300 bytes.
+/// a slot is about 130 bytes.
 pub const OUTCOMES_MAX: usize = 65_536;
 /// Names of which is remembered who stored them, for who may not read them and stores the same again. The oldest is
-/// forgotten first, and then the name counts as taken; a slot is about 120 bytes.
+/// forgotten first, and then the name counts as taken; a slot is about 65 bytes.
 pub const OWN_MAX: usize = 65_536;
 /// Names of which is remembered when something was last stored under them, so that what comes late is known as such.
 /// The one that was stored under first is forgotten first, and an unasked upload to a forgotten name costs its client
-/// a question; a slot is about 200 bytes.
+/// a question; a slot is about 90 bytes.
 pub const NEWEST_NAMES_MAX: usize = 65_536;
 /// Bytes of one file of the audit log; after that it goes on in another.
 pub const AUDIT_FILE_LEN_MAX: u64 = 256 * MIB as u64;

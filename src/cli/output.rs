@@ -287,9 +287,13 @@ impl Reporter {
     }
 
     fn show_progress(&mut self) {
+        let is_shown = if self.json { self.detail != Detail::Quiet } else { self.bar.is_some() };
+        if !is_shown {
+            return;
+        }
         let now = Instant::now();
         if self.json {
-            if self.detail != Detail::Quiet && now.duration_since(self.drawn) >= JSON_PROGRESS_INTERVAL {
+            if now.duration_since(self.drawn) >= JSON_PROGRESS_INTERVAL {
                 self.drawn = now;
                 self.json(&json!({
                     "type": "progress",

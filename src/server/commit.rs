@@ -284,7 +284,7 @@ pub(super) fn open(shared: &Shared, who: &Who, put: &Put, turn: Turn) -> Result<
     } else if matches!(if_exists, IfExists::Skip | IfExists::Fail) && is_taken(&pass, put)? {
         return taken(&pass, put, if_exists).map(Opened::Ended);
     }
-    let claim = who.claim(put.size.unwrap_or(0), put.path.to_string())?;
+    let claim = who.claim(put.size.unwrap_or(0), &put.path)?;
     spend_on_directories(&pass, who, put)?;
     // Room for all of it: what replaces a version of the same size needs none.
     let partial = partial_key(&who.principal, put);
@@ -451,8 +451,8 @@ pub(super) fn commit(
     };
     let ended = |attempt: Attempt, stored: &Stored| {
         attempt.ended(stored);
-        shared.own.stored(who, put, stored);
-        entered.iter().for_each(Entered::stored);
+        shared.own.stored(who, &pass, put, stored);
+        entered.into_iter().for_each(Entered::stored);
     };
     if let (Some(base), Some(root)) = (&base, base_root)
         && (file.is_none() || receiver.received() == 0 && stays(put, base))
@@ -704,8 +704,8 @@ pub(super) fn commit_small(
         if let Ok(stored) = &stored {
             spent(&mut spending, stored);
             attempt.ended(stored);
-            shared.own.stored(who, &put, stored);
-            entered.iter().for_each(Entered::stored);
+            shared.own.stored(who, &pass, &put, stored);
+            entered.into_iter().for_each(Entered::stored);
             stored_otherwise(&pass.store, &who.principal, &put);
         }
         committed.answers.push(answer(transfer, &put, finish.size, stored));
@@ -744,9 +744,9 @@ fn stage_small(
             return Ok(Small::Ended(stored));
         }
     };
-    let ended = |attempt: Attempt, stored: Stored| {
+    let ended = |attempt: Attempt, entered: Option<Entered>, stored: Stored| {
         attempt.ended(&stored);
-        entered.iter().for_each(Entered::stored);
+        entered.into_iter().for_each(Entered::stored);
         Ok(Small::Ended(stored))
     };
     if root != finish.root {
@@ -755,7 +755,7 @@ fn stage_small(
     if if_exists == IfExists::Rename
         && let Some(stored) = known_renamed(pass, put)?
     {
-        return ended(attempt, stored);
+        return ended(attempt, entered, stored);
     }
     let is_free = match if_exists {
         IfExists::Rename => true,
@@ -764,17 +764,17 @@ fn stage_small(
     };
     if !is_free && let Some((mut file, _)) = comparable(shared, who, pass, put, if_exists)? {
         if let Some(stored) = known_by_record(pass, put, &file)? {
-            return ended(attempt, stored);
+            return ended(attempt, entered, stored);
         }
         if file.size() == finish.size && root_of(&file)? == root {
             match keep_unchanged(pass, put, &mut file, root) {
                 // It has other names, whose metadata must stay: it is stored anew.
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}
-                kept => return ended(attempt, kept?),
+                kept => return ended(attempt, entered, kept?),
             }
         }
     }
-    let claim = who.claim(finish.size, put.path.to_string())?;
+    let claim = who.claim(finish.size, &put.path)?;
     let (file, reservation) = match begin(pass, parents, put, attempt.key(), if_exists) {
         Err(error) if error.kind() == ErrorKind::Exists => {
             return taken(pass, put, if_exists).map(Small::Ended);

@@ -26,6 +26,7 @@ mod proven;
 mod quota;
 mod rates;
 mod receipts;
+mod recent;
 mod requests;
 mod scrub;
 mod session;

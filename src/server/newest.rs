@@ -13,19 +13,17 @@
 //! Commits to one name are one after the other, or two that began at the same time could end in the wrong order.
 //! Different owners have no order between them, nor have the uploads of one session: the last to be committed stays.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::recent::{Key, Recent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{NEWEST_NAMES_MAX, OPEN_TRANSFERS_MAX};
 use crate::path::RemotePath;
 use crate::protocol::Bytes16;
 
-/// Hash of owner and name.
-pub(super) type Key = [u8; 32];
-
-/// The moments of a server, and what was asked for when.
+/// The moments of a server, and what was asked for when. A key is the hash of owner and name.
 #[derive(Clone, Default)]
 pub(super) struct Newest(Arc<Inner>);
 
@@ -36,22 +34,33 @@ struct Inner {
     ended: Condvar,
 }
 
-#[derive(Default)]
 struct Table {
     now: u64,
     /// Those who wait for a commit to end.
     waiting: usize,
-    names: HashMap<Key, Name>,
+    /// The names that somebody stores under, or means to.
+    busy: HashMap<Key, Busy>,
     /// The names under which something was committed, in the order of their first commits.
-    order: VecDeque<Key>,
+    committed: Recent<Latest>,
     /// What is known of the names that were forgotten, as if they were one.
     forgotten: Latest,
 }
 
+impl Default for Table {
+    fn default() -> Table {
+        Table {
+            now: 0,
+            waiting: 0,
+            busy: HashMap::new(),
+            committed: Recent::new(NEWEST_NAMES_MAX),
+            forgotten: Latest::default(),
+        }
+    }
+}
+
+/// What is under way under a name.
 #[derive(Default)]
-struct Name {
-    committed: Latest,
-    is_ordered: bool,
+struct Busy {
     /// Uploads that were asked for and have not ended.
     described: Vec<Turn>,
     /// The session that commits now, and how many uploads.
@@ -103,6 +112,7 @@ pub(super) struct Entered {
     newest: Newest,
     key: Key,
     turn: Turn,
+    is_over: bool,
 }
 
 /// Why an upload may not be committed.
@@ -119,6 +129,14 @@ impl Newest {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A commit has ended.
+    fn tell_ended(&self, table: &Table) {
+        // Telling nobody is a system call too.
+        if table.waiting > 0 {
+            self.0.ended.notify_all();
+        }
+    }
+
     /// A new session begins: its client is there now.
     pub(super) fn standing(&self, session: u64) -> Standing {
         Standing { newest: self.clone(), session, since: self.lock().tick(), asked: HashMap::new() }
@@ -126,7 +144,7 @@ impl Newest {
 
     /// An upload was asked for that may replace what is there.
     pub(super) fn describe(&self, key: Key, turn: Turn) -> Described {
-        self.lock().names.entry(key).or_default().described.push(turn);
+        self.lock().busy.entry(key).or_default().described.push(turn);
         Described { newest: self.clone(), key, turn }
     }
 
@@ -138,8 +156,8 @@ impl Newest {
     pub(super) fn enter(&self, key: Key, turn: Turn, path: &RemotePath, may_replace: bool) -> Result<Entered, Refused> {
         let mut table = self.lock();
         loop {
-            let forgotten = table.forgotten;
-            let name = table.names.entry(key).or_default();
+            let known = table.committed.get(&key).copied().unwrap_or(table.forgotten);
+            let name = table.busy.entry(key).or_default();
             let is_busy = name.committing.is_some_and(|(session, _)| session != turn.session);
             if is_busy && !turn.is_unasked {
                 table.waiting += 1;
@@ -147,7 +165,6 @@ impl Newest {
                 table.waiting -= 1;
                 continue;
             }
-            let known = if name.is_ordered { name.committed } else { forgotten };
             let mut newest = known.of_others(turn.session);
             if turn.is_unasked {
                 let described = name.described.iter().filter(|other| other.session != turn.session);
@@ -162,7 +179,7 @@ impl Newest {
             }
             name.committing = Some((turn.session, name.committing.map_or(0, |(_, count)| count) + 1));
             let moment = if turn.is_unasked { table.tick() } else { turn.moment };
-            return Ok(Entered { newest: self.clone(), key, turn: Turn { moment, ..turn } });
+            return Ok(Entered { newest: self.clone(), key, turn: Turn { moment, ..turn }, is_over: false });
         }
     }
 }
@@ -205,29 +222,22 @@ impl Standing {
 }
 
 impl Entered {
-    /// It is stored: what was asked for before is older.
-    pub(super) fn stored(&self) {
+    /// It is stored: what was asked for before is older. The next may commit.
+    pub(super) fn stored(mut self) {
+        self.is_over = true;
         let mut table = self.newest.lock();
-        let name = table.names.entry(self.key).or_default();
-        name.committed.add(self.turn);
-        if !std::mem::replace(&mut name.is_ordered, true) {
-            table.order.push_back(self.key);
-            table.forget_surplus();
-        }
+        table.add(self.key, self.turn);
+        table.leave(self.key);
+        self.newest.tell_ended(&table);
     }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        let mut table = self.newest.lock();
-        if let Some(name) = table.names.get_mut(&self.key) {
-            name.committing =
-                name.committing.filter(|(_, count)| *count > 1).map(|(session, count)| (session, count - 1));
-        }
-        table.tidy(&self.key);
-        // Telling nobody is a system call too.
-        if table.waiting > 0 {
-            self.newest.0.ended.notify_all();
+        if !self.is_over {
+            let mut table = self.newest.lock();
+            table.leave(self.key);
+            self.newest.tell_ended(&table);
         }
     }
 }
@@ -235,7 +245,7 @@ impl Drop for Entered {
 impl Drop for Described {
     fn drop(&mut self) {
         let mut table = self.newest.lock();
-        if let Some(name) = table.names.get_mut(&self.key)
+        if let Some(name) = table.busy.get_mut(&self.key)
             && let Some(index) = name.described.iter().position(|turn| *turn == self.turn)
         {
             name.described.swap_remove(index);
@@ -250,33 +260,40 @@ impl Table {
         self.now
     }
 
-    /// Lets go of a name of which there is nothing to be known.
-    fn tidy(&mut self, key: &Key) {
-        if let Entry::Occupied(entry) = self.names.entry(*key)
-            && entry.get().is_idle()
-            && !entry.get().is_ordered
-        {
-            entry.remove();
+    /// Something was committed.
+    fn add(&mut self, key: Key, turn: Turn) {
+        if let Some(known) = self.committed.get_mut(&key) {
+            return known.add(turn);
+        }
+        let mut latest = Latest::default();
+        latest.add(turn);
+        if let Some(oldest) = self.committed.insert(key, latest) {
+            self.forgotten.merge(oldest);
         }
     }
 
-    fn forget_surplus(&mut self) {
-        if self.order.len() <= NEWEST_NAMES_MAX {
-            return;
+    /// A commit has ended.
+    fn leave(&mut self, key: Key) {
+        if let Entry::Occupied(mut name) = self.busy.entry(key) {
+            let committing = name.get().committing.filter(|(_, count)| *count > 1);
+            name.get_mut().committing = committing.map(|(session, count)| (session, count - 1));
+            if name.get().is_idle() {
+                name.remove();
+            }
         }
-        let Some(oldest) = self.order.pop_front() else { return };
-        let Entry::Occupied(mut entry) = self.names.entry(oldest) else { return };
-        if entry.get().is_idle() {
-            let name = entry.remove();
-            self.forgotten.merge(name.committed);
-        } else {
-            entry.get_mut().is_ordered = true;
-            self.order.push_back(oldest);
+    }
+
+    /// Lets go of a name under which nothing is under way.
+    fn tidy(&mut self, key: &Key) {
+        if let Entry::Occupied(name) = self.busy.entry(*key)
+            && name.get().is_idle()
+        {
+            name.remove();
         }
     }
 }
 
-impl Name {
+impl Busy {
     fn is_idle(&self) -> bool {
         self.described.is_empty() && self.committing.is_none()
     }
@@ -369,10 +386,10 @@ mod tests {
             move || newest.enter(KEY, asked_for, &RemotePath::root(), true).is_ok()
         });
         drop(running);
-        assert!(newest.lock().names.contains_key(&KEY));
+        assert!(newest.lock().busy.contains_key(&KEY));
         second.stored();
-        drop(second);
         assert!(waiting.join().unwrap());
+        assert!(newest.lock().busy.is_empty(), "nothing is under way");
     }
 
     #[test]
@@ -384,7 +401,7 @@ mod tests {
         for index in 0..NEWEST_NAMES_MAX + 10 {
             assert_eq!(commit(&newest, key(index), new.turn(&id(2), true)), Ok(()));
         }
-        assert_eq!(newest.lock().names.len(), NEWEST_NAMES_MAX);
+        assert_eq!(newest.lock().committed.len(), NEWEST_NAMES_MAX);
         assert!(commit(&newest, key(0), late).is_err());
         assert_eq!(commit(&newest, key(0), new.turn(&id(3), true)), Ok(()), "its own");
         assert_eq!(commit(&newest, key(0), newest.standing(3).turn(&id(4), true)), Ok(()), "a later session");

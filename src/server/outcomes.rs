@@ -4,35 +4,39 @@
 //! upload over; an older one that is still receiving is told `Superseded` when it tries to commit. While a commit
 //! runs, a new attempt is told to come again; after it, it gets the first answer.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::recent::{Key, Recent};
 use crate::access::Principal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::OUTCOMES_MAX;
 use crate::path::RemotePath;
 use crate::protocol::{Bytes16, Stored};
 
-/// Hash of principal, id and name: another name under the same id is another upload.
-type Key = [u8; 32];
-
-/// The memory of a server.
+/// The memory of a server. A key is the hash of principal, id and name: another name under the same id is another
+/// upload.
 #[derive(Clone, Default)]
 pub(crate) struct Outcomes(Arc<Mutex<Table>>);
 
-#[derive(Default)]
 struct Table {
-    states: HashMap<Key, State>,
-    /// Ended uploads, oldest first.
-    order: VecDeque<Key>,
+    /// Uploads that have not ended.
+    open: HashMap<Key, State>,
+    ended: Recent<Stored>,
     generation: u64,
+}
+
+impl Default for Table {
+    fn default() -> Table {
+        Table { open: HashMap::new(), ended: Recent::new(OUTCOMES_MAX), generation: 0 }
+    }
 }
 
 enum State {
     /// By which attempt, and by which session.
     Receiving(u64, u64),
     Committing(u64),
-    Ended(Stored),
 }
 
 /// What an attempt meets.
@@ -71,8 +75,10 @@ impl Outcomes {
     pub(crate) fn begin(&self, principal: &Principal, id: &Bytes16, path: &RemotePath, session: u64) -> Result<Begin> {
         let key = key(principal, id, path);
         let mut table = self.lock();
-        match table.states.get(&key) {
-            Some(State::Ended(stored)) => return Ok(Begin::Known(stored.clone())),
+        if let Some(stored) = table.ended.get(&key) {
+            return Ok(Begin::Known(stored.clone()));
+        }
+        match table.open.get(&key) {
             Some(State::Committing(_)) => {
                 return Err(Error::new(ErrorKind::Busy, format!("an earlier attempt at {path} is being committed")));
             }
@@ -81,7 +87,7 @@ impl Outcomes {
         }
         table.generation += 1;
         let generation = table.generation;
-        table.states.insert(key, State::Receiving(generation, session));
+        table.open.insert(key, State::Receiving(generation, session));
         drop(table);
         Ok(Begin::Go(Attempt { table: self.clone(), key, generation, session }))
     }
@@ -89,7 +95,7 @@ impl Outcomes {
     /// Whether this upload of the principal was stored under this name, as far as that is remembered.
     pub(crate) fn has_stored(&self, principal: &Principal, id: &Bytes16, path: &RemotePath) -> bool {
         let key = key(principal, id, path);
-        matches!(self.lock().states.get(&key), Some(State::Ended(_)))
+        self.lock().ended.get(&key).is_some()
     }
 }
 
@@ -110,7 +116,7 @@ impl Attempt {
     /// `Superseded` when another has.
     pub(crate) fn enter_commit(&self, path: &RemotePath) -> Result<()> {
         let mut table = self.table.lock();
-        match table.states.get_mut(&self.key) {
+        match table.open.get_mut(&self.key) {
             Some(state @ State::Receiving(..)) if state.is(self.generation) => {
                 *state = State::Committing(self.generation);
                 Ok(())
@@ -122,29 +128,25 @@ impl Attempt {
     /// Goes back to receiving: nothing was committed.
     pub(crate) fn leave_commit(&self) {
         let mut table = self.table.lock();
-        if let Some(state) = table.states.get_mut(&self.key).filter(|state| state.is(self.generation)) {
+        if let Some(state) = table.open.get_mut(&self.key).filter(|state| state.is(self.generation)) {
             *state = State::Receiving(self.generation, self.session);
         }
     }
 
     /// Remembers how a commit ended well.
     pub(crate) fn ended(self, stored: &Stored) {
-        let mut table = self.table.lock();
-        table.states.insert(self.key, State::Ended(stored.clone()));
-        table.order.push_back(self.key);
-        if table.order.len() > OUTCOMES_MAX
-            && let Some(oldest) = table.order.pop_front()
-        {
-            table.states.remove(&oldest);
-        }
+        // Dropped at the end, it is open no more.
+        self.table.lock().ended.insert(self.key, stored.clone());
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         let mut table = self.table.lock();
-        if table.states.get(&self.key).is_some_and(|state| state.is(self.generation)) {
-            table.states.remove(&self.key);
+        if let Entry::Occupied(open) = table.open.entry(self.key)
+            && open.get().is(self.generation)
+        {
+            open.remove();
         }
     }
 }

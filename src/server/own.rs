@@ -4,48 +4,39 @@
 //! A client is known again by its certificate, or by the secret of its own that a client without one sends
 //! ([`held::key`]): all who hold one invite are one principal, and must not find out by guessing what another stored.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use super::held;
-use super::shared::Who;
+use super::recent::Recent;
+use super::shared::{Pass, Who};
+use crate::access::Action;
 use crate::limits::OWN_MAX;
 use crate::protocol::{Outcome, Put, Stored};
 use crate::storage::{PartialKey, StoredFile};
 
 /// Which upload each client has stored last under which name.
-#[derive(Default)]
-pub(super) struct Own(Mutex<Table>);
+pub(super) struct Own(Mutex<Recent<[u8; 16]>>);
 
-#[derive(Default)]
-struct Table {
-    uploads: HashMap<PartialKey, [u8; 16]>,
-    /// Oldest first.
-    order: VecDeque<PartialKey>,
+impl Default for Own {
+    fn default() -> Own {
+        Own(Mutex::new(Recent::new(OWN_MAX)))
+    }
 }
 
 impl Own {
     /// Takes note of how an upload ended.
-    pub(super) fn stored(&self, who: &Who, put: &Put, stored: &Stored) {
-        if stored.outcome != Outcome::Stored || stored.path.is_some() {
+    pub(super) fn stored(&self, who: &Who, pass: &Pass, put: &Put, stored: &Stored) {
+        if stored.outcome != Outcome::Stored || stored.path.is_some() || pass.may(Action::Read(&put.path)) {
             return;
         }
         if let Some((_, key)) = held::key(&who.principal, put) {
-            self.insert(key, put.upload_id.0, OWN_MAX);
+            self.insert(key, put.upload_id.0);
         }
     }
 
-    fn insert(&self, key: PartialKey, upload: [u8; 16], max: usize) {
+    fn insert(&self, key: PartialKey, upload: [u8; 16]) {
         // Whole between any two statements.
-        let table = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.uploads.insert(key, upload).is_none() {
-            table.order.push_back(key);
-        }
-        if table.order.len() > max
-            && let Some(oldest) = table.order.pop_front()
-        {
-            table.uploads.remove(&oldest);
-        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, upload);
     }
 
     /// Whether what has this name is what this client has stored under it, unchanged.
@@ -55,23 +46,6 @@ impl Own {
     }
 
     fn has(&self, key: &PartialKey, upload: &[u8; 16]) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).uploads.get(key) == Some(upload)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_latest_counts_and_the_oldest_is_forgotten() {
-        let own = Own::default();
-        for number in 0..5_u8 {
-            own.insert([number; 32], [number; 16], 3);
-        }
-        own.insert([4; 32], [9; 16], 3);
-        let known: Vec<u8> = (0..5).filter(|&number| own.has(&[number; 32], &[number; 16])).collect();
-        assert_eq!(known, [2, 3]);
-        assert!(own.has(&[4; 32], &[9; 16]));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key) == Some(upload)
     }
 }

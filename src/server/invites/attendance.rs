@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use super::{Giver, Kept, State, lock, revoked, seconds};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::INVITE_SIZE_STEP;
+use crate::path::RemotePath;
 use crate::server::shared::Who;
 
 /// A connection's part in a run.
@@ -274,8 +275,8 @@ impl Who {
     ///
     /// # Errors
     /// As [`Attendance::claim`].
-    pub(in crate::server) fn claim(&self, size: u64, shown: String) -> Result<Claim> {
-        self.attendance().map_or_else(|| Ok(Claim::default()), |attendance| attendance.claim(size, shown))
+    pub(in crate::server) fn claim(&self, size: u64, path: &RemotePath) -> Result<Claim> {
+        self.attendance().map_or_else(|| Ok(Claim::default()), |attendance| attendance.claim(size, path.to_string()))
     }
 
     /// Spends what this principal's invite is good for, before something is committed.
