@@ -661,6 +661,10 @@ pub(super) fn commit_small(
     let mut seats = Vec::with_capacity(batch.len());
     let mut claims = Vec::with_capacity(batch.len());
     let mut parents = storage::Parents::of_sender(made);
+    // What counts for an invite or a quota is counted by looking at what is there.
+    if who.attendance().is_none() && !shared.accounts.count_any() {
+        parents.build_aside(batch.iter().map(|(upload, _)| &upload.put.path));
+    }
     for (SmallUpload { transfer, put, content, finish, seat, turn }, root) in batch {
         seats.push(seat);
         let mut asked = None;

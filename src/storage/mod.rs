@@ -6,7 +6,8 @@
 //! positive answer from the last means that the file is durable under its final name.
 //!
 //! Invariants:
-//! - Bytes that arrive are written under a staging name, never under a final one, and never through a link.
+//! - Bytes that arrive are written under a staging name, or in a directory that has one, never under a final path, and
+//!   never through a link.
 //! - A file that saw a failed write or sync is never synced again and never published.
 //! - No operation reaches the state directory ([`STATE_NAME`]), which is recognised by device and inode.
 //! - Calls block; they are made from threads that may.
@@ -24,6 +25,7 @@ use std::time::Duration;
 use crate::path::{Component, RemotePath};
 
 mod append;
+mod aside;
 mod change;
 mod check;
 mod durable;

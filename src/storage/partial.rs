@@ -175,7 +175,7 @@ impl Store {
         let mut staging = Staging::new(Arc::clone(inner), directory, place, None);
         // Whatever goes wrong from here on: it is not ours to remove.
         staging.set_kept(true);
-        let opened = staging.named().map(|(directory, name)| sys::open_at(directory, name.as_bytes(), OFlags::RDWR, 0));
+        let opened = staging.named().map(|(directory, name)| sys::open_at(directory, name, OFlags::RDWR, 0));
         let file = match opened {
             Some(Ok(file)) => file,
             None | Some(Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR)) => return Ok(None),
@@ -620,7 +620,7 @@ pub(super) fn place_bytes(place: &Place) -> Option<Vec<u8>> {
     let (kind, name) = match place {
         Place::Kept(name) => (IN_STATE, name),
         Place::Beside(name) => (BESIDE, name),
-        Place::State(_) | Place::Nameless | Place::Published => return None,
+        Place::State(_) | Place::Nameless | Place::Aside(..) | Place::Published => return None,
     };
     Some([&[kind], name.as_bytes()].concat())
 }

@@ -200,6 +200,7 @@ impl Inner {
     /// then, and one that has since the file was begun is found out.
     fn place_still(&self, staged: &mut Staged) -> Result<Published> {
         let exchanges = self.exchanges.hold();
+        staged.staging.place_directory(&exchanges).map_err(|error| error.context(format!("store {}", staged.path)))?;
         let (_, parent) = staged.path.components().split_last().unzip();
         staged
             .staging
@@ -276,10 +277,12 @@ impl Inner {
 
 /// Gives the staged file this name unless something has it.
 fn place_new(staging: &mut Staging, name: &[u8]) -> IoResult<()> {
-    match staging.named() {
+    match staging.named().filter(|_| !staging.came_with_directory()) {
+        // Its directory was not there before, and no name in it.
+        None if staging.came_with_directory() => {}
         None => sys::link_open_file(staging.file(), &*staging.directory, name)?,
         Some((directory, staged)) => {
-            sys::rename_new(directory, staged.as_bytes(), &*staging.directory, name)?;
+            sys::rename_new(directory, staged, &*staging.directory, name)?;
         }
     }
     staging.place = Place::Published;
@@ -295,7 +298,7 @@ fn replace(staging: &mut Staging, name: &[u8]) -> IoResult<()> {
         staging.place = Place::Beside(hidden);
     }
     if let Some((directory, staged)) = staging.named() {
-        sys::rename_over(directory, staged.as_bytes(), &*staging.directory, name)?;
+        sys::rename_over(directory, staged, &*staging.directory, name)?;
     }
     staging.place = Place::Published;
     Ok(())

@@ -1,8 +1,9 @@
 //! The way in, up to the moment before a file gets its name: staging, writing, metadata.
 //!
 //! Where staging lies is chosen when the upload begins. Small files have no name at all (`O_TMPFILE` in the target
-//! directory), so a crash leaves nothing of them; large ones have a random name in the state directory, if a file
-//! can be renamed from there, or else a hidden one beside the target.
+//! directory), so a crash leaves nothing of them, or lie in a directory that has no name yet either (`aside.rs`); large
+//! ones have a random name in the state directory, if a file can be renamed from there, or else a hidden one beside the
+//! target.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{Errno, Result as IoResult, retry_on_intr};
 
+use super::aside::{Aside, Asides};
 use super::change::sweep;
 use super::check::Space;
 use super::partial::{disk_size, place_bytes};
@@ -137,6 +139,9 @@ impl Store {
     fn begin_empty(&self, parents: &mut Parents, path: &RemotePath, options: NewFile, keep: bool) -> Result<Upload> {
         let inner = &self.inner;
         inner.writable_lately()?;
+        if let Some(upload) = inner.begin_aside(parents, path, options)? {
+            return Ok(upload);
+        }
         let Some((directory, name)) = inner.target(parents, path, options)? else {
             return Err(Error::new(ErrorKind::IsDirectory, "the root is a directory, not a file"));
         };
@@ -147,6 +152,31 @@ impl Store {
 }
 
 impl Inner {
+    /// Begins a small file in a directory that is built aside, if that is to be; what may be refused is refused there or
+    /// here as it would be elsewhere.
+    fn begin_aside(
+        self: &Arc<Inner>,
+        parents: &mut Parents,
+        path: &RemotePath,
+        options: NewFile,
+    ) -> Result<Option<Upload>> {
+        let is_small = options.size.is_some_and(|size| size <= NAMELESS_SIZE_MAX) && options.make_parents;
+        let Some((name, parent)) = path.components().split_last().filter(|_| is_small) else { return Ok(None) };
+        if is_hidden(name.as_bytes()) {
+            return Ok(None);
+        }
+        let Some(aside) = parents.asides.open(self, &parents.made, parent)? else { return Ok(None) };
+        let file = match aside.make_file(name, self.early_mode(options.mode)) {
+            Ok(file) => file,
+            // The second of this name is stored as into a directory that is there.
+            Err(Errno::EXIST) => return Ok(None),
+            Err(errno) => return Err(self.staging_error(&aside.directory, path, errno)),
+        };
+        let directory = Arc::clone(&aside.directory);
+        let staging = Staging::new(Arc::clone(self), directory, Place::Aside(aside, name.clone()), Some(file));
+        Ok(Some(Upload::of(staging, path.clone(), name.clone(), options, 0)))
+    }
+
     /// The directory and name that a file is to get, if it may; none for the root.
     pub(super) fn target(
         self: &Arc<Inner>,
@@ -187,13 +217,17 @@ struct Names {
 }
 
 impl Made {
-    fn add_directory(&self, directory: &Directory) {
+    pub(super) fn add_directory(&self, directory: &Directory) {
         let mut names = lock(&self.0);
         if names.directories.len() + names.taken.len() >= MADE_NAMES_MAX {
             // What was made before is looked at from now on, like what others have made.
             *names = Names::default();
         }
         names.directories.insert(directory.identity);
+    }
+
+    pub(super) fn forget_directory(&self, directory: &Directory) {
+        lock(&self.0).directories.remove(&directory.identity);
     }
 
     /// Whether this is the first that is asked of this name, in a directory that was made here.
@@ -216,6 +250,7 @@ impl Made {
 #[derive(Default)]
 pub struct Parents {
     made: Arc<Made>,
+    pub(super) asides: Asides,
     latest: Option<(Arc<Inner>, Vec<Component>, Arc<Directory>)>,
 }
 
@@ -223,7 +258,13 @@ impl Parents {
     /// For one batch of many that one sender has stored.
     #[must_use]
     pub fn of_sender(made: &Arc<Made>) -> Parents {
-        Parents { made: Arc::clone(made), latest: None }
+        Parents { made: Arc::clone(made), ..Parents::default() }
+    }
+
+    /// Has directories that many of these files belong in, and that are not there, filled before they get their names.
+    /// All files that are begun are then published together, or dropped.
+    pub fn build_aside<'a>(&mut self, paths: impl Iterator<Item = &'a RemotePath>) {
+        self.asides = Asides::of(paths);
     }
 
     pub(super) fn open(&mut self, inner: &Arc<Inner>, components: &[Component], make: bool) -> Result<Arc<Directory>> {
@@ -262,7 +303,8 @@ impl Parents {
 
     fn look(&mut self, store: &Store, path: &RemotePath, replaces: bool) -> bool {
         let Some((name, parent)) = path.components().split_last() else { return false };
-        match self.open(&store.inner, parent, false) {
+        let aside = self.asides.begun(parent).map(|aside| Arc::clone(&aside.directory));
+        match aside.map_or_else(|| self.open(&store.inner, parent, false), Ok) {
             Ok(directory) => {
                 replaces && self.made.is_new(&directory, name)
                     || matches!(sys::status_at(&*directory, name.as_bytes()), Err(Errno::NOENT))
@@ -372,16 +414,19 @@ impl Inner {
         Ok(staging(Place::Beside(name), file))
     }
 
+    /// The mode that a file is made with which nobody else can open yet: its final one, if that lets its owner give it
+    /// attributes. What becomes of it by the umask and the directory's default rights is seen at the end.
+    fn early_mode(&self, mode: Option<u32>) -> u32 {
+        let mode = mode.map(|mode| self.options.file_mode.apply(mode));
+        mode.filter(|mode| mode & 0o600 == 0o600 && mode & !0o777 == 0).unwrap_or(0o600)
+    }
+
     /// Opens a file without a name in this directory, if its file system can.
     fn open_nameless(&self, directory: &Directory, mode: Option<u32>) -> IoResult<Option<OwnedFd>> {
         if !self.nameless.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        // Nobody can open what has no name, so it may have its final mode from the beginning, if that lets its owner
-        // give it attributes. What becomes of it by the umask and the directory's default rights is seen at the end.
-        let mode = mode.map(|mode| self.options.file_mode.apply(mode));
-        let mode = mode.filter(|mode| mode & 0o600 == 0o600 && mode & !0o777 == 0).unwrap_or(0o600);
-        match sys::open_at(directory, b".", OFlags::TMPFILE | OFlags::RDWR, mode) {
+        match sys::open_at(directory, b".", OFlags::TMPFILE | OFlags::RDWR, self.early_mode(mode)) {
             Ok(file) => Ok(Some(file)),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                 self.nameless.store(false, Ordering::Relaxed);
@@ -427,7 +472,7 @@ impl Inner {
             return None;
         }
         let (directory, name) = staging.named()?;
-        let file = sys::open_at(directory, name.as_bytes(), OFlags::WRONLY | OFlags::DIRECT, 0).ok()?;
+        let file = sys::open_at(directory, name, OFlags::WRONLY | OFlags::DIRECT, 0).ok()?;
         let same = sys::status(&file).ok()?.identity == sys::status(staging.file()).ok()?.identity;
         // Whole pages at least, so that no page is written both ways.
         let unit = offset_align.max(BUFFER_ALIGN);
@@ -485,6 +530,8 @@ pub(super) enum Place {
     Kept(String),
     /// In the target directory, under a hidden name.
     Beside(String),
+    /// In its own directory, which is not in its place yet, under its own name.
+    Aside(Arc<Aside>, Component),
     /// It has its final name.
     Published,
 }
@@ -522,11 +569,12 @@ impl Staging {
     }
 
     /// Its staging name and the directory that it is in.
-    pub(super) fn named(&self) -> Option<(BorrowedFd<'_>, &str)> {
+    pub(super) fn named(&self) -> Option<(BorrowedFd<'_>, &[u8])> {
         match &self.place {
-            Place::State(name) => Some((self.store.state.as_ref()?.staging.as_fd(), name)),
-            Place::Kept(name) => Some((self.store.state.as_ref()?.staging_for(true).as_fd(), name)),
-            Place::Beside(name) => Some((self.directory.as_fd(), name)),
+            Place::State(name) => Some((self.store.state.as_ref()?.staging.as_fd(), name.as_bytes())),
+            Place::Kept(name) => Some((self.store.state.as_ref()?.staging_for(true).as_fd(), name.as_bytes())),
+            Place::Beside(name) => Some((self.directory.as_fd(), name.as_bytes())),
+            Place::Aside(aside, name) => Some((aside.directory.as_fd(), name.as_bytes())),
             Place::Nameless | Place::Published => None,
         }
     }
@@ -538,7 +586,10 @@ impl Drop for Staging {
             return;
         }
         let Some((directory, name)) = self.named() else { return };
-        match sys::unlink(directory, name.as_bytes()) {
+        if let Place::Aside(aside, _) = &self.place {
+            aside.spoil();
+        }
+        match sys::unlink(directory, name) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => self.store.break_down(format!("a staging file could not be removed: {errno}")),
         }

@@ -14,7 +14,7 @@ mod uploads;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -39,7 +39,7 @@ use super::{commit, requests};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, group_offset};
-use crate::path::RemotePath;
+use crate::path::{Component, RemotePath};
 use crate::protocol::{Breach, Finish, Get, Kind, Put, Receipt, Stored};
 use crate::transfer::Runs;
 use crate::{limits, storage};
@@ -211,6 +211,8 @@ pub(super) struct Flow {
     small: Vec<SmallUpload>,
     /// Batches of small uploads that are being committed.
     committing_small: usize,
+    /// The directories that each of them fills.
+    filling: Vec<Weak<Vec<Vec<Component>>>>,
     /// Held by the thread that commits one which is counted.
     small_turn: Arc<Mutex<()>>,
     /// What was made for them.
@@ -262,6 +264,7 @@ impl Flow {
             unasked: 0,
             small: Vec::new(),
             committing_small: 0,
+            filling: Vec::new(),
             small_turn: Arc::default(),
             made: Arc::default(),
             spare: Vec::new(),
