@@ -303,7 +303,7 @@ impl Parents {
 
     fn look(&mut self, store: &Store, path: &RemotePath, replaces: bool) -> bool {
         let Some((name, parent)) = path.components().split_last() else { return false };
-        let aside = self.asides.begun(parent).map(|aside| Arc::clone(&aside.directory));
+        let aside = self.asides.begun(&store.inner, parent).map(|aside| Arc::clone(&aside.directory));
         match aside.map_or_else(|| self.open(&store.inner, parent, false), Ok) {
             Ok(directory) => {
                 replaces && self.made.is_new(&directory, name)
