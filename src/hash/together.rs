@@ -66,7 +66,7 @@ pub(super) fn roots(contents: &[&[u8]]) -> Vec<Root> {
 fn together(contents: &[&[u8]]) -> Vec<Root> {
     let platform = Platform::detect();
     // The chaining values of each content's subtrees, from the left.
-    let mut values: Vec<Vec<Value>> = vec![Vec::with_capacity(CHUNKS_MAX); contents.len()];
+    let mut values: Vec<Vec<Value>> = contents.iter().map(|_| Vec::with_capacity(CHUNKS_MAX)).collect();
     for chunk in 0.. {
         let whole = values
             .iter_mut()

@@ -166,21 +166,20 @@ impl Aside {
         self.is_spoiled.store(true, Ordering::SeqCst);
     }
 
-    /// Gives the directory its name, if that can still be. All files that were staged in it are durable by now.
+    /// Gives the directory its name, if that can still be; otherwise its files go into what is there by now. All files
+    /// that were staged in it are durable.
     ///
     /// # Errors
-    /// As [`Inner::directory_made`], and when what it belongs in was replaced as a whole meanwhile.
+    /// As [`Inner::directory_made`].
     fn place(&self, still: &Still<'_>) -> Result<Stage> {
-        if let Some((name, above)) = self.components.split_last()
-            && let Some(state) = self.store.state.as_ref().filter(|_| !self.is_spoiled.load(Ordering::SeqCst))
+        if let (Some(state), Some((name, above))) = (&self.store.state, self.components.split_last())
+            && !self.is_spoiled.load(Ordering::SeqCst)
+            && self.store.check_looked(&self.parent, above, still).is_ok()
+            && sys::rename_new(&state.staging, self.staged.as_bytes(), &*self.parent, name.as_bytes()).is_ok()
         {
-            self.store.check_looked(&self.parent, above, still)?;
-            let (from, to) = (&state.staging, &*self.parent);
-            if sys::rename_new(from, self.staged.as_bytes(), to, name.as_bytes()).is_ok() {
-                // Nothing takes its place while this is held.
-                self.directory.looked.store(self.store.exchanges.count(), Ordering::SeqCst);
-                return Ok(Stage::Moved);
-            }
+            // Nothing takes its place while this is held.
+            self.directory.looked.store(self.store.exchanges.count(), Ordering::SeqCst);
+            return Ok(Stage::Moved);
         }
         Ok(Stage::Apart(self.store.directory_made(&self.components)?.0))
     }
@@ -345,6 +344,22 @@ mod tests {
             drop((parents, published));
             world.check_staging_is_empty();
         }
+    }
+
+    #[test]
+    fn what_it_belongs_in_is_looked_up_anew_when_it_was_replaced() {
+        let world = world(StoreOptions::default());
+        let mut parents = parents(&NAMES);
+        let staged: Vec<Staged> =
+            NAMES.iter().map(|name| world.stage(&mut parents, name, 1, IfExists::Overwrite)).collect();
+        // As if a tree had taken the place of `in`.
+        std::fs::rename(world.root.join("in"), world.root.join("was-in")).unwrap();
+        std::fs::create_dir(world.root.join("in")).unwrap();
+        assert!(world.store.publish(staged).into_iter().all(|answer| answer.is_ok()));
+        assert_eq!(world.content("in/new").len(), NAMES.len());
+        assert_eq!(std::fs::read_dir(world.root.join("was-in")).unwrap().count(), 0);
+        drop(parents);
+        world.check_staging_is_empty();
     }
 
     #[test]
