@@ -111,11 +111,13 @@ fn what_rotted_is_not_given_out() {
         world.file(&format!("source/{name}"), &content(5, len));
         world.file(&format!("source/sound-{name}"), &content(6, len));
     }
+    world.file("source/of-tree", &content(7, 20_000));
     server.put(&world.path("source"), "");
     let root = world.root().join("source");
     for (name, len) in sizes {
         rot(&root.join(name), 8 * len as u64 - 1);
     }
+    rot(&root.join("of-tree"), 9);
     let refused = |ran: &Ran, names: &[&str]| {
         assert_eq!(ran.code, 5, "{ran:?}");
         assert_eq!((ran.summary()["retryable"].as_bool(), count(ran, "retries")), (Some(false), 0), "{ran:?}");
@@ -139,9 +141,10 @@ fn what_rotted_is_not_given_out() {
     }
     assert_eq!(leftovers(&world.path("here")), [] as [&Path; 0]);
     // The others of a tree come.
-    let rotten = ["source/group", "source/groups", "source/small"];
+    let rotten = ["source/group", "source/groups", "source/of-tree", "source/small"];
     let ran = server.run("get", [&*server.at("source"), world.path("tree").to_str().unwrap()]);
     refused(&ran, &rotten);
+    server.log_with("WARN source/of-tree is rotten");
     let ran = server.run("sync", [&*server.at("source"), world.path("synced").to_str().unwrap()]);
     refused(&ran, &rotten);
     for there in ["tree", "synced"] {
