@@ -1,7 +1,6 @@
 //! `sealift get`.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsFd as _;
 
 use crate::cli::args::{ConnectArgs, GetArgs};
@@ -9,7 +8,7 @@ use crate::cli::session::{Session, tell_failed};
 use crate::cli::sources;
 use crate::client::plan::{self, GetDestination};
 use crate::client::remote::{Ending, Remote};
-use crate::client::{GetOptions, glob};
+use crate::client::{FirstAsks, GetOptions, glob};
 use crate::error::{IoContext as _, Result};
 
 /// Bytes that are taken to come of one file. How large it is, only the server knows; but who says over how many
@@ -34,6 +33,17 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
     } else {
         Some(plan::plan_get(named.endpoint.clone(), named.sources.clone(), kind, &named.destination)?)
     };
+    let mut options = GetOptions {
+        if_exists: args.transfer.if_exists.into(),
+        into_directory: false,
+        dry_run: args.transfer.dry_run,
+        output: None,
+        filter,
+        links,
+        skips_links: args.glob,
+        special_modes: args.filters.0.special_modes(),
+        xattrs: args.filters.0.xattrs(),
+    };
     let session = Session {
         command: "get",
         connect: &connect,
@@ -42,6 +52,7 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
         data_on_stdout: to_stream,
         has_summary: true,
         expected: expected(args, to_stream),
+        first: plan.as_ref().map_or_else(FirstAsks::default, |plan| FirstAsks::get(&plan.items, &options)),
         receipts: None,
     };
     session.run(async |client| {
@@ -69,23 +80,11 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
                 plan::plan_get(named.endpoint, sources, kind, &named.destination)?
             }
         };
-        let output: Option<Box<dyn Write + Send + Sync>> = if to_stream {
+        options.into_directory = plan.into_directory;
+        if to_stream {
             let output = std::io::stdout().as_fd().try_clone_to_owned();
-            Some(Box::new(File::from(output.while_doing(|| "open standard output".to_owned())?)))
-        } else {
-            None
-        };
-        let options = GetOptions {
-            if_exists: args.transfer.if_exists.into(),
-            into_directory: plan.into_directory,
-            dry_run: args.transfer.dry_run,
-            output,
-            filter,
-            links,
-            skips_links: args.glob,
-            special_modes: args.filters.0.special_modes(),
-            xattrs: args.filters.0.xattrs(),
-        };
+            options.output = Some(Box::new(File::from(output.while_doing(|| "open standard output".to_owned())?)));
+        }
         client.get(plan.items, options).await
     })
 }

@@ -10,11 +10,11 @@ use serde_json::json;
 use crate::cli::args::ConnectArgs;
 use crate::cli::session::{Session, print, tell_failed};
 use crate::cli::{format, values};
-use crate::client::Client;
 use crate::client::event::Event;
 use crate::client::invite::{InviteTerms, Link};
 use crate::client::plan;
 use crate::client::remote::Endpoint;
+use crate::client::{Client, FirstAsks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{self, INVITE_USES_MAX};
 use crate::path::{RemotePath, escape_text};
@@ -143,6 +143,7 @@ fn session(connect: &ConnectArgs, endpoint: Endpoint) -> Session<'_> {
         data_on_stdout,
         has_summary: false,
         expected: 0,
+        first: FirstAsks::default(),
         receipts: None,
     }
 }

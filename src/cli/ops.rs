@@ -10,7 +10,7 @@ use crate::cli::format;
 use crate::cli::session::{Session, print, tell_failed};
 use crate::client::plan::{self, Kind, check_target};
 use crate::client::remote::Endpoint;
-use crate::client::{Client, glob};
+use crate::client::{Client, FirstAsks, glob};
 use crate::error::{Error, ErrorKind, Result};
 use crate::path::{Component, RemotePath};
 use crate::protocol::{Entry, EntryKind};
@@ -18,7 +18,14 @@ use crate::protocol::{Entry, EntryKind};
 fn session<'a>(command: &'static str, connect: &'a ConnectArgs, endpoint: Endpoint, prints: bool) -> Session<'a> {
     // In JSON what is printed and the summary are one stream.
     let data_on_stdout = prints && !connect.json;
-    Session { command, connect, pace: None, endpoint, data_on_stdout, has_summary: false, expected: 0, receipts: None }
+    let (pace, has_summary, expected, first, receipts) = (None, false, 0, FirstAsks::default(), None);
+    Session { command, connect, pace, endpoint, data_on_stdout, has_summary, expected, first, receipts }
+}
+
+/// What a command asks first that goes through names: what it asks of the first of them.
+fn first(paths: &[RemotePath], with_patterns: bool, ask: impl Fn(&RemotePath) -> FirstAsks) -> FirstAsks {
+    let first = paths.first().filter(|path| !with_patterns || !glob::is_pattern(path));
+    first.map_or_else(FirstAsks::default, ask)
 }
 
 /// The names that arguments stand for. A pattern that matches nothing is told as a failure.
@@ -49,7 +56,8 @@ fn shown(path: &RemotePath) -> Vec<u8> {
 
 pub(super) fn ls(args: &LsArgs) -> Result<u8> {
     let (endpoint, paths) = paths_of(&args.paths)?;
-    session("ls", &args.connect, endpoint, true).run(async |client| {
+    let first = first(&paths, args.glob, FirstAsks::listing);
+    Session { first, ..session("ls", &args.connect, endpoint, true) }.run(async |client| {
         let paths = expanded(&client, paths, args.glob).await?;
         let with_prefix = paths.len() > 1;
         for path in paths {
@@ -118,7 +126,8 @@ async fn list(client: &Client, args: &LsArgs, path: &RemotePath, with_prefix: bo
 
 pub(super) fn stat(args: &StatArgs) -> Result<u8> {
     let (endpoint, paths) = paths_of(&args.paths)?;
-    session("stat", &args.connect, endpoint, true).run(async |client| {
+    let first = first(&paths, args.glob, FirstAsks::stat);
+    Session { first, ..session("stat", &args.connect, endpoint, true) }.run(async |client| {
         for (index, path) in expanded(&client, paths, args.glob).await?.into_iter().enumerate() {
             let text = match client.stat(&path).await {
                 Ok(entry) if args.connect.json => format::json_line(&format::entry_json(&shown(&path), &entry)),

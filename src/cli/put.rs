@@ -14,7 +14,7 @@ use crate::cli::session::Session;
 use crate::cli::sources;
 use crate::client::plan::{PutItem, PutPlan, PutSource};
 use crate::client::receipts::Receipts;
-use crate::client::{PutOptions, StreamSource};
+use crate::client::{FirstAsks, PutOptions, StreamSource};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::path::Escaped;
 
@@ -33,6 +33,19 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
         _ => None,
     };
     let book = receipts.clone();
+    let mut options = PutOptions {
+        if_exists: args.transfer.if_exists.into(),
+        into_directory: plan.into_directory,
+        remove_source: args.remove_source,
+        dry_run: args.transfer.dry_run,
+        expect_size: args.expect_size,
+        expect_root: args.expect_b3,
+        stream: None,
+        filter,
+        links,
+        special_modes: args.filters.0.special_modes(),
+        xattrs: args.filters.0.xattrs(),
+    };
     let session = Session {
         command: "put",
         connect: &args.connect,
@@ -41,6 +54,7 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
         data_on_stdout: false,
         has_summary: true,
         expected: if args.transfer.dry_run { 0 } else { largest(&plan) },
+        first: FirstAsks::put(&plan.items, &options),
         receipts,
     };
     session.run(async |client| {
@@ -50,22 +64,9 @@ pub(super) fn run(args: &PutArgs) -> Result<u8> {
             _ if plan.items.iter().any(|item| item.source == PutSource::Stream) => Some(standard_input()?),
             _ => None,
         };
-        let stream = match stream {
+        options.stream = match stream {
             Some(stream) if args.spool => Some(StreamSource { spool: Some(spool_file()?), ..stream }),
             stream => stream,
-        };
-        let options = PutOptions {
-            if_exists: args.transfer.if_exists.into(),
-            into_directory: plan.into_directory,
-            remove_source: args.remove_source,
-            dry_run: args.transfer.dry_run,
-            expect_size: args.expect_size,
-            expect_root: args.expect_b3,
-            stream,
-            filter,
-            links,
-            special_modes: args.filters.0.special_modes(),
-            xattrs: args.filters.0.xattrs(),
         };
         let mut items = plan.items;
         let result = match (args.atomic, items.pop()) {

@@ -13,7 +13,7 @@ use crate::cli::{print_error, secret, sources, trust};
 use crate::client::event::{self, Event};
 use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
-use crate::client::{Client, ClientOptions};
+use crate::client::{Client, ClientOptions, FirstAsks};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::limits::BLOCKING_THREADS_MAX;
 use crate::protocol::Bytes16;
@@ -39,6 +39,8 @@ pub(super) struct Session<'a> {
     pub(super) has_summary: bool,
     /// Bytes of the largest file that is to be moved, as far as that is known.
     pub(super) expected: u64,
+    /// What it begins with, as far as that is known.
+    pub(super) first: FirstAsks,
     /// Where receipts are kept, if they are asked for.
     pub(super) receipts: Option<Arc<Receipts>>,
 }
@@ -81,6 +83,7 @@ impl Session<'_> {
             timeout: self.connect.timeout(trust::environment)?,
             receipts: self.receipts,
             expected: self.expected,
+            first: self.first,
             streams: self.connect.streams(self.pace.and_then(|pace| pace.streams), trust::environment)?,
             congestion: self.pace.and_then(|pace| pace.cc.clone()).unwrap_or_default(),
             rate: self.pace.and_then(|pace| pace.bwlimit),

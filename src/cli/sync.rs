@@ -2,7 +2,7 @@
 
 use crate::cli::args::SyncArgs;
 use crate::cli::session::Session;
-use crate::client::{Direction, SyncOptions, SyncPlan};
+use crate::client::{Direction, FirstAsks, SyncOptions, SyncPlan};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Runs the command; the answer is the exit code.
@@ -36,6 +36,7 @@ pub(super) fn run(args: &SyncArgs) -> Result<u8> {
         connect: &args.connect,
         pace: Some(&args.pace.0),
         expected: 0,
+        first: FirstAsks::default(),
         receipts: None,
         endpoint: plan.endpoint.clone(),
         data_on_stdout: false,

@@ -3,6 +3,7 @@
 use crate::cli::args::VerifyArgs;
 use crate::cli::session::Session;
 use crate::cli::sources;
+use crate::client::FirstAsks;
 use crate::error::Result;
 
 /// Runs the command; the answer is the exit code.
@@ -13,6 +14,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8> {
     let plan = sources::verify_plan(args)?;
     let session = Session {
         expected: 0,
+        first: FirstAsks::default(),
         receipts: None,
         command: "verify",
         connect: &args.connect,

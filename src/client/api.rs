@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::buffer::Pool;
 use crate::client::ahead::{Expected, LANES_FROM};
+use crate::client::asks::{Described, FirstAsks};
 use crate::client::atomic::OpenTree;
 use crate::client::connect::{Dialer, Greeted, jittered};
 use crate::client::event::{Event, Events, ItemId};
@@ -22,6 +23,7 @@ use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
 use crate::client::stalls::{Cause, Stalls, Waited};
+use crate::client::walk::SourceVersion;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, NEAR_ROUND_TRIP, RETRY_BACKOFF};
@@ -71,6 +73,9 @@ pub struct ClientOptions {
     /// Bytes of the largest file that is to be moved as soon as there is a connection, as far as that is known. Over a
     /// long link, further connections for it are begun beside the first.
     pub expected: u64,
+    /// What it will begin with, as far as that is known. Over a long link it leaves with the hello, and the request that
+    /// is the same takes a round trip less; over an invite it does not.
+    pub first: FirstAsks,
 }
 
 impl ClientOptions {
@@ -87,6 +92,7 @@ impl ClientOptions {
             resume_secret: None,
             invite: None,
             expected: 0,
+            first: FirstAsks::default(),
             receipts: None,
         }
     }
@@ -123,6 +129,8 @@ struct Inner {
     timeout: Duration,
     streams: Option<u16>,
     resume_key: Option<Bytes16>,
+    /// The upload that was described with the hello, if any was.
+    described: Option<Described>,
     /// The server, as it was named.
     server: String,
     pool: Pool,
@@ -203,11 +211,12 @@ impl Client {
                     options.receipts.is_some(),
                     options.invite,
                 )
-                .expecting(expected),
+                .expecting(expected, options.first.frames(resume_key)),
                 receipts: options.receipts,
                 timeout: options.timeout,
                 streams: options.streams,
                 resume_key,
+                described: options.first.described(),
                 server,
                 pool: Pool::new(CLIENT_BUFFERS),
                 link: tokio::sync::Mutex::new(Link { session: None, since: now, wait: RETRY_BACKOFF.0 }),
@@ -439,7 +448,7 @@ impl Client {
     }
 
     async fn take_up(&self, greeted: Greeted, is_first: bool) -> Result<Session> {
-        let Greeted { connection, hello, pin, description, warnings } = greeted;
+        let Greeted { connection, hello, asked, pin, description, warnings } = greeted;
         let book = match (&self.inner.receipts, pin, hello.receipt_key) {
             (Some(receipts), Some(pin), Some(key)) => {
                 let key = VerifyingKey(key.0);
@@ -455,7 +464,7 @@ impl Client {
         }
         self.events.tell(Event::Note(description)).await;
         let stalls = Arc::clone(&self.inner.stalls);
-        let (session, work) = Session::new(connection, hello, pin, book, self.inner.pool.clone(), stalls);
+        let (session, work) = Session::new(connection, (hello, asked), pin, book, self.inner.pool.clone(), stalls);
         let mut drivers = self.drivers();
         drivers.spawn(work);
         // Those of broken connections are done; the set shall not grow with their number.
@@ -595,6 +604,13 @@ impl Client {
     /// By what the server knows unfinished uploads of a client without a certificate again.
     pub(crate) fn resume_key(&self) -> Option<Bytes16> {
         self.inner.resume_key
+    }
+
+    /// Under what id this version of a file was described with the hello, if it was.
+    pub(crate) fn described(&self, to: &RemotePath, content: &SourceVersion) -> Option<Bytes16> {
+        let described = self.inner.described.as_ref();
+        let Described { target, version, upload_id } = described?;
+        (target == to && version == content).then_some(*upload_id)
     }
 
     /// Where events are told.

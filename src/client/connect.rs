@@ -13,12 +13,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream, client};
 
 use crate::client::ahead::{Ahead, Expected, Shaken};
+use crate::client::asks::Ask;
 use crate::client::event::{self, Events};
 use crate::client::invite::Redemption;
 use crate::client::remote::Endpoint;
 use crate::client::session::reported;
 use crate::error::{Error, ErrorKind, Result, kind_of_io};
-use crate::limits::{CONNECT_TIMEOUT, RETRY_BACKOFF};
+use crate::limits::{CONNECT_TIMEOUT, NEAR_ROUND_TRIP, RETRY_BACKOFF};
 use crate::net::{self, Congestion, Connection, Event, Handler, Limits, Socket, SocketBuffers};
 use crate::path::escape_text;
 use crate::protocol::{Breach, Bytes16, ClientHello, Failed, Goodbye, Kind, List, Message, ServerHello, VERSIONS};
@@ -47,19 +48,16 @@ pub(crate) struct Dialer {
     /// What the first connection will be followed by.
     expected: Expected,
     ahead: Ahead,
-}
-
-/// A connection that joins a session.
-pub(crate) struct Joining {
-    pub(crate) connection: Connection,
-    /// The server has let it join; else its hello is due, see [`take_hello`].
-    pub(crate) is_greeted: bool,
+    /// What leaves with the hello of the first connection, over a long link.
+    asks: Vec<Ask>,
 }
 
 /// A connection on which both sides have greeted.
 pub(crate) struct Greeted {
     pub(crate) connection: Connection,
     pub(crate) hello: ServerHello,
+    /// What was asked with our hello.
+    pub(crate) asked: Vec<Ask>,
     /// The server's key, as it proved itself.
     pub(crate) pin: Option<Pin>,
     /// What was negotiated, for `--verbose`.
@@ -78,7 +76,7 @@ impl Dialer {
         invite: Option<Redemption>,
     ) -> Dialer {
         let limits = Limits::of([rate]);
-        let (expected, ahead) = (Expected::default(), Ahead::default());
+        let (expected, ahead, asks) = (Expected::default(), Ahead::default(), Vec::new());
         Dialer {
             endpoint,
             tls,
@@ -89,12 +87,15 @@ impl Dialer {
             limits,
             expected,
             ahead,
+            asks,
         }
     }
 
-    /// Beside the first connection, it begins those that a transfer like this will want.
-    pub(crate) fn expecting(self, expected: Expected) -> Dialer {
-        Dialer { expected, ..self }
+    /// Beside the first connection, it begins those that a transfer like this will want, and with its hello it asks this.
+    pub(crate) fn expecting(self, expected: Expected, asks: Vec<Ask>) -> Dialer {
+        // What an invite gives counts, taken or not.
+        let asks = if self.invite.is_some() { Vec::new() } else { asks };
+        Dialer { expected, asks, ..self }
     }
 
     /// Connects and greets, all within [`CONNECT_TIMEOUT`].
@@ -106,31 +107,28 @@ impl Dialer {
     /// # Cancel safety
     /// Safe: an unfinished connection is dropped.
     pub(crate) async fn connect(&self) -> Result<Greeted> {
-        let attempt = async { self.greet_over(self.reach().await?, None).await };
+        let attempt = async { self.greet_over(self.reach().await?, &[]).await };
         timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(self.too_late()))
     }
 
-    /// Joins a session: connects to the very address that its first connection goes to, and shows the token. One that
-    /// was not begun ahead comes back before the server's hello: what may be asked for can follow the token.
+    /// Joins a session: connects to the very address that its first connection goes to, and shows the token. The
+    /// server's hello is due on the connection that comes back, see [`take_hello`].
     ///
     /// # Errors
-    /// As [`Dialer::connect`]; `Session` or `Limit` when the server does not let it join.
+    /// As [`Dialer::connect`].
     ///
     /// # Cancel safety
     /// Safe.
-    pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Joining> {
+    pub(crate) async fn join(&self, address: SocketAddr, token: Bytes16) -> Result<Connection> {
         let joining = async {
-            if let Some(tls) = self.ahead.next(address).await
-                && let Ok(Greeted { connection, .. }) = self.greet_over_tls(tls, Some(token)).await
-            {
-                return Ok(Joining { connection, is_greeted: true });
-            }
-            let tcp = reach(&self.endpoint, vec![address], &self.congestion).await?;
-            let tls = self.handshake().over(tcp).await?;
+            let tls = match self.ahead.next(address).await {
+                Some(tls) => tls,
+                None => self.shake(address).await?,
+            };
             self.tls.accept_server(tls.get_ref().1, self.endpoint.host())?;
             let mut connection = self.connection(tls);
             connection.send(0, &self.hello(Some(token)));
-            Ok(Joining { connection, is_greeted: false })
+            Ok(connection)
         };
         let late = |_| Err(Error::new(ErrorKind::Timeout, format!("{} did not answer in time", self.endpoint)));
         timeout(CONNECT_TIMEOUT, joining).await.unwrap_or_else(late)
@@ -156,7 +154,7 @@ impl Dialer {
                 was_reached = reached.as_ref().map_or_else(was_reset, |_| true);
                 let tcp = reached?;
                 self.ahead.begin(self.expected, &tcp, |address| self.shake(address));
-                self.greet_over(tcp, None).await
+                self.greet_over(tcp, &self.asks).await
             };
             let error = match timeout(left, attempt).await {
                 Ok(Ok(greeted)) => return Ok(greeted),
@@ -200,25 +198,22 @@ impl Dialer {
         Handshake { tls, host, buffers: self.buffers.clone(), congestion: self.congestion.clone() }
     }
 
-    async fn greet_over(&self, tcp: TcpStream, join: Option<Bytes16>) -> Result<Greeted> {
+    async fn greet_over(&self, tcp: TcpStream, asks: &[Ask]) -> Result<Greeted> {
         let tls = self.handshake().over(tcp).await?;
-        self.greet_over_tls(tls, join).await
-    }
-
-    async fn greet_over_tls(&self, tls: client::TlsStream<Socket>, join: Option<Bytes16>) -> Result<Greeted> {
         let host = self.endpoint.host();
         let warnings = self.tls.accept_server(tls.get_ref().1, host)?;
         let description = describe(tls.get_ref().1);
         let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let pin = certificate.and_then(|certificate| Pin::of_certificate(certificate).ok());
         let mut connection = self.connection(tls);
-        let ours = self.hello(join);
-        let hello = greet(&mut connection, host, &ours).await?;
+        let ours = self.hello(None);
+        let asked = asked_over(&connection, asks);
+        let hello = greet(&mut connection, host, &ours, &asked).await?;
         if ours.receipts == Some(true) && hello.receipt_key.is_none() {
             let message = format!("{host} gives no receipts: without --receipts it stores all the same");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        Ok(Greeted { connection, hello, pin, description, warnings })
+        Ok(Greeted { connection, hello, asked, pin, description, warnings })
     }
 
     fn connection(&self, tls: client::TlsStream<Socket>) -> Connection {
@@ -366,11 +361,27 @@ fn watch_over(tcp: &TcpStream) {
     let _ = sockopt::set_tcp_user_timeout(tcp, u32::try_from(NETWORK_TIMEOUT.as_millis()).unwrap_or(30_000));
 }
 
-/// Exchanges hellos. Nothing but our version leaves before the server has accepted us.
-async fn greet(connection: &mut Connection, host: &str, hello: &ClientHello) -> Result<ServerHello> {
+/// What is asked together with the hello: over a long link all, over a short one, which costs little time, nothing.
+fn asked_over(connection: &Connection, asks: &[Ask]) -> Vec<Ask> {
+    let is_far = connection.socket().info().is_some_and(|info| info.rtt > NEAR_ROUND_TRIP);
+    if is_far { asks.to_vec() } else { Vec::new() }
+}
+
+/// Exchanges hellos. Nothing but our version, and what is asked, leaves before the server has accepted us; the handshake
+/// has proven it by now.
+async fn greet(connection: &mut Connection, host: &str, hello: &ClientHello, asks: &[Ask]) -> Result<ServerHello> {
     connection.send(0, hello);
+    asks.iter().for_each(|ask| connection.send_frame(ask.frame.clone()));
+    if !asks.is_empty() {
+        // However this attempt ends, what it asked shall not arrive when another has asked it again.
+        connection.socket().give_up();
+    }
     let event = connection.next(&mut NoContent).await.map_err(|error| explain_first_read(error, host))?;
-    take_hello(connection, host, event)
+    let hello = take_hello(connection, host, event)?;
+    if !asks.is_empty() {
+        connection.socket().keep();
+    }
+    Ok(hello)
 }
 
 /// Takes the first event of a connection, which is to be the hello of this server.
@@ -436,7 +447,121 @@ impl Handler for NoContent {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio_rustls::{TlsAcceptor, server};
+
     use super::*;
+    use crate::client::FirstAsks;
+    use crate::path::RemotePath;
+    use crate::protocol::{FRAME_HEADER_LEN, Header, Stat};
+    use crate::tls::{self, ServerOptions, ServerTls};
+
+    /// A client of a server on this machine, and that server when it has shaken hands.
+    async fn shaken(asks: &[Ask]) -> (Dialer, client::TlsStream<Socket>, server::TlsStream<TcpStream>) {
+        let folder = tempfile::tempdir().unwrap();
+        let request =
+            tls::folder::Request { directory: folder.path().join("certs"), ..tls::folder::Request::default() };
+        tls::folder::make(&request, time::OffsetDateTime::now_utc()).unwrap();
+        let trusted = ClientTls::load(&tls::ClientOptions::in_folder(&request.directory)).unwrap();
+        let server = ServerTls::load(&ServerOptions::in_folder(&request.directory)).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Endpoint::parse(b"localhost:1").unwrap();
+        let dialer = Dialer::new(endpoint, trusted, Congestion::default(), None, false, None)
+            .expecting(Expected::default(), asks.to_vec());
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let accept = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            TlsAcceptor::from(server.config()).accept(tcp).await.unwrap()
+        };
+        let (here, there) = tokio::join!(dialer.handshake().over(tcp), accept);
+        (dialer, here.unwrap(), there)
+    }
+
+    async fn frame(stream: &mut server::TlsStream<TcpStream>) -> (Kind, u32, Vec<u8>) {
+        let mut header = [0; FRAME_HEADER_LEN];
+        stream.read_exact(&mut header).await.unwrap();
+        let header = Header::decode(&header).unwrap();
+        let mut payload = vec![0; header.len as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        (header.kind.unwrap(), header.transfer, payload)
+    }
+
+    fn server_hello() -> Vec<u8> {
+        let hello = ServerHello {
+            version: VERSIONS[0],
+            agent: "test".into(),
+            principal: None,
+            rights: 1,
+            token: None,
+            unasked_max: 0,
+            open_max: 1,
+            idle_seconds: 60,
+            now: 0,
+            file_mode: None,
+            directory_mode: None,
+            zeros: None,
+            finish_ahead: None,
+            receipt_key: None,
+            invites: None,
+            trees: None,
+            xattrs: None,
+        };
+        hello.to_frame(0)
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_leaves_before_the_server_has_said_anything() {
+        let path = RemotePath::parse(b"x").unwrap();
+        let asks = FirstAsks::stat(&path).frames(None);
+        let (dialer, here, mut there) = shaken(&asks).await;
+        let mut connection = dialer.connection(here);
+        let linger = |connection: &Connection| socket2::SockRef::from(connection.socket().tcp()).linger().unwrap();
+        let (hello, greeting) = (dialer.hello(None), async |connection: &mut Connection, hello: &ClientHello| {
+            greet(connection, "localhost", hello, &asks).await
+        });
+        let server = async {
+            assert_eq!(frame(&mut there).await.0, Kind::ClientHello);
+            let (kind, transfer, payload) = frame(&mut there).await;
+            assert_eq!((kind, transfer), (Kind::Stat, 1));
+            assert_eq!(Stat::from_payload(&payload).unwrap().path, path);
+            there.write_all(&server_hello()).await.unwrap();
+        };
+        let (greeted, ()) = tokio::join!(greeting(&mut connection, &hello), server);
+        assert_eq!(greeted.unwrap().agent, "test");
+        assert_eq!(linger(&connection), None);
+
+        let (dialer, here, there) = shaken(&asks).await;
+        let mut connection = dialer.connection(here);
+        let (greeted, ()) = tokio::join!(greeting(&mut connection, &hello), async { drop(there) });
+        assert_eq!(greeted.unwrap_err().kind(), ErrorKind::Connection);
+        assert_eq!(linger(&connection), Some(Duration::ZERO), "what it asked must not arrive later");
+    }
+
+    #[tokio::test]
+    async fn a_near_server_is_asked_nothing_before_it_has_greeted() {
+        let asks = FirstAsks::stat(&RemotePath::root()).frames(None);
+        let (dialer, here, mut there) = shaken(&asks).await;
+        let mut connection = dialer.connection(here);
+        if connection.socket().info().is_none_or(|info| info.rtt > NEAR_ROUND_TRIP) {
+            return println!("skipped: this machine is too busy to be near to itself");
+        }
+        let asked = asked_over(&connection, &asks);
+        assert!(asked.is_empty());
+        let server = async {
+            assert_eq!(frame(&mut there).await.0, Kind::ClientHello);
+            there.write_all(&server_hello()).await.unwrap();
+            there
+        };
+        let hello = dialer.hello(None);
+        let (greeted, mut there) = tokio::join!(greet(&mut connection, "localhost", &hello, &asked), server);
+        greeted.unwrap();
+        drop(connection);
+        let mut rest = Vec::new();
+        // It ends without a word, which is all that matters here.
+        let _ = there.read_to_end(&mut rest).await;
+        assert_eq!(rest, b"");
+    }
 
     #[test]
     fn families_take_turns() {

@@ -31,6 +31,7 @@ use crate::client::api::{Client, Item};
 use crate::client::blocking::spawn_blocking;
 use crate::client::compare::Links;
 use crate::client::download::early::Existing;
+pub(super) use crate::client::download::early::first_gets;
 use crate::client::download::names::{Landed, Role};
 use crate::client::download::small::{BATCH_FILES, BATCH_LEN, BATCHES_MAX};
 use crate::client::download::tree::{Filled, Settling};

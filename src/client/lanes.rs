@@ -27,7 +27,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::buffer::{Buffer, Pool};
-use crate::client::connect::{Joining, take_hello};
+use crate::client::connect::take_hello;
 use crate::client::lanes::at_work::AtWork;
 use crate::client::lanes::parts::Parts;
 use crate::client::life::Life;
@@ -35,13 +35,17 @@ use crate::client::session::{EVENTS_MAX, Leases, end, give_up};
 use crate::client::shelf::{Filling, Shelf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, group_len, group_offset};
-use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX};
+use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX, KIB};
 use crate::net::{Connection, Event, Handler};
 use crate::protocol::{Breach, Goodbye, Kind, List, Message, Want, Working, Written};
 use crate::transfer::{Seen, Width};
 
 /// Groups of content that wait to be taken: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
+
+/// Bytes of content that a lane sends before the server has let it join: what leaves in its first round trip anyway, and
+/// little to send again should it not be let in.
+const UNPROVEN_MAX: usize = 16 * KIB;
 
 /// Groups that a lane owes at least, while there are any to ask for: one that comes, and one behind it.
 const WANTED_MIN: usize = 2;
@@ -364,10 +368,9 @@ impl Lanes {
     }
 
     /// Drives a lane until it or the session ends.
-    pub(crate) async fn drive(self, Joining { mut connection, is_greeted }: Joining, pool: Pool, place: Place) {
+    pub(crate) async fn drive(self, mut connection: Connection, pool: Pool, place: Place) {
         let Some(number) = self.enter(place) else { return };
-        let (filling, leases) = (HashMap::new(), Leases::new(pool));
-        let mut front = Front { lanes: self.clone(), number, place, is_greeted, taken: None, filling, leases };
+        let mut front = Front::new(self.clone(), number, place, pool);
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut life = Life::new();
@@ -481,10 +484,11 @@ impl Lanes {
         group
     }
 
-    /// The next piece of a group that a connection has taken; the group is gone after its last.
-    pub(crate) fn piece(&self, taken: &mut Option<Group>, is_first: bool) -> Option<(u32, u64, Bytes)> {
+    /// The next piece, of at most so many bytes, of a group that a connection has taken; the group is gone after its
+    /// last.
+    pub(crate) fn piece(&self, taken: &mut Option<Group>, is_first: bool, max: usize) -> Option<(u32, u64, Bytes)> {
         let group = taken.as_mut()?;
-        let piece = group.content.split_to(group.content.len().min(DATA_LEN_MAX));
+        let piece = group.content.split_to(group.content.len().min(max));
         let (transfer, offset) = (group.transfer, group.offset);
         group.offset += piece.len() as u64;
         if group.content.is_empty() {
@@ -659,12 +663,31 @@ struct Front {
     lanes: Lanes,
     number: u64,
     place: Place,
-    /// The server has let it join. Before that it asks, and sends nothing.
+    /// The server has let it join.
     is_greeted: bool,
+    /// So much may still be sent before that.
+    unproven: usize,
     taken: Option<Group>,
     /// Groups that are being received, by transfer.
     filling: HashMap<u32, Filling>,
     leases: Leases,
+}
+
+impl Front {
+    /// The lane's side of a connection over which a hello was sent.
+    fn new(lanes: Lanes, number: u64, place: Place, pool: Pool) -> Front {
+        let (filling, leases) = (HashMap::new(), Leases::new(pool));
+        let (is_greeted, unproven, taken) = (false, UNPROVEN_MAX, None);
+        Front { lanes, number, place, is_greeted, unproven, taken, filling, leases }
+    }
+
+    /// The same of one that the server has let in.
+    #[cfg(test)]
+    fn let_in(lanes: &Lanes, number: u64, place: Place, pool: &Pool) -> Front {
+        let mut front = Front::new(lanes.clone(), number, place, pool.clone());
+        front.is_greeted = true;
+        front
+    }
 }
 
 impl Drop for Front {
@@ -761,10 +784,14 @@ impl Handler for Front {
         if self.taken.as_ref().is_some_and(|group| !self.lanes.is_carried(group)) {
             self.taken = None;
         }
+        let max = if self.is_greeted { DATA_LEN_MAX } else { self.unproven };
+        if max == 0 {
+            return Poll::Pending;
+        }
         if self.taken.is_none() {
             let mut state = self.lanes.lock();
             let Some(lane) = state.lanes.get(&self.number) else { return Poll::Pending };
-            let may_take = self.is_greeted && lane.under_way.len() < lane.pace.groups();
+            let may_take = lane.under_way.len() < lane.pace.groups();
             let group = if may_take { state.take() } else { None };
             let Some(lane) = state.lanes.get_mut(&self.number) else { return Poll::Pending };
             match &group {
@@ -773,7 +800,11 @@ impl Handler for Front {
             }
             self.taken = group;
         }
-        self.lanes.piece(&mut self.taken, false).map_or(Poll::Pending, Poll::Ready)
+        let piece = self.lanes.piece(&mut self.taken, false, max);
+        if let Some((.., content)) = &piece {
+            self.unproven -= content.len().min(self.unproven);
+        }
+        piece.map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -889,15 +920,7 @@ mod tests {
             WANTED_MIN,
             "it works on one while the other comes"
         );
-        let mut front = Front {
-            lanes: lanes.clone(),
-            number,
-            place: Place::Thread,
-            is_greeted: true,
-            taken: None,
-            filling: HashMap::new(),
-            leases: Leases::new(Pool::new(4 * GROUP_LEN)),
-        };
+        let mut front = Front::let_in(&lanes, number, Place::Thread, &Pool::new(4 * GROUP_LEN));
         let lane = std::thread::spawn(move || {
             let mut cx = Context::from_waker(Waker::noop());
             let Poll::Ready(Ok(space)) = front.poll_space(&mut cx, 7, 0, GROUP_LEN) else { panic!("no space") };
@@ -923,28 +946,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lane_that_is_not_let_in_yet_asks_and_moves_nothing() {
+    async fn a_lane_that_is_not_let_in_yet_asks_and_sends_a_little() {
         let lanes = Lanes::new();
         let carrier = lanes.carry(7, Shelf::default());
         assert_eq!(lanes.missing(2), 1);
         let number = lanes.enter(Place::Task).unwrap();
-        let (filling, leases) = (HashMap::new(), Leases::new(Pool::new(4 * GROUP_LEN)));
-        let (place, lanes) = (Place::Task, lanes.clone());
-        let mut front = Front { lanes: lanes.clone(), number, place, is_greeted: false, taken: None, filling, leases };
+        let mut front = Front::new(lanes.clone(), number, Place::Task, Pool::new(4 * GROUP_LEN));
         let mut cx = Context::from_waker(Waker::noop());
-        carrier.send(0, 0, Bytes::from_static(b"x")).await.unwrap();
-        let mut groups = 1..2;
-        assert_eq!(carrier.ask(2 * GROUP_LEN as u64, 1, || groups.next()).groups, 1);
+        for group in 0..2 {
+            let offset = group_offset(group);
+            carrier.send(group, offset, Bytes::from(vec![1; UNPROVEN_MAX - 1])).await.unwrap();
+        }
+        let mut groups = 2..3;
+        assert_eq!(carrier.ask(3 * GROUP_LEN as u64, 1, || groups.next()).groups, 1);
         assert_eq!(lanes.lock().lanes[&number].requests.len(), 1);
-        assert!(front.poll_data(&mut cx).is_pending());
-        let Poll::Ready(Err(refused)) = front.poll_space(&mut cx, 7, GROUP_LEN as u64, 9) else { panic!("let in") };
+        let mut send = |front: &mut Front| match front.poll_data(&mut cx) {
+            Poll::Ready((_, offset, content)) => Some((offset, content.len())),
+            Poll::Pending => None,
+        };
+        assert_eq!(send(&mut front), Some((0, UNPROVEN_MAX - 1)));
+        assert_eq!(send(&mut front), Some((GROUP_LEN as u64, 1)));
+        assert_eq!(send(&mut front), None, "it may not be let in");
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Err(refused)) = front.poll_space(&mut cx, 7, 2 * GROUP_LEN as u64, 9) else { panic!("let in") };
         assert_eq!(refused.kind(), ErrorKind::Protocol);
         front.is_greeted = true;
-        assert!(front.poll_data(&mut cx).is_ready());
+        let Poll::Ready((_, offset, content)) = front.poll_data(&mut cx) else { panic!("held back") };
+        assert_eq!((offset, content.len()), (GROUP_LEN as u64 + 1, UNPROVEN_MAX - 2));
         assert!(
-            matches!(front.poll_space(&mut cx, 7, GROUP_LEN as u64, 9), Poll::Ready(Ok(space)) if space.len() == 9)
+            matches!(front.poll_space(&mut cx, 7, 2 * GROUP_LEN as u64, 9), Poll::Ready(Ok(space)) if space.len() == 9)
         );
-        assert_eq!(carrier.under_way(), 1);
+        assert_eq!(carrier.under_way(), 2);
     }
 
     #[tokio::test]

@@ -76,15 +76,7 @@ impl Client {
         if xattrs {
             check_server(session.hello())?;
         }
-        let xattrs = xattrs.then_some(true);
-        let request = ListDirectory {
-            path: path.clone(),
-            after: after.map(|place| place.after),
-            count_max: Some(PIECE_MAX),
-            xattrs,
-            directory: after.and_then(|place| place.directory),
-        };
-        let mut exchange = session.open(&request).await?;
+        let mut exchange = session.open(&request(path, after, xattrs)).await?;
         let mut entries: Vec<Entry> = Vec::new();
         let mut bound = Bound::default();
         let (next, is_partial) = loop {
@@ -112,6 +104,17 @@ impl Client {
         // Not page by page: a piece that breaks and begins anew gets nowhere.
         self.progressed();
         Ok(Piece { entries, next, is_partial })
+    }
+}
+
+/// Asks for a piece of a directory's listing.
+pub(super) fn request(path: &RemotePath, after: Option<Place>, xattrs: bool) -> ListDirectory {
+    ListDirectory {
+        path: path.clone(),
+        after: after.map(|place| place.after),
+        count_max: Some(PIECE_MAX),
+        xattrs: xattrs.then_some(true),
+        directory: after.and_then(|place| place.directory),
     }
 }
 

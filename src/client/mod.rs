@@ -7,6 +7,7 @@
 
 mod ahead;
 mod api;
+mod asks;
 mod atomic;
 mod blocking;
 pub mod compare;
@@ -44,6 +45,7 @@ mod zeros;
 pub(crate) use {lanes::simulated as simulated_lane, session::simulated as simulated_line};
 
 pub use api::{Client, ClientOptions, ServerFacts};
+pub use asks::FirstAsks;
 pub use download::GetOptions;
 pub use library::Report;
 pub use listing::{Piece, Place};

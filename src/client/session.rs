@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::buffer::{Buffer, Pool};
+use crate::client::asks::Ask;
 use crate::client::lanes::{self, Carrier, Lanes};
 use crate::client::life::Life;
 use crate::client::receipts::Receipts;
@@ -149,7 +150,16 @@ struct Desk {
     ended: Option<Error>,
     /// Whether the driver shall say goodbye when all is written.
     closing: bool,
+    /// What was asked with the hello and nobody has claimed yet.
+    asked: Vec<Asked>,
     waker: Option<Waker>,
+}
+
+/// A request that left with the hello, and where its answers come.
+struct Asked {
+    frame: Bytes,
+    transfer: u32,
+    receiver: mpsc::Receiver<(u32, Reply)>,
 }
 
 enum Outgoing {
@@ -175,14 +185,19 @@ struct Slot {
     shelf: Shelf,
     /// For an upload of which a receipt is asked: its name, and the receipt once that has come.
     receipt: Option<(RemotePath, Option<Receipt>)>,
-    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    _permits: Permits,
 }
 
+/// Leave to have an exchange open, and to send its content without being asked. What was asked with the hello needed
+/// none.
+type Permits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
+
 impl Session {
-    /// A session over a connection whose hellos are exchanged, and the work that drives it until it ends.
+    /// A session over a connection whose hellos are exchanged, with what was asked with ours, and the work that drives
+    /// it until it ends.
     pub(crate) fn new(
         connection: Connection,
-        hello: ServerHello,
+        (hello, asked): (ServerHello, Vec<Ask>),
         pin: Option<Pin>,
         book: Option<Book>,
         pool: Pool,
@@ -196,6 +211,9 @@ impl Session {
         let processors = (workplace::processors(all, is_shared), workplace::threads(all, is_shared));
         let round_trip = connection.socket().info().map_or(Duration::ZERO, |info| info.rtt_min);
         let session = Session::of((hello, pin, book), (address, round_trip), processors, stalls);
+        for ask in asked {
+            session.enter_asked(ask);
+        }
         let work = drive(connection, session.clone(), pool);
         (session, work)
     }
@@ -215,6 +233,7 @@ impl Session {
             next_transfer: 1,
             ended: None,
             closing: false,
+            asked: Vec::new(),
             waker: None,
         };
         Session(Arc::new(Shared {
@@ -305,11 +324,35 @@ impl Session {
     }
 
     async fn open_with<M: Message>(&self, request: &M, put: Option<&RemotePath>) -> Result<Exchange> {
+        if let Some(exchange) = self.claim(request) {
+            return Ok(exchange);
+        }
         let (replies, receiver) = mpsc::channel(REPLIES_MAX);
         let permit = self.permit(&self.0.open, 1).await?;
         let frames = |transfer| vec![request.to_frame(transfer).into()];
-        let transfer = self.enter(replies, (permit, None), 0, put, frames)?;
+        let transfer = self.enter(replies, (Some(permit), None), 0, put, frames)?;
         Ok(Exchange { session: self.clone(), transfer, receiver, is_over: false })
+    }
+
+    /// Enters what has left with the hello.
+    fn enter_asked(&self, Ask { frame, unasked_max, put }: Ask) {
+        let (replies, receiver) = mpsc::channel(REPLIES_MAX);
+        // It counts like any other, where there is room for it.
+        let permit = Arc::clone(&self.0.open).try_acquire_owned().ok();
+        // A session that is new has not ended.
+        if let Ok(transfer) = self.enter(replies, (permit, None), unasked_max, put.as_ref(), |_| Vec::new()) {
+            self.desk().asked.push(Asked { frame, transfer, receiver });
+        }
+    }
+
+    /// The exchange of this very request, if it has left with the hello and is nobody's yet.
+    fn claim<M: Message>(&self, request: &M) -> Option<Exchange> {
+        let mut desk = self.desk();
+        let is_it = |asked: &Asked| asked.frame == request.to_frame(asked.transfer);
+        let found = desk.asked.iter().position(is_it)?;
+        let Asked { transfer, receiver, .. } = desk.asked.swap_remove(found);
+        drop(desk);
+        Some(Exchange { session: self.clone(), transfer, receiver, is_over: false })
     }
 
     /// Opens a download. At most `unasked_max` bytes may come without being wanted.
@@ -317,6 +360,9 @@ impl Session {
     /// # Errors
     /// Why the session has ended.
     pub(crate) async fn open_get(&self, get: &Get) -> Result<Exchange> {
+        if let Some(exchange) = self.claim(get) {
+            return Ok(exchange);
+        }
         let (replies, receiver) = mpsc::channel(REPLIES_MAX);
         let transfer = self.get_into(get, replies).await?;
         Ok(Exchange { session: self.clone(), transfer, receiver, is_over: false })
@@ -329,7 +375,7 @@ impl Session {
     /// Why the session has ended.
     pub(crate) async fn get_into(&self, get: &Get, replies: Replies) -> Result<u32> {
         let permit = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (permit, None), get.unasked_max, None, |transfer| vec![get.to_frame(transfer).into()])
+        self.enter(replies, (Some(permit), None), get.unasked_max, None, |transfer| vec![get.to_frame(transfer).into()])
     }
 
     /// Sends a request whose answer goes where those of others go.
@@ -338,7 +384,7 @@ impl Session {
     /// Why the session has ended.
     pub(crate) async fn request_into<M: Message>(&self, request: &M, replies: Replies) -> Result<u32> {
         let permit = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (permit, None), 0, None, |transfer| vec![request.to_frame(transfer).into()])
+        self.enter(replies, (Some(permit), None), 0, None, |transfer| vec![request.to_frame(transfer).into()])
     }
 
     /// Sends a small file whole: description, content and finish at once. One answer comes.
@@ -358,7 +404,7 @@ impl Session {
         let cost = unasked_cost(unasked_len(put, finish.size));
         let unasked = self.permit(&self.0.unasked, cost).await?;
         let open = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (open, Some(unasked)), 0, Some(&put.path), |transfer| {
+        self.enter(replies, (Some(open), Some(unasked)), 0, Some(&put.path), |transfer| {
             let mut frames = vec![put.to_frame(transfer)];
             if !content.is_empty() {
                 let header = Header::new(Kind::Data, transfer, 8 + content.len()).encode();
@@ -449,7 +495,7 @@ impl Session {
     fn enter(
         &self,
         replies: Replies,
-        permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+        permits: Permits,
         unasked_max: u64,
         put: Option<&RemotePath>,
         frames: impl FnOnce(u32) -> Vec<Bytes>,
@@ -845,7 +891,7 @@ impl Handler for Front {
         if self.taken.is_none() {
             self.taken = lanes.take_first(cx);
         }
-        lanes.piece(&mut self.taken, true).map_or(Poll::Pending, Poll::Ready)
+        lanes.piece(&mut self.taken, true, DATA_LEN_MAX).map_or(Poll::Pending, Poll::Ready)
     }
 }
 

@@ -320,6 +320,29 @@ impl Client {
     }
 }
 
+/// The description of an upload of which nothing else is known.
+pub(super) fn put_message(
+    target: &RemotePath,
+    upload_id: Bytes16,
+    if_exists: IfExists,
+    resume: Option<Bytes16>,
+) -> Put {
+    Put {
+        path: target.clone(),
+        size: None,
+        mtime: None,
+        mode: None,
+        upload_id,
+        if_exists,
+        unasked: false,
+        no_base: false,
+        resume,
+        same_as: None,
+        same_root: None,
+        xattrs: None,
+    }
+}
+
 fn panicked(error: tokio::task::JoinError) -> Error {
     Error::new(ErrorKind::Internal, "a task of the upload failed").with_source(error)
 }
@@ -374,7 +397,8 @@ impl Run {
                     return Ok(());
                 }
                 let role = Role::Alone;
-                let mut file = FileJob { item, target, source, upload_id: UploadId::default(), directory, same, role };
+                let upload_id = UploadId(self.job.client.described(&target, &version).map(|id| (version, id)));
+                let mut file = FileJob { item, target, source, upload_id, directory, same, role };
                 match same.map(|same| (same, self.names.meet(same))) {
                     None => {}
                     Some((_, Met::First(lead))) => file.role = Role::First(lead),
@@ -639,20 +663,7 @@ impl Job {
     }
 
     fn put_message(&self, target: &RemotePath, upload_id: Bytes16) -> Put {
-        Put {
-            path: target.clone(),
-            size: None,
-            mtime: None,
-            mode: None,
-            upload_id,
-            if_exists: self.if_exists,
-            unasked: false,
-            no_base: false,
-            resume: self.client.resume_key(),
-            same_as: None,
-            same_root: None,
-            xattrs: None,
-        }
+        put_message(target, upload_id, self.if_exists, self.client.resume_key())
     }
 
     fn check_expected(&self, size: u64, root: Root) -> Result<()> {

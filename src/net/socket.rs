@@ -127,6 +127,12 @@ impl Socket {
         let _ = self.tcp.set_zero_linger();
     }
 
+    /// Takes [`Socket::give_up`] back: dropped, the connection sends what it still has.
+    pub fn keep(&self) {
+        // As above.
+        let _ = socket2::SockRef::from(&self.tcp).set_linger(None);
+    }
+
     /// What the kernel knows of the path.
     #[must_use]
     pub fn info(&self) -> Option<TcpInfo> {
@@ -260,7 +266,7 @@ mod tests {
 
     /// What a peer that reads only later gets of what was written before the connection was dropped, and whether it
     /// ends like a whole one.
-    async fn arrives(gives_up: bool) -> (usize, usize, bool) {
+    async fn arrives(gives_up: bool, keeps: bool) -> (usize, usize, bool) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
@@ -275,6 +281,9 @@ mod tests {
         if gives_up {
             socket.give_up();
         }
+        if keeps {
+            socket.keep();
+        }
         drop(socket);
         let (mut read, mut buffer) = (0, vec![0; 1 << 20]);
         loop {
@@ -288,9 +297,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_given_up_does_not_arrive_later() {
-        let (written, read, is_whole) = arrives(false).await;
-        assert!(is_whole && read == written, "in order: {read} of {written}");
-        let (written, read, is_whole) = arrives(true).await;
+        for (gives_up, keeps) in [(false, false), (true, true)] {
+            let (written, read, is_whole) = arrives(gives_up, keeps).await;
+            assert!(is_whole && read == written, "in order: {read} of {written}");
+        }
+        let (written, read, is_whole) = arrives(true, false).await;
         assert!(!is_whole && read < written, "given up: {read} of {written}");
     }
 }

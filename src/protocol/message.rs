@@ -186,7 +186,7 @@ wire_enum! {
     }
 }
 
-/// The first frame of a client. It names no file: those follow the server's hello.
+/// The first frame of a client. It names no file: the requests that do follow it, or the server's hello.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ClientHello {

@@ -15,7 +15,7 @@ use crate::client::invite::Redemption;
 use crate::client::plan::{GetItem, GetTarget};
 use crate::client::remote::Endpoint;
 use crate::client::simulated_line::Line;
-use crate::client::{Client, ClientOptions, GetOptions};
+use crate::client::{Client, ClientOptions, FirstAsks, GetOptions};
 use crate::error::Error;
 use crate::limits::{KIB, MIB};
 use crate::protocol::{Entry, EntryKind, Get, GetAnswer, Mtime, Ticket};
@@ -41,11 +41,14 @@ struct Case {
     here: Option<usize>,
     options: GetOptions,
     invite: Option<Redemption>,
+    /// What it begins with leaves with the hello.
+    is_asked: bool,
 }
 
 impl Default for Case {
     fn default() -> Case {
-        Case { round_trip: FAR, names: vec!["x"], here: None, options: GetOptions::default(), invite: None }
+        let options = GetOptions::default();
+        Case { round_trip: FAR, names: vec!["x"], here: None, options, invite: None, is_asked: false }
     }
 }
 
@@ -56,21 +59,23 @@ impl Talk {
             fs::write(folder.path().join("x"), vec![1; len]).unwrap();
         }
         let (dialed, (events, told)) = (Arc::<Mutex<Option<Line>>>::default(), channel());
+        let item = |name: &&str| {
+            let target = GetTarget::Local(folder.path().join(name));
+            GetItem { source: RemotePath::parse(name.as_bytes()).unwrap(), target }
+        };
+        let items: Vec<GetItem> = case.names.iter().map(item).collect();
+        let first = if case.is_asked { FirstAsks::get(&items, &case.options) } else { FirstAsks::default() };
         let (line, round_trip) = (Arc::clone(&dialed), case.round_trip);
         let dial = move |client: &Client| {
             let stalls = Arc::clone(client.stalls());
-            let (session, made) = Line::new(hello(), round_trip, Pool::new(64 * MIB), stalls);
+            let said = (hello(), first.frames(None));
+            let (session, made) = Line::asked(said, round_trip, Pool::new(64 * MIB), stalls);
             *line.lock().unwrap() = Some(made);
             Ok(session)
         };
         let mut options = ClientOptions::new(Endpoint::parse(b"simulated").unwrap(), TRUST.clone());
         options.invite = case.invite;
         let client = Client::simulated(options, events, Box::new(dial));
-        let item = |name: &&str| {
-            let target = GetTarget::Local(folder.path().join(name));
-            GetItem { source: RemotePath::parse(name.as_bytes()).unwrap(), target }
-        };
-        let items = case.names.iter().map(item).collect();
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let local = LocalSet::new();
         let task = local.spawn_local(async move { client.get(items, case.options).await });
@@ -194,6 +199,30 @@ fn a_far_small_file_comes_with_the_first_answers() {
         talk.says(&[]);
         assert_eq!(talk.got().as_deref(), Some(&content[..]));
     }
+}
+
+#[test]
+fn what_was_asked_with_the_hello_is_not_asked_again() {
+    let is_asked = Case { is_asked: true, ..Case::default() };
+    let mut talk = Talk::begin(is_asked);
+    talk.says(&[]);
+    talk.hear(1, &answer(&content(9), true));
+    talk.line.hear_data(1, 0, &content(9)).unwrap();
+    talk.hear(1, &Finish { size: 9, root: Root::of(&content(9)) });
+    talk.hear(2, &entry(EntryKind::File, 9));
+    talk.says(&[]);
+    assert_eq!(talk.got().as_deref(), Some(&content(9)[..]));
+
+    // A directory, and a file that was replaced by another since: as if each had been asked for by itself.
+    let mut talk = Talk::begin(Case { is_asked: true, ..Case::default() });
+    talk.hear(1, &Failed::from_error(&Error::new(ErrorKind::IsDirectory, "it is a directory")));
+    talk.hear(2, &entry(EntryKind::Directory, 0));
+    talk.says(&[(Kind::List, 3)]);
+    let mut talk = Talk::begin(Case { is_asked: true, ..Case::default() });
+    talk.hear(2, &entry(EntryKind::File, LARGE));
+    talk.hear(1, &answer(&content(9), true));
+    talk.line.hear_data(1, 0, &content(9)).unwrap();
+    talk.says(&[(Kind::Failed, 1), (Kind::Get, 3)]);
 }
 
 #[test]

@@ -14,16 +14,7 @@ impl Line {
             return None;
         }
         let number = lanes.enter(Place::Task)?;
-        let (filling, leases) = (HashMap::new(), Leases::new(pool));
-        Some(Line(Front {
-            lanes: lanes.clone(),
-            number,
-            place: Place::Task,
-            is_greeted: true,
-            taken: None,
-            filling,
-            leases,
-        }))
+        Some(Line(Front::let_in(lanes, number, Place::Task, &pool)))
     }
 
     /// What the client sends now, as whole frames.

@@ -8,7 +8,18 @@ pub(crate) struct Line(Front);
 impl Line {
     /// A session with a server that says this and seems so far away, and its connection.
     pub(crate) fn new(hello: ServerHello, round_trip: Duration, pool: Pool, stalls: Arc<Stalls>) -> (Session, Line) {
+        Line::asked((hello, Vec::new()), round_trip, pool, stalls)
+    }
+
+    /// The same, when this has left with the hello of the client.
+    pub(crate) fn asked(
+        (hello, asked): (ServerHello, Vec<Ask>),
+        round_trip: Duration,
+        pool: Pool,
+        stalls: Arc<Stalls>,
+    ) -> (Session, Line) {
         let session = Session::of((hello, None, None), (None, round_trip), (8, 1), stalls);
+        asked.into_iter().for_each(|ask| session.enter_asked(ask));
         (session.clone(), Line(Front::new(session, pool)))
     }
 

@@ -5,14 +5,16 @@
 //! What the `Stat` tells still decides what is done and said; where that is not to take the file, the opened exchange is
 //! dropped, which ends it on the server, and whatever it failed with is of no concern.
 
+use std::fs::Metadata;
 use std::path::Path;
 
-use super::{Job, blocking};
-use crate::client::plan;
+use super::{GetOptions, Job, blocking};
+use crate::client::plan::{self, GetItem, GetTarget};
 use crate::client::session::Exchange;
 use crate::error::Result;
 use crate::limits::{NEAR_ROUND_TRIP, UNASKED_FILE_MAX};
 use crate::path::RemotePath;
+use crate::protocol::{Get, Stat};
 
 /// What stands under the name that a download goes to, links followed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,10 @@ pub(super) enum Existing {
 }
 
 impl Existing {
+    fn of(there: &Metadata) -> Existing {
+        if there.is_dir() { Existing::Directory } else { Existing::File(there.len()) }
+    }
+
     /// What it is to a plan.
     pub(super) fn kind(self) -> plan::Kind {
         match self {
@@ -33,11 +39,7 @@ impl Existing {
     /// Looks. Nothing that can be looked at is nothing.
     pub(super) async fn at(target: &Path) -> Result<Option<Existing>> {
         let target = target.to_path_buf();
-        blocking(move || {
-            let there = target.metadata().ok();
-            Ok(there.map(|there| if there.is_dir() { Existing::Directory } else { Existing::File(there.len()) }))
-        })
-        .await
+        blocking(move || Ok(target.metadata().ok().as_ref().map(Existing::of))).await
     }
 }
 
@@ -50,6 +52,22 @@ fn unasked_max(existing: Option<Existing>) -> Option<u64> {
         None => Some(UNASKED_FILE_MAX),
         Some(Existing::File(len)) if len > UNASKED_FILE_MAX => Some(0),
         Some(Existing::File(_) | Existing::Directory) => None,
+    }
+}
+
+/// What the download of the only item that is named begins with: the file itself, and what stands there.
+pub(in crate::client) fn first_gets(item: &GetItem, options: &GetOptions) -> (Option<Get>, Option<Stat>) {
+    let path = &item.source;
+    let get = |unasked_max| Get { path: path.clone(), unasked_max, xattrs: None };
+    match &item.target {
+        GetTarget::Stream => (Some(get(0)), None),
+        GetTarget::Local(target) => {
+            let stat = Stat { path: path.clone(), xattrs: None };
+            let existing = target.metadata().ok().as_ref().map(Existing::of);
+            // What attributes cost is asked of a server that is known to have them.
+            let is_plain = !options.dry_run && options.filter.is_empty() && !options.xattrs;
+            (unasked_max(existing).filter(|_| is_plain).map(get), Some(stat))
+        }
     }
 }
 

@@ -41,7 +41,6 @@ impl Drop for AtWork {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::pin::pin;
     use std::sync::Arc;
     use std::task::{Context, Poll, Waker};
@@ -49,7 +48,6 @@ mod tests {
     use super::super::{Carrier, Front, Lanes, Place};
     use super::*;
     use crate::buffer::Pool;
-    use crate::client::session::Leases;
     use crate::client::shelf::Shelf;
     use crate::limits::GROUP_LEN;
     use crate::net::Handler as _;
@@ -60,8 +58,7 @@ mod tests {
         let number = lanes.enter(place).unwrap();
         let mut groups = 0..2;
         assert_eq!(carrier.ask(2 * GROUP_LEN as u64, 2, || groups.next()).groups, 2);
-        let (filling, leases) = (HashMap::new(), Leases::new(Pool::new(4 * GROUP_LEN)));
-        Front { lanes: lanes.clone(), number, place, is_greeted: true, taken: None, filling, leases }
+        Front::let_in(lanes, number, place, &Pool::new(4 * GROUP_LEN))
     }
 
     /// The groups that were told to be lost, ascending, when nothing else was told.

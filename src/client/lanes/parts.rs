@@ -200,13 +200,11 @@ fn place(offset: u64) -> (u64, usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
     use super::super::{Asked, Carrier, Front, Lanes, Place, Report};
     use super::*;
-    use crate::client::session::Leases;
     use crate::hash::group_len;
     use crate::net::Handler as _;
 
@@ -218,8 +216,7 @@ mod tests {
         let count = 2 + lanes.lock().lanes.len();
         assert_eq!(lanes.missing(count), 1);
         let number = lanes.enter(Place::Task).unwrap();
-        let (filling, leases) = (HashMap::new(), Leases::new(pool.clone()));
-        Front { lanes: lanes.clone(), number, place: Place::Task, is_greeted: true, taken: None, filling, leases }
+        Front::let_in(lanes, number, Place::Task, pool)
     }
 
     /// What a lane owes: offsets and lengths.

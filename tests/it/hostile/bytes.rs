@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::super::codec::{alone, memory};
 use super::super::vectors::vectors;
-use super::peer::{End, Peer, SOON, World, block_on, data, finish, hello, put, put_small};
+use super::peer::{End, Peer, SOON, World, block_on, data, finish, hello, path, put, put_small};
 
 /// How a client leaves.
 #[derive(Clone, Copy, Debug)]
@@ -310,6 +310,38 @@ async fn only_our_protocol_is_spoken() {
     assert!(peer.is_alive().await);
     drop(peer);
     world.check(&[]).await;
+}
+
+#[tokio::test]
+async fn what_follows_a_hello_is_answered_after_it_and_only_if_that_is_taken() {
+    let world = World::new().await;
+    std::fs::write(world.root().join("x"), b"stays").unwrap();
+    let stranger = ClientHello { versions: List(vec![2]), ..hello() };
+    for hello in [hello(), stranger.clone()] {
+        let asked = [
+            hello.to_frame(0),
+            Stat { path: path("x"), xattrs: None }.to_frame(1),
+            Get { path: path("x"), unasked_max: 9, xattrs: None }.to_frame(2),
+            Remove { path: path("x"), recursive: false }.to_frame(3),
+        ];
+        let mut peer = world.connect().await;
+        if hello == stranger {
+            peer.bytes(&asked.concat()).await;
+            assert_eq!(peer.end().await, End::Goodbye(ErrorKind::Version));
+            continue;
+        }
+        peer.bytes(&asked[..3].concat()).await;
+        assert_eq!(peer.frame().await.unwrap().0, Kind::ServerHello);
+        let mut answers = Vec::new();
+        while answers.len() < 4 {
+            let (kind, transfer, _) = peer.frame().await.unwrap();
+            answers.push((transfer, kind));
+        }
+        answers.sort_by_key(|&(transfer, _)| transfer);
+        let expected = [(1, Kind::Entry), (2, Kind::GetAnswer), (2, Kind::Data), (2, Kind::Finish)];
+        assert_eq!(answers, expected);
+    }
+    world.check(&[("x", b"stays")]).await;
 }
 
 #[tokio::test]

@@ -289,6 +289,30 @@ async fn what_a_lane_wants_may_follow_its_token() {
 }
 
 #[tokio::test]
+async fn content_may_follow_the_token_of_a_lane() {
+    let world = World::new().await;
+    let whole = content(2 * G);
+    let mut first = world.greeted().await;
+    let (transfer, _) = first.begin(&put("x", whole.len() as u64)).await;
+    // One that is not let in brings nothing.
+    for token in [Bytes16([0; 16]), first.token.unwrap()] {
+        let mut lane = world.connect().await;
+        let hello = ClientHello { join: Some(token), ..super::peer::hello() };
+        lane.bytes(&[hello.to_frame(0), group(transfer, 1, &whole)].concat()).await;
+        if Some(token) != first.token {
+            assert_eq!(lane.end().await, End::Goodbye(ErrorKind::Session));
+            continue;
+        }
+        assert_eq!(lane.frame().await.unwrap().0, Kind::ServerHello);
+        written(&mut lane, transfer, &[1]).await;
+    }
+    first.bytes(&group(transfer, 0, &whole)).await;
+    finished(&mut first, transfer, &whole).await;
+    drop(first);
+    world.check(&[("x", &whole)]).await;
+}
+
+#[tokio::test]
 async fn a_finish_that_was_foretold_is_not_waited_for() {
     let world = World::new().await;
     let whole = content(3 * G);
