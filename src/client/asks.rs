@@ -1,8 +1,8 @@
 //! What is asked together with the hello.
 //!
 //! The hellos take a round trip, and so does whatever is asked after them. Over a long link, what a command is known to
-//! begin with leaves right behind the client's hello, and is answered right behind the server's. Who says nothing of
-//! that to a command is none the worse: a request is asked as ever where it was not asked already.
+//! begin with leaves right behind the client's hello, and is answered right behind the server's. A request that was not
+//! asked so is asked when its turn comes, as ever.
 //!
 //! Invariants: nothing leaves before the handshake has proven the server; no content leaves before its hello was read;
 //! what is asked so changes nothing by itself, so that it may be asked again over another connection.

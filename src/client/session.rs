@@ -346,7 +346,7 @@ impl Session {
     }
 
     /// The exchange of this very request, if it has left with the hello and is nobody's yet.
-    fn claim<M: Message>(&self, request: &M) -> Option<Exchange> {
+    pub(crate) fn claim<M: Message>(&self, request: &M) -> Option<Exchange> {
         let mut desk = self.desk();
         let is_it = |asked: &Asked| asked.frame == request.to_frame(asked.transfer);
         let found = desk.asked.iter().position(is_it)?;

@@ -82,11 +82,14 @@ impl Job {
             return Ok(None);
         }
         let Some(unasked_max) = unasked_max(existing) else { return Ok(None) };
-        let session = self.session().await?;
+        let (session, get) = (self.session().await?, self.get_message(source, unasked_max));
+        if let Some(asked) = session.claim(&get) {
+            return Ok(Some(asked));
+        }
         if session.round_trip() < NEAR_ROUND_TRIP {
             return Ok(None);
         }
         // Should the connection have broken, the request that comes next meets that too, and knows what to do.
-        Ok(session.open_get(&self.get_message(source, unasked_max)).await.ok())
+        Ok(session.open_get(&get).await.ok())
     }
 }
