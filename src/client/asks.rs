@@ -5,15 +5,14 @@
 //! asked so is asked when its turn comes, as ever.
 //!
 //! Invariants: nothing leaves before the handshake has proven the server; no content leaves before its hello was read;
-//! what is asked so changes nothing by itself, so that it may be asked again over another connection.
+//! what is asked so stores and removes nothing, and may be asked again over another connection.
 
 use bytes::Bytes;
 
 use super::GetOptions;
-use super::compare::sent_mode;
 use super::download::first_gets;
 use super::plan::{GetItem, PutItem, PutSource};
-use super::upload::{PutOptions, put_message};
+use super::upload::{PutOptions, describe, put_message};
 use super::walk::{Found, SourceVersion, Walk};
 use crate::client::api::random_id;
 use crate::limits::UNASKED_FILE_MAX;
@@ -125,13 +124,8 @@ fn description(items: &[PutItem], options: &PutOptions) -> Option<FirstAsk> {
     if version.size <= UNASKED_FILE_MAX {
         return None;
     }
-    let put = Put {
-        size: Some(version.size),
-        mtime: Some(attributes.mtime),
-        mode: Some(sent_mode(attributes.mode, options.special_modes)),
-        ..put_message(&target, random_id().ok()?, options.if_exists, None)
-    };
-    Some(FirstAsk::Put(put, version))
+    let put = put_message(&target, random_id().ok()?, options.if_exists, None);
+    Some(FirstAsk::Put(describe(put, &version, &attributes, options.special_modes), version))
 }
 
 #[cfg(test)]

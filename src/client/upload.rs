@@ -30,6 +30,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::client::api::{Client, Item, random_id};
 use crate::client::compare::Links;
+use crate::client::compare::sent_mode;
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::Filter;
 use crate::client::names::{Lead, Met, Names, Turn};
@@ -317,6 +318,16 @@ impl Client {
             self.events().tell(Event::Warning(text.to_owned())).await;
         }
         Ok(())
+    }
+}
+
+/// The description of a file, out of that of an upload of which nothing else is known.
+pub(super) fn describe(put: Put, version: &SourceVersion, attributes: &Attributes, special_modes: bool) -> Put {
+    Put {
+        size: Some(version.size),
+        mtime: Some(attributes.mtime),
+        mode: Some(sent_mode(attributes.mode, special_modes)),
+        ..put
     }
 }
 

@@ -12,10 +12,10 @@ use crate::buffer::Pool;
 use crate::client::event::{Event, channel};
 use crate::client::filter::Filter;
 use crate::client::invite::Redemption;
-use crate::client::plan::{GetItem, GetTarget};
+use crate::client::plan::{GetItem, GetTarget, PutItem, PutSource};
 use crate::client::remote::Endpoint;
 use crate::client::simulated_line::Line;
-use crate::client::{Client, ClientOptions, FirstAsks, GetOptions};
+use crate::client::{Client, ClientOptions, FirstAsks, GetOptions, PutOptions};
 use crate::error::Error;
 use crate::limits::{KIB, MIB};
 use crate::protocol::{Entry, EntryKind, Get, GetAnswer, Mtime, Ticket};
@@ -225,6 +225,39 @@ fn what_was_asked_with_the_hello_is_not_asked_again() {
     talk.hear(1, &answer(&content(9), true));
     talk.line.hear_data(1, 0, &content(9)).unwrap();
     talk.says(&[(Kind::Failed, 1), (Kind::Get, 3)]);
+}
+
+#[test]
+fn an_upload_that_was_described_with_the_hello_is_not_described_again() {
+    for (is_asked, expected) in [(false, vec![(Kind::Put, 1)]), (true, vec![])] {
+        let folder = folder();
+        fs::write(folder.path().join("x"), content(LARGE)).unwrap();
+        let source = PutSource::Local(folder.path().join("x"));
+        let items = vec![PutItem { source, target: RemotePath::parse(b"x").unwrap() }];
+        let mut options = ClientOptions::new(Endpoint::parse(b"simulated").unwrap(), TRUST.clone());
+        if is_asked {
+            options.first = FirstAsks::put(&items, &PutOptions::default());
+        }
+        let said = Mutex::new(Some((hello(), options.first.frames(None))));
+        let dialed = Arc::<Mutex<Option<Line>>>::default();
+        let line = Arc::clone(&dialed);
+        let dial = move |client: &Client| {
+            let said = said.lock().unwrap().take().expect("one connection");
+            let (session, made) = Line::asked(said, FAR, Pool::new(64 * MIB), Arc::clone(client.stalls()));
+            *line.lock().unwrap() = Some(made);
+            Ok(session)
+        };
+        let (events, _told) = channel();
+        let client = Client::simulated(options, events, Box::new(dial));
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let local = LocalSet::new();
+        let _task = local.spawn_local(async move { client.put(items, PutOptions::default()).await });
+        runtime.block_on(local.run_until(async { sleep(Duration::from_secs(12)).await }));
+        let mut line = dialed.lock().unwrap().take().unwrap();
+        let said = line.said(&mut Context::from_waker(Waker::noop()));
+        let kinds: Vec<_> = said.iter().map(|frame| parse(frame)).map(|(kind, number, _)| (kind, number)).collect();
+        assert_eq!(kinds, expected);
+    }
 }
 
 #[test]

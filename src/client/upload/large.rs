@@ -8,10 +8,9 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use super::{FileJob, Job, Landed, Role, UNKNOWN, expectation_failed, panicked, read_exact_at};
+use super::{FileJob, Job, Landed, Role, UNKNOWN, describe, expectation_failed, panicked, read_exact_at};
 use crate::buffer::Buffer;
 use crate::client::api::Item;
-use crate::client::compare::sent_mode;
 use crate::client::lanes::Report;
 use crate::client::session::{Exchange, Reply};
 use crate::client::shelf::Shelf;
@@ -187,14 +186,9 @@ impl Job {
                             return;
                         }
                     };
-                    let mut put = Put {
-                        size: Some(version.size),
-                        mtime: Some(attributes.mtime),
-                        mode: Some(sent_mode(attributes.mode, self.special_modes)),
-                        no_base,
-                        xattrs,
-                        ..self.put_message(&file.target, upload_id)
-                    };
+                    let put = self.put_message(&file.target, upload_id);
+                    let put = describe(put, &version, &attributes, self.special_modes);
+                    let mut put = Put { no_base, xattrs, ..put };
                     if let Role::Further(Landed { path, root }) = &file.role
                         && file.same == Some(version.file())
                     {

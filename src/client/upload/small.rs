@@ -8,9 +8,8 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 
-use super::{FileJob, Job, panicked, read_exact_at};
+use super::{FileJob, Job, describe, panicked, read_exact_at};
 use crate::buffer::{Buffer, Pool};
-use crate::client::compare::sent_mode;
 use crate::client::session::Reply;
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::upload::believe::check_stored;
@@ -204,12 +203,14 @@ impl Job {
                 }
             };
             let put = Put {
-                size: Some(small.version.size),
-                mtime: Some(small.attributes.mtime),
-                mode: Some(sent_mode(small.attributes.mode, self.special_modes)),
                 unasked: true,
                 xattrs: small.xattrs.take(),
-                ..self.put_message(&file.target, upload_id)
+                ..describe(
+                    self.put_message(&file.target, upload_id),
+                    &small.version,
+                    &small.attributes,
+                    self.special_modes,
+                )
             };
             let finish = Finish { size: small.version.size, root: small.root };
             // Only what is not written yet holds its buffer.
