@@ -144,8 +144,7 @@ fn prepare(args: &ServeArgs) -> Result<(Prepared, confine::Plan)> {
     };
     let listeners = args.listen.iter().map(|&address| listen(address)).collect::<Result<_>>()?;
     let (per_address, per_principal) = (args.per_address, args.per_principal);
-    // Whoever may have more connections may also make them at the same time.
-    let half_open_per_address = per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX);
+    let half_open_per_address = half_open_of(per_address);
     let public = args.access.public.as_ref().map(|public| format!("{}:{}", bracketed(public.host()), public.port()));
     let invites = args.access.invites.then_some(InviteOptions { public });
     let crowd = CrowdLimits { per_address, half_open_per_address, per_principal };
@@ -337,6 +336,12 @@ fn logging(args: &ServeArgs) {
     let _ = logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init();
 }
 
+/// How many of the connections of one address may not have said hello: whoever may have more of them may also make more
+/// at the same time.
+fn half_open_of(per_address: usize) -> usize {
+    per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX.max(per_address / 8))
+}
+
 fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs());
     let rows: [(&str, String); 27] = [
@@ -344,7 +349,7 @@ fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
         ("connections of one address (--per-address)", args.per_address.to_string()),
         ("connections of one certificate (--per-principal)", args.per_principal.to_string()),
         ("connections that have not said hello", limits::HALF_OPEN_MAX.to_string()),
-        ("… of one address", args.per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX).to_string()),
+        ("… of one address", half_open_of(args.per_address).to_string()),
         ("connections that join one client's first", limits::JOINS_MAX.to_string()),
         ("handshake deadline", seconds(limits::HANDSHAKE_TIMEOUT)),
         ("hello deadline", seconds(limits::HELLO_TIMEOUT)),

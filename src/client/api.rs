@@ -74,7 +74,8 @@ pub struct ClientOptions {
     /// long link, further connections for it are begun beside the first.
     pub expected: u64,
     /// What it will begin with, as far as that is known. Over a long link it leaves with the hello, and the request that
-    /// is the same takes a round trip less; over an invite it does not.
+    /// is the same takes a round trip less; over an invite it does not. Where that is a download, a few further
+    /// connections for it are begun beside the first, over a very long link.
     pub first: FirstAsks,
 }
 
@@ -199,7 +200,8 @@ impl Client {
     fn new(options: ClientOptions, events: Events) -> Client {
         let now = Instant::now();
         let server = options.endpoint.to_string();
-        let expected = Expected { size: options.expected, streams: options.streams };
+        let is_fetch = options.first.is_fetch();
+        let expected = Expected { size: options.expected, is_fetch, streams: options.streams };
         let resume_key = options.resume_secret.map(|secret| resume_key(&secret, &options.endpoint));
         Client {
             inner: Arc::new(Inner {
@@ -490,7 +492,9 @@ impl Client {
     }
 
     fn width(&self, session: &Session, size: u64, way: Way) -> usize {
-        self.inner.streams.map_or_else(|| Width::first(session.round_trip(), size, way), usize::from)
+        // What was begun before the size was known is there, however few this size is worth.
+        let computed = || Width::first(session.round_trip(), size, way).max(1 + self.inner.dialer.begun());
+        self.inner.streams.map_or_else(computed, usize::from)
     }
 
     /// More connections would be better, by what was measured.

@@ -93,6 +93,12 @@ impl FirstAsks {
         (1..).zip(&self.0).map(ask).collect()
     }
 
+    /// Whether a file is fetched to a file. What goes to a stream comes in order, over one connection, and is opened
+    /// without a look at what stands there.
+    pub(crate) fn is_fetch(&self) -> bool {
+        matches!(self.0[..], [FirstAsk::Get(_), FirstAsk::Stat(_)])
+    }
+
     /// The upload that is among them.
     pub(crate) fn described(&self) -> Option<Described> {
         self.0.iter().find_map(|ask| match ask {
@@ -185,10 +191,14 @@ mod tests {
             ("not every server has attributes", "new", GetOptions { xattrs: true, ..plain() }, &stat),
             ("it may be left out", "new", GetOptions { filter: filter.into(), ..plain() }, &stat),
         ] {
-            assert_eq!(&kinds(&FirstAsks::get(&[item(name)], &options)), expected, "{what}");
+            let asks = FirstAsks::get(&[item(name)], &options);
+            assert_eq!(&kinds(&asks), expected, "{what}");
+            assert_eq!(asks.is_fetch(), expected == &both, "{what}");
         }
         let stream = GetItem { source: named("x"), target: GetTarget::Stream };
-        assert_eq!(kinds(&FirstAsks::get(&[stream], &plain())), [(Kind::Get, 1)]);
+        let asks = FirstAsks::get(&[stream], &plain());
+        assert_eq!(kinds(&asks), [(Kind::Get, 1)]);
+        assert!(!asks.is_fetch());
         assert_eq!(kinds(&FirstAsks::get(&[item("new"), item("large")], &plain())), [], "several");
     }
 

@@ -136,7 +136,8 @@ impl Dialer {
 
     /// As [`Dialer::connect`], for the first time. A server that was reached and then broke off without saying why is
     /// tried again, like any other cut, until [`CONNECT_TIMEOUT`] is over; each is told before the wait. One that
-    /// cannot be reached is not: its name or port may well be wrong.
+    /// cannot be reached is not: its name or port may well be wrong. What further connections are begun are begun beside
+    /// the first attempt only: a server that breaks off may have more than it can greet.
     ///
     /// # Errors
     /// As [`Dialer::connect`].
@@ -147,13 +148,14 @@ impl Dialer {
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         let mut wait = RETRY_BACKOFF.0;
         let mut was_reached = false;
+        let mut expected = self.expected;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let attempt = async {
                 let reached = self.reach().await;
                 was_reached = reached.as_ref().map_or_else(was_reset, |_| true);
                 let tcp = reached?;
-                self.ahead.begin(self.expected, &tcp, |address| self.shake(address));
+                self.ahead.begin(std::mem::take(&mut expected), &tcp, |address| self.shake(address));
                 self.greet_over(tcp, &self.asks).await
             };
             let error = match timeout(left, attempt).await {
@@ -169,6 +171,11 @@ impl Dialer {
             sleep(pause).await;
             wait = (wait * 2).min(RETRY_BACKOFF.1);
         }
+    }
+
+    /// Connections that were begun beside the first and that nobody has taken.
+    pub(crate) fn begun(&self) -> usize {
+        self.ahead.count()
     }
 
     /// Whether it redeems an invite.

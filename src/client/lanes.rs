@@ -57,6 +57,8 @@ const PACE_MIN: Duration = Duration::from_millis(500);
 const PACE_MAX: Duration = Duration::from_millis(1500);
 /// How long it is counted what a lane brings.
 const RATE_AFTER: Duration = Duration::from_millis(200);
+/// A lane that has brought no more than before so often is not starting any more.
+const FLAT_MIN: u32 = 2;
 /// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
 const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (2 * WANTED_MAX + 4);
 
@@ -152,6 +154,10 @@ impl Lane {
 struct Rate {
     /// In a second, by what it brought until a moment ago; zero until something is known.
     per_second: u64,
+    /// The most that was seen, and how often it was not a quarter more than that since: TCP doubles what is under way
+    /// with every round trip until the path is full or loses something.
+    most: u64,
+    flat: u32,
     /// Since when the next is counted, and so much.
     since: Instant,
     bytes: u64,
@@ -159,7 +165,12 @@ struct Rate {
 
 impl Rate {
     fn new() -> Rate {
-        Rate { per_second: 0, since: Instant::now(), bytes: 0 }
+        Rate { per_second: 0, most: 0, flat: 0, since: Instant::now(), bytes: 0 }
+    }
+
+    /// Whether it brings more and more.
+    fn is_starting(&self) -> bool {
+        self.flat < FLAT_MIN
     }
 
     fn moved(&mut self, len: usize) {
@@ -170,7 +181,12 @@ impl Rate {
         }
         let rate = u128::from(self.bytes) * 1_000_000 / time.as_micros();
         let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        let before = if self.per_second == 0 { rate } else { self.per_second };
+        if rate > self.most + self.most / 4 {
+            (self.most, self.flat) = (rate, 0);
+        } else {
+            self.flat = self.flat.saturating_add(1);
+        }
+        let before = if self.is_starting() { rate } else { self.per_second };
         (self.per_second, self.since, self.bytes) = (before / 2 + rate / 2, Instant::now(), 0);
     }
 }
@@ -468,10 +484,10 @@ impl Lanes {
         }
     }
 
-    /// Whether there are any, or will be.
-    pub(crate) fn are_there(&self) -> bool {
+    /// How many there are, or will be.
+    pub(crate) fn count(&self) -> usize {
         let state = self.lock();
-        !state.lanes.is_empty() || state.opening > 0
+        state.lanes.len() + state.opening
     }
 
     /// The next group for the first connection, whose task is woken when there is one.
@@ -563,6 +579,7 @@ impl Carrier {
         let mut asked = Asked { groups: 0, is_end: false };
         let Some(Carried { parts, shelf, .. }) = transfers.get_mut(&self.transfer) else { return asked };
         asked.is_end = parts.is_time(left, lanes.len());
+        let share = parts.share(left, lanes.len());
         for lane in lanes.values_mut() {
             let count: usize = lane.wanted.values().map(|wanted| wanted.ranges.len()).sum();
             let mut owed = lane.owed();
@@ -570,7 +587,7 @@ impl Carrier {
             loop {
                 let is_part = parts.are_free();
                 let may_owe = match is_part || asked.is_end {
-                    true => parts.may_owe(owed, lane.rate.per_second),
+                    true => parts.may_owe(owed, lane.rate.per_second, lane.rate.is_starting().then_some(share)),
                     false => count + ranges.len() < lane.pace.groups(),
                 };
                 if !may_owe {
@@ -994,18 +1011,33 @@ mod tests {
         assert!(carrier.next_of_rest().await.is_none());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_is_starting_for_as_long_as_it_brings_more_and_more() {
+        let mut rate = Rate::new();
+        let mut brings = async |mib: usize| {
+            tokio::time::advance(RATE_AFTER).await;
+            rate.moved(mib << 20);
+            (rate.is_starting(), rate.per_second >> 20)
+        };
+        let seen = [brings(1).await, brings(2).await, brings(8).await, brings(9).await, brings(12).await];
+        // In a second, five times as much; the latest counts alone while it grows.
+        assert_eq!(seen, [(true, 5), (true, 10), (true, 40), (true, 45), (true, 60)]);
+        assert_eq!([brings(12).await, brings(12).await, brings(4).await], [(true, 60), (false, 60), (false, 40)]);
+        assert_eq!(brings(100).await, (true, 500), "what held it up is gone");
+    }
+
     #[test]
     fn lanes_are_counted_on_from_when_they_are_opened() {
         let lanes = Lanes::new();
-        assert!(!lanes.are_there());
+        assert_eq!(lanes.count(), 0);
         assert_eq!(lanes.missing(3), 2);
-        assert!(lanes.are_there(), "what is asked of the first connection now is its part");
+        assert_eq!(lanes.count(), 2, "what is asked of the first connection now is its part");
         lanes.not_opened();
-        assert!(lanes.are_there());
+        assert_eq!(lanes.count(), 1);
         let number = lanes.enter(Place::Task).unwrap();
-        assert!(lanes.are_there());
+        assert_eq!(lanes.count(), 1);
         lanes.leave(number);
-        assert!(!lanes.are_there());
+        assert_eq!(lanes.count(), 0);
     }
 
     #[test]

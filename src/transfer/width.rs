@@ -20,11 +20,15 @@ const SPARE_DOWN: usize = 3;
 /// Bytes per second that a path is taken to carry.
 const RATE_USUAL: u64 = 125_000_000;
 /// A connection more is worth at least so many bytes.
-const SHARE_MIN: u64 = 8 * MIB as u64;
+const SHARE_MIN: u64 = 4 * MIB as u64;
 /// The most connections that are opened uncalled for.
 const COUNT_MAX: usize = 16;
 /// The most at the beginning, before anything was measured, the first counted: one more may still join.
 const COUNT_FIRST_MAX: usize = JOINS_MAX;
+/// Connections at the beginning of a download whose size is not known yet, and how long a round trip has to be that it
+/// is worth having them in vain: no more than browsers open to one host without knowing what will come.
+const COUNT_UNKNOWN: usize = 8;
+const UNKNOWN_FROM: Duration = Duration::from_millis(50);
 /// A path on which so little is under way while packets are lost is held up by the loss.
 const WINDOW_LOSSY: u64 = 3 * MIB as u64 / 2;
 /// Round trips, and the least time, between two looks.
@@ -80,6 +84,12 @@ impl Width {
             Way::Down => SPARE_DOWN,
         };
         if needed < 2 { 1 } else { needed.saturating_mul(spare).min(worth).clamp(1, COUNT_FIRST_MAX) }
+    }
+
+    /// For a download of which it is not known whether it is large, over a path with this round trip.
+    #[must_use]
+    pub fn of_unknown(rtt: Duration) -> usize {
+        if rtt < UNKNOWN_FROM { 1 } else { COUNT_UNKNOWN }
     }
 
     /// With so many connections at the beginning.
@@ -147,7 +157,7 @@ mod tests {
             (20 * MS, GIB, 8, 6),
             (50 * MS, GIB, 16, 12),
             (100 * MS, GIB, 32, 24),
-            (100 * MS, 20 << 20, 2, 2),
+            (100 * MS, 20 << 20, 5, 5),
             (100 * MS, 5 << 20, 1, 1),
             (300 * MS, GIB, 32, 32),
             (Duration::from_secs(3600), u64::MAX, 32, 32),
@@ -155,6 +165,10 @@ mod tests {
         for (rtt, size, up, down) in cases {
             let first = (Width::first(rtt, size, Way::Up), Width::first(rtt, size, Way::Down));
             assert_eq!(first, (up, down), "{rtt:?}, {size} bytes");
+        }
+        for (rtt, count) in [(MS / 20, 1), (49 * MS, 1), (50 * MS, 8), (300 * MS, 8)] {
+            assert_eq!(Width::of_unknown(rtt), count, "{rtt:?}");
+            assert!(Width::first(rtt, GIB, Way::Down) >= count, "{rtt:?}");
         }
     }
 

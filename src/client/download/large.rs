@@ -436,9 +436,12 @@ impl Job {
             // Where the system does not tell, it is zero.
             let round_trip = session.round_trip();
             let is_near = !round_trip.is_zero() && round_trip < NEAR_ROUND_TRIP;
+            let lanes = session.lanes().count();
+            let share = usize::try_from(left / (1 + lanes as u64)).unwrap_or(usize::MAX);
             let window = match workplace {
                 Workplace::Here if is_near => WINDOW_HERE,
-                _ if session.lanes().are_there() && !is_ordered => pace.groups(),
+                // No more than its part, and at least one.
+                _ if lanes > 0 && !is_ordered => pace.groups().min(share.max(1)),
                 Workplace::DiskThreads if is_near => WINDOW_NEAR,
                 _ => WINDOW,
             };

@@ -2,7 +2,8 @@
 //!
 //! A whole group takes a lane of many a good part of a second: whoever is asked for one last holds up the end of all.
 //! So near the end groups are asked for in parts, and a lane owes no more of them than it brings in little more than a
-//! round trip, so that all of them end at about the same time.
+//! round trip, so that all of them end at about the same time. One that is starting brings more and more: it owes its
+//! share of what is left, or it would wait for what it is asked for in each round trip.
 //!
 //! Invariants: each part is asked for over one lane at a time; a group is whole, or split, never both; the buffers of a
 //! group are leased when it is split, and leave room for whole groups, so that neither a part nor a group that is owed
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::buffer::{Buffer, Pool};
+use crate::client::lanes::WANTED_MIN;
 use crate::client::shelf::{Filling, Shelf};
 use crate::hash::group_offset;
 use crate::limits::GROUP_LEN;
@@ -25,6 +27,11 @@ const LANES_MIN: usize = 2;
 /// Groups are split when there are no more than so many left for each lane: what the slowest owes then is to come while
 /// the others fetch these.
 const GROUPS_PER_LANE: u64 = 3;
+
+/// Bytes that a lane which is starting may owe in any case: as many as where groups are not split.
+const STARTING_MAX: usize = WANTED_MIN * GROUP_LEN;
+/// How many times as much as it brought a lane may owe that is starting.
+const STARTING_GROWTH: u128 = 4;
 
 /// Bytes that are to be free in the pool when the buffers of a group are leased.
 const ROOM: usize = 2 * GROUP_LEN;
@@ -83,10 +90,26 @@ impl Parts {
         self.splitting.is_some() && lanes >= LANES_MIN && left <= GROUPS_PER_LANE * lanes as u64
     }
 
-    /// Whether a lane that owes so many bytes and brings so many in a second may owe a part more.
-    pub(super) fn may_owe(&self, owed: usize, rate: u64) -> bool {
+    /// Bytes that are each lane's share of so many groups, and of the parts that nobody was asked for yet.
+    pub(super) fn share(&self, left: u64, lanes: usize) -> usize {
+        let free = self.groups.values().flat_map(|split| &split.parts).filter(|part| matches!(part, Part::Free(_)));
+        let left = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(GROUP_LEN)
+            .saturating_add(free.count() * PART_LEN);
+        left / lanes.max(1)
+    }
+
+    /// Whether a lane that owes so many bytes and brings so many in a second may owe a part more; one that is starting
+    /// and whose share is this.
+    pub(super) fn may_owe(&self, owed: usize, rate: u64, starting: Option<usize>) -> bool {
         let Some(Splitting { ahead, .. }) = &self.splitting else { return owed == 0 };
-        owed == 0 || (owed + PART_LEN / 2) as u128 * 1000 < u128::from(rate) * ahead.as_millis()
+        let brings = u128::from(rate) * ahead.as_millis() / 1000;
+        let most = match starting {
+            Some(share) => brings.max((STARTING_GROWTH * brings).max(STARTING_MAX as u128).min(share as u128)),
+            None => brings,
+        };
+        owed == 0 || ((owed + PART_LEN / 2) as u128) < most
     }
 
     /// Splits a group of this length. False when there is no room for it.
@@ -203,7 +226,7 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
-    use super::super::{Asked, Carrier, Front, Lanes, Place, Report};
+    use super::super::{Asked, Carrier, FLAT_MIN, Front, Lanes, Place, Report};
     use super::*;
     use crate::hash::group_len;
     use crate::net::Handler as _;
@@ -212,11 +235,19 @@ mod tests {
     /// Two groups, the second one of a part and a half.
     const SIZE: u64 = (GROUP_LEN + PART_LEN + PART_LEN / 2) as u64;
 
-    fn lane(lanes: &Lanes, pool: &Pool) -> Front {
+    /// A lane that has just been let in.
+    fn new_lane(lanes: &Lanes, pool: &Pool) -> Front {
         let count = 2 + lanes.lock().lanes.len();
         assert_eq!(lanes.missing(count), 1);
         let number = lanes.enter(Place::Task).unwrap();
         Front::let_in(lanes, number, Place::Task, pool)
+    }
+
+    /// One that brings no more and more.
+    fn lane(lanes: &Lanes, pool: &Pool) -> Front {
+        let front = new_lane(lanes, pool);
+        lanes.lock().lanes.get_mut(&front.number).unwrap().rate.flat = FLAT_MIN;
+        front
     }
 
     /// What a lane owes: offsets and lengths.
@@ -389,7 +420,7 @@ mod tests {
     #[test]
     fn a_lane_owes_what_it_brings_in_little_more_than_a_round_trip() {
         let mut parts = Parts::none();
-        assert!(!parts.is_time(1, 24) && parts.may_owe(0, 0) && !parts.may_owe(1, u64::MAX));
+        assert!(!parts.is_time(1, 24) && parts.may_owe(0, 0, None) && !parts.may_owe(1, u64::MAX, None));
         parts.let_split(Pool::new(GROUP_LEN), FAR);
         let times = [(6, 2, true), (7, 2, false), (72, 24, true), (73, 24, false), (1, 1, false), (1, 0, false)];
         for (left, lanes, expected) in times {
@@ -404,7 +435,45 @@ mod tests {
             (most, 5_000_000, false),
             (1 << 50, u64::MAX, true),
         ] {
-            assert_eq!(parts.may_owe(owed, rate), expected, "{owed} bytes, {rate} a second");
+            assert_eq!(parts.may_owe(owed, rate, None), expected, "{owed} bytes, {rate} a second");
         }
+    }
+
+    #[test]
+    fn a_lane_that_is_starting_owes_its_share_or_some_times_what_it_brings() {
+        let mut parts = Parts::none();
+        assert!(parts.may_owe(0, 0, Some(GROUP_LEN)) && !parts.may_owe(1, 0, Some(GROUP_LEN)));
+        parts.let_split(Pool::new(GROUP_LEN), FAR);
+        let half = PART_LEN / 2;
+        // In 200 ms: a group, or eight.
+        let (slow, fast) = (5 * GROUP_LEN as u64, 40 * GROUP_LEN as u64);
+        for (what, rate, share, most) in [
+            ("nothing is known yet", 0, 100 * GROUP_LEN, 2 * GROUP_LEN),
+            ("its share is less", 0, GROUP_LEN, GROUP_LEN),
+            ("it grows", slow, 100 * GROUP_LEN, 4 * GROUP_LEN),
+            ("it grows, its share is less", slow, 3 * GROUP_LEN, 3 * GROUP_LEN),
+            ("what it brings anyway", fast, GROUP_LEN, 8 * GROUP_LEN),
+        ] {
+            assert!(parts.may_owe(most - half - 1, rate, Some(share)), "{what}");
+            assert!(!parts.may_owe(most - half, rate, Some(share)), "{what}");
+        }
+        assert!(parts.may_owe(0, 0, Some(0)), "at the very end");
+    }
+
+    #[tokio::test]
+    async fn a_small_file_is_shared_out_at_once_among_lanes_that_are_starting() {
+        const SIZE: u64 = 6 * GROUP_LEN as u64;
+        let pool = Pool::new(16 * GROUP_LEN);
+        let lanes = Lanes::new();
+        let carrier = lanes.carry(7, Shelf::default());
+        carrier.let_split(&pool, FAR);
+        let fronts: Vec<Front> = (0..4).map(|_| new_lane(&lanes, &pool)).collect();
+        let mut groups = 0..6;
+        assert_eq!(carrier.ask(SIZE, 6, || groups.next()), Asked { groups: 6, is_end: true });
+        let lens = fronts.iter().map(|front| owed(front).iter().map(|&(_, len)| len).sum::<usize>());
+        assert_eq!(lens.collect::<Vec<_>>(), [6 * PART_LEN; 4]);
+        let mut offsets: Vec<u64> = fronts.iter().flat_map(owed).map(|(offset, _)| offset).collect();
+        offsets.sort_unstable();
+        assert_eq!(offsets, (0..24).map(|part| part * PART_LEN as u64).collect::<Vec<_>>());
     }
 }
