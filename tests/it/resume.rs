@@ -320,7 +320,8 @@ fn what_was_touched_since_it_was_read_back_is_read_again() {
     drop(file);
     let ran = server.put(&source, "x");
     let again = number(&ran, "bytes_moved") - (len as u64 - there);
-    assert!(again >= (whole.len() * MIB) as u64, "{again} bytes were sent again: {ran:?}");
+    // The end of the group that was cut may have been written and not been recorded, so that it does not come again.
+    assert!(again > ((whole.len() - 1) * MIB) as u64, "{again} bytes of {whole:?} were sent again: {ran:?}");
     check_stored(&world, "x", &bytes);
 }
 
