@@ -133,7 +133,8 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 pub const HALF_OPEN_MAX: usize = 2048;
 /// Connections of one address, or IPv6 network of 64 bits, at once (`--per-address`). More are closed at once.
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 2048;
-/// Of these, those in the handshake or before their hello; an eighth of them where that is more. More are closed at once.
+/// Of these, those in the handshake or before their hello; an eighth of them where that is more, up to half of
+/// [`HALF_OPEN_MAX`]. More are closed at once.
 pub const HALF_OPEN_PER_ADDRESS_MAX: usize = 256;
 /// Connections of one principal at once (`--per-principal`). More are told to come again.
 pub const CONNECTIONS_PER_PRINCIPAL_MAX: usize = 2048;

@@ -339,7 +339,7 @@ fn logging(args: &ServeArgs) {
 /// How many of the connections of one address may not have said hello: whoever may have more of them may also make more
 /// at the same time.
 fn half_open_of(per_address: usize) -> usize {
-    per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX.max(per_address / 8))
+    per_address.min(limits::HALF_OPEN_PER_ADDRESS_MAX.max(per_address / 8)).min(limits::HALF_OPEN_MAX / 2)
 }
 
 fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
 use crate::error::Result;
@@ -104,8 +104,10 @@ impl Ahead {
             let (sender, receiver) = oneshot::channel();
             let shaking = shake(address);
             begun.tasks.spawn(async move {
-                // Nobody there any more: it is not needed.
-                let _ = sender.send(shaking.await);
+                if let Ok(shaken) = timeout(USED_WITHIN, shaking).await {
+                    // Nobody there any more: it is not needed.
+                    let _ = sender.send(shaken);
+                }
             });
             begun.begun.push_back((address, Instant::now(), receiver));
         }
@@ -119,6 +121,13 @@ impl Ahead {
             });
         }
         *self.lock() = begun;
+    }
+
+    /// Ends those that nobody has taken.
+    pub(crate) fn forget(&self) {
+        // Not while it is locked: whoever holds the last of something has more to do.
+        let unused = std::mem::take(&mut *self.lock());
+        drop(unused);
     }
 
     /// How many there are that nobody has taken.

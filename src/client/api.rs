@@ -497,6 +497,11 @@ impl Client {
         self.inner.streams.map_or_else(computed, usize::from)
     }
 
+    /// No transfer of several connections comes now: those that were begun before the size was known are not needed.
+    pub(crate) fn needs_no_lanes(&self) {
+        self.inner.dialer.forget_begun();
+    }
+
     /// More connections would be better, by what was measured.
     pub(crate) fn widen_to(&self, session: &Session, count: usize) {
         if self.inner.streams.is_none() {
@@ -531,7 +536,11 @@ impl Client {
             let (inner, lanes, pool) = (Arc::downgrade(&self.inner), session.lanes().clone(), self.pool().clone());
             let work = async move {
                 let Some(joining) = inner.upgrade() else { return };
-                let joined = joining.dialer.join(address, token).await;
+                let joined = tokio::select! {
+                    joined = joining.dialer.join(address, token) => joined,
+                    // Nobody waits for one that does not come.
+                    () = lanes.ended() => return lanes.not_opened(),
+                };
                 drop(joining);
                 match joined {
                     Ok(joining) => lanes.drive(joining, pool, place).await,

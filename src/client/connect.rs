@@ -163,6 +163,7 @@ impl Dialer {
                 Ok(Err(error)) => error,
                 Err(_) => return Err(self.too_late()),
             };
+            self.ahead.forget();
             let pause = jittered(wait);
             if !was_reached || !error.kind().is_retryable() || Instant::now() + pause >= deadline {
                 return Err(error);
@@ -176,6 +177,11 @@ impl Dialer {
     /// Connections that were begun beside the first and that nobody has taken.
     pub(crate) fn begun(&self) -> usize {
         self.ahead.count()
+    }
+
+    /// Those are not needed.
+    pub(crate) fn forget_begun(&self) {
+        self.ahead.forget();
     }
 
     /// Whether it redeems an invite.

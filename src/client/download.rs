@@ -27,6 +27,7 @@ use std::sync::atomic::AtomicU64;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
+use crate::client::ahead::LANES_FROM;
 use crate::client::api::{Client, Item};
 use crate::client::blocking::spawn_blocking;
 use crate::client::compare::Links;
@@ -232,6 +233,9 @@ impl Run {
         let existing = Existing::at(target).await?;
         let opened = if is_alone { self.job.open_early(&source, existing).await? } else { None };
         let entry = self.job.client.stat(&source).await?;
+        if entry.kind != EntryKind::File || entry.size < LANES_FROM {
+            self.job.client.needs_no_lanes();
+        }
         let existing = existing.map(Existing::kind);
         let shown = Escaped(target.as_os_str().as_bytes());
         match entry.kind {

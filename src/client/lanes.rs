@@ -25,6 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{Buffer, Pool};
 use crate::client::connect::take_hello;
@@ -69,6 +70,7 @@ pub(crate) struct Lanes(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     room: Arc<Semaphore>,
+    end: CancellationToken,
 }
 
 struct State {
@@ -166,6 +168,11 @@ struct Rate {
 impl Rate {
     fn new() -> Rate {
         Rate { per_second: 0, most: 0, flat: 0, since: Instant::now(), bytes: 0 }
+    }
+
+    /// It was asked for nothing until now: that time does not count.
+    fn rested(&mut self) {
+        (self.since, self.bytes) = (Instant::now(), 0);
     }
 
     /// Whether it brings more and more.
@@ -300,7 +307,8 @@ impl Lanes {
             width: Width::new(1),
             has_ended: false,
         };
-        Lanes(Arc::new(Shared { state: Mutex::new(state), room: Arc::new(Semaphore::new(ROOM)) }))
+        let (room, end) = (Arc::new(Semaphore::new(ROOM)), CancellationToken::new());
+        Lanes(Arc::new(Shared { state: Mutex::new(state), room, end }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -328,6 +336,15 @@ impl Lanes {
         drop(state);
         drop(transfers);
         self.0.room.close();
+        self.0.end.cancel();
+    }
+
+    /// Waits until they are ended.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn ended(&self) {
+        self.0.end.cancelled().await;
     }
 
     /// How many lanes to open so that there are `count` connections. Whoever asks opens them, each of which ends in
@@ -575,20 +592,26 @@ impl Carrier {
     /// at most `left`.
     pub(crate) fn ask(&self, size: u64, left: u64, mut next: impl FnMut() -> Option<u64>) -> Asked {
         let mut state = self.lanes.lock();
-        let State { lanes, transfers, .. } = &mut *state;
+        let State { lanes, transfers, opening, .. } = &mut *state;
         let mut asked = Asked { groups: 0, is_end: false };
         let Some(Carried { parts, shelf, .. }) = transfers.get_mut(&self.transfer) else { return asked };
         asked.is_end = parts.is_time(left, lanes.len());
-        let share = parts.share(left, lanes.len());
+        let share = parts.share(left, lanes.len() + *opening);
         for lane in lanes.values_mut() {
-            let count: usize = lane.wanted.values().map(|wanted| wanted.ranges.len()).sum();
             let mut owed = lane.owed();
+            if owed == 0 {
+                lane.rate.rested();
+            }
+            let owes_none = lane.wanted.get(&self.transfer).is_none_or(|wanted| wanted.ranges.is_empty());
             let mut ranges = Vec::new();
             loop {
                 let is_part = parts.are_free();
                 let may_owe = match is_part || asked.is_end {
+                    // What it owes to others holds nobody up for ever: from the moment that lanes fetch all that is
+                    // left, each has to have something of this.
+                    true if owes_none && ranges.is_empty() => true,
                     true => parts.may_owe(owed, lane.rate.per_second, lane.rate.is_starting().then_some(share)),
-                    false => count + ranges.len() < lane.pace.groups(),
+                    false => owed.div_ceil(GROUP_LEN) < lane.pace.groups(),
                 };
                 if !may_owe {
                     break;

@@ -180,6 +180,8 @@ async fn greet(
             info!("{} {what}, {described}", who.principal);
             Ok((connection, Arc::new(who), role, seat))
         }
+        // It said nothing: a client may begin connections that it turns out not to need.
+        Ok(Err(error)) if error.kind() == ErrorKind::Connection && connection.traffic().received == 0 => Err(error),
         Ok(Err(error)) => {
             audited::connected(shared, &who.principal, peer, id, Some(&error)).await;
             say_goodbye(connection, &error).await;

@@ -408,6 +408,7 @@ impl Job {
         let mut again: VecDeque<u64> = begun.iter().copied().collect();
         let mut elsewhere = 0;
         let mut pace = Pace::new();
+        let mut is_beginning = true;
         let write = |writes: &mut JoinSet<Result<(u64, GroupHash)>>, sink: Sink, index: u64, parts: Vec<Buffer>| {
             let stalls = Arc::clone(self.client.stalls());
             workplace.spawn(writes, move || Ok((index, save(&sink, &stalls, index, &parts)?)));
@@ -437,16 +438,19 @@ impl Job {
             let round_trip = session.round_trip();
             let is_near = !round_trip.is_zero() && round_trip < NEAR_ROUND_TRIP;
             let lanes = session.lanes().count();
-            let share = usize::try_from(left / (1 + lanes as u64)).unwrap_or(usize::MAX);
             let window = match workplace {
                 Workplace::Here if is_near => WINDOW_HERE,
-                // No more than its part, and at least one.
-                _ if lanes > 0 && !is_ordered => pace.groups().min(share.max(1)),
+                // At the beginning no more than its part, and at least one.
+                _ if lanes > 0 && !is_ordered && is_beginning => {
+                    pace.groups().min(usize::try_from(left / (1 + lanes as u64)).unwrap_or(usize::MAX)).max(1)
+                }
+                _ if lanes > 0 && !is_ordered => pace.groups(),
                 Workplace::DiskThreads if is_near => WINDOW_NEAR,
                 _ => WINDOW,
             };
             let mut ranges = Vec::new();
-            while asked.len() < window && !is_end {
+            is_beginning = false;
+            while asked.len() < window && (!is_end || asked.is_empty() && elsewhere == 0) {
                 // Only who has nothing on its way waits: what is on its way needs nobody's leave to arrive.
                 let permit = match session.try_want() {
                     Some(permit) => permit,

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::buffer::{Buffer, Pool};
-use crate::client::lanes::WANTED_MIN;
+use crate::client::lanes::{WANTED_MAX, WANTED_MIN};
 use crate::client::shelf::{Filling, Shelf};
 use crate::hash::group_offset;
 use crate::limits::GROUP_LEN;
@@ -32,6 +32,10 @@ const GROUPS_PER_LANE: u64 = 3;
 const STARTING_MAX: usize = WANTED_MIN * GROUP_LEN;
 /// How many times as much as it brought a lane may owe that is starting.
 const STARTING_GROWTH: u128 = 4;
+
+/// Bytes that a lane owes at most, however fast it is: as many as where groups are not split, and half of what a server
+/// lets a connection ask for.
+const OWED_MAX: usize = WANTED_MAX * GROUP_LEN;
 
 /// Bytes that are to be free in the pool when the buffers of a group are leased.
 const ROOM: usize = 2 * GROUP_LEN;
@@ -109,7 +113,7 @@ impl Parts {
             Some(share) => brings.max((STARTING_GROWTH * brings).max(STARTING_MAX as u128).min(share as u128)),
             None => brings,
         };
-        owed == 0 || ((owed + PART_LEN / 2) as u128) < most
+        owed == 0 || ((owed + PART_LEN / 2) as u128) < most.min(OWED_MAX as u128)
     }
 
     /// Splits a group of this length. False when there is no room for it.
@@ -433,7 +437,8 @@ mod tests {
             (1, 0, false),
             (most - 1, 5_000_000, true),
             (most, 5_000_000, false),
-            (1 << 50, u64::MAX, true),
+            (OWED_MAX - PART_LEN, u64::MAX, true),
+            (OWED_MAX, u64::MAX, false),
         ] {
             assert_eq!(parts.may_owe(owed, rate, None), expected, "{owed} bytes, {rate} a second");
         }
@@ -458,6 +463,36 @@ mod tests {
             assert!(!parts.may_owe(most - half, rate, Some(share)), "{what}");
         }
         assert!(parts.may_owe(0, 0, Some(0)), "at the very end");
+    }
+
+    #[tokio::test]
+    async fn lanes_that_owe_much_to_another_download_are_asked_for_something_of_each() {
+        let pool = Pool::new(32 * GROUP_LEN);
+        let (lanes, other, mut fronts) = begin(&pool, &Shelf::default());
+        let mut many = 0..99;
+        assert_eq!(other.ask(99 * GROUP_LEN as u64, 99, || many.next()), Asked { groups: 4, is_end: false });
+        drop(other);
+        let other = lanes.carry(6, Shelf::default());
+        other.let_split(&pool, FAR);
+        assert_eq!(other.ask(99 * GROUP_LEN as u64, 99, || many.next()).groups, 4);
+        let mut carrier = lanes.carry(7, Shelf::default());
+        carrier.let_split(&pool, FAR);
+        let mut groups = 0..2;
+        let mut ask = |carrier: &Carrier| carrier.ask(SIZE, groups.end - groups.start, || groups.next());
+        assert_eq!(ask(&carrier), Asked { groups: 1, is_end: true });
+        let mut fetched = 0;
+        while fetched < 6 {
+            assert!(fronts.iter().any(|front| !owed(front).is_empty()), "nobody owes any of the {} left", 6 - fetched);
+            for front in &mut fronts {
+                assert!(owed(front).len() <= 1);
+                while let Some(&(_, len)) = owed(front).first() {
+                    bring(front, len);
+                    fetched += 1;
+                }
+            }
+            ask(&carrier);
+        }
+        assert_eq!(told(&mut carrier).await, (vec![0, 1], vec![]));
     }
 
     #[tokio::test]
