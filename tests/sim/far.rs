@@ -14,11 +14,12 @@ use crate::client::filter::Filter;
 use crate::client::invite::Redemption;
 use crate::client::plan::{GetItem, GetTarget, PutItem, PutSource};
 use crate::client::remote::Endpoint;
+use crate::client::simulated_lane as lanes;
 use crate::client::simulated_line::Line;
 use crate::client::{Client, ClientOptions, FirstAsks, GetOptions, PutOptions};
 use crate::error::Error;
 use crate::limits::{KIB, MIB};
-use crate::protocol::{Entry, EntryKind, Get, GetAnswer, Mtime, Ticket};
+use crate::protocol::{self, Entry, EntryKind, Get, GetAnswer, Mtime, Ticket};
 
 const FAR: Duration = Duration::from_millis(100);
 const LARGE: usize = 2 * MIB + 7;
@@ -342,4 +343,66 @@ fn the_end_of_a_far_download_is_waited_for_unless_the_server_has_said_what_it_is
     talk.says(&[]);
     assert_eq!(talk.failed(), Some(ErrorKind::Rotten));
     assert!(!talk.folder.path().join("x").exists());
+}
+
+/// What is wanted over one of the connections: which, the transfer, where, and how much.
+type Wanted = (Option<usize>, u32, u64, usize);
+
+#[test]
+fn a_download_beside_one_that_keeps_all_lanes_busy_gets_its_part() {
+    let contents = [content(6 * MIB), content(300 * KIB)];
+    let mut talk = Talk::begin(Case { names: vec!["x", "y"], ..Case::default() });
+    let pool = Pool::new(64 * MIB);
+    let lane = || lanes::Line::new(talk.line.session().lanes(), pool.clone()).unwrap();
+    let mut lanes = [lane(), lane()];
+    let which = |path: &RemotePath| usize::from(path.to_bytes() == b"y");
+    let mut opened: Vec<u32> = vec![0; 2];
+    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut is_held = true;
+    for _ in 0..12 {
+        let said = talk.said().into_iter().map(|said| (None, said));
+        let over_lanes = lanes.iter_mut().enumerate().flat_map(|(number, lane)| {
+            let parsed = move |frame: Bytes| {
+                let (kind, transfer, payload) = parse(&frame);
+                (Some(number), (kind, transfer, payload.to_vec()))
+            };
+            lane.said().into_iter().map(parsed)
+        });
+        for (over, (kind, transfer, payload)) in said.chain(over_lanes).collect::<Vec<_>>() {
+            match kind {
+                Kind::Stat => {
+                    let stat = protocol::Stat::from_payload(&payload).unwrap();
+                    talk.hear(transfer, &entry(EntryKind::File, contents[which(&stat.path)].len()));
+                }
+                Kind::Get => {
+                    let name = which(&Get::from_payload(&payload).unwrap().path);
+                    opened[name] = transfer;
+                    talk.hear(transfer, &answer(&contents[name], false));
+                }
+                Kind::Want => {
+                    let ranges = protocol::Want::from_payload(&payload).unwrap().ranges.0;
+                    wanted.extend(ranges.into_iter().map(|(offset, len)| (over, transfer, offset, len as usize)));
+                }
+                Kind::Close => {}
+                other => panic!("the client says {other:?}"),
+            }
+        }
+        // All of them owe some of the first. Nothing of that comes before something of the second is asked for.
+        is_held &= !wanted.iter().any(|&(_, transfer, ..)| transfer != 0 && transfer == opened[1]);
+        if is_held {
+            continue;
+        }
+        for (over, transfer, offset, len) in wanted.drain(..) {
+            let content = &contents[usize::from(transfer == opened[1])][offset as usize..][..len];
+            match over {
+                None => talk.line.hear_data(transfer, offset, content).unwrap(),
+                Some(lane) => lanes[lane].hear_data(transfer, offset, content).unwrap(),
+            }
+        }
+    }
+    assert_eq!(talk.failed(), None);
+    assert!(talk.task.is_finished(), "nothing of the second file was asked for: {is_held}");
+    for (name, content) in ["x", "y"].iter().zip(&contents) {
+        assert!(fs::read(talk.folder.path().join(name)).unwrap() == *content, "{name}");
+    }
 }

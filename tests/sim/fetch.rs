@@ -1,7 +1,7 @@
 //! Downloads in the simulation: the client as it is, from `Client::get` to its own disk, but for its connections.
 //!
-//! One client fetches the names that others store, replace, move and remove meanwhile. Its connections are cut, its
-//! disk fails, it is killed and its power goes. What it is told as done has to be the whole of one version that had the
+//! One client fetches the names that others store, replace, move and remove meanwhile, one of them or both at once. Its
+//! connections are cut, its disk fails, it is killed and its power goes. What it is told as done has to be the whole of one version that had the
 //! name at some moment between the beginning and the end, durably; its final names never stand for anything but that.
 
 use std::sync::Mutex;
@@ -50,10 +50,14 @@ struct Process {
 }
 
 /// A download that goes on.
-#[derive(Clone, Copy)]
 struct Get {
-    name: usize,
+    /// What it fetches.
+    names: Vec<usize>,
     begun: usize,
+    /// Names of which it was told that they are here.
+    done: Vec<usize>,
+    /// What others failed with.
+    failed: Vec<(usize, Error)>,
 }
 
 /// The client, and what it has been told.
@@ -224,18 +228,26 @@ impl World {
             if self.fetcher.left == 0 {
                 return;
             }
-            let name = if self.is_duel || self.random.chance(75) { 0 } else { 1 };
+            let names = match self.random.below(4) {
+                0 if !self.is_duel => vec![1],
+                1 if !self.is_duel => vec![0, 1],
+                _ => vec![0],
+            };
             // Most of the time something is there.
-            if self.fetcher.known[name].is_none() && !self.is_calm && self.random.chance(95) {
+            let is_missing = names.iter().any(|&name| self.fetcher.known[name].is_none());
+            if is_missing && !self.is_calm && self.random.chance(95) {
                 return;
             }
             self.fetcher.left -= 1;
-            let target = GetTarget::Local(self.fetcher.root.join(HERE[name]));
-            let item = GetItem { source: RemotePath::parse(NAMES[name].as_bytes()).unwrap(), target };
-            let client = process.client.clone();
-            let task = process.local.spawn_local(async move { client.get(vec![item], GetOptions::default()).await });
-            process.task = Some((task, Get { name, begun: self.step }));
-            self.tell(|| format!("a download of {} begins", NAMES[name]));
+            let item = |&name: &usize| {
+                let target = GetTarget::Local(self.fetcher.root.join(HERE[name]));
+                GetItem { source: RemotePath::parse(NAMES[name].as_bytes()).unwrap(), target }
+            };
+            let (items, client) = (names.iter().map(item).collect(), process.client.clone());
+            let task = process.local.spawn_local(async move { client.get(items, GetOptions::default()).await });
+            self.tell(|| format!("a download of {names:?} begins"));
+            let get = Get { names, begun: self.step, done: Vec::new(), failed: Vec::new() };
+            self.fetcher.process.as_mut().unwrap().task = Some((task, get));
         }
         self.fetch_on();
     }
@@ -365,25 +377,29 @@ impl World {
     /// Judges a download that has ended.
     fn fetched(&mut self) {
         let Some(process) = &mut self.fetcher.process else { return };
-        let (mut done, mut failed) = (None, None);
         let is_over = process.task.as_ref().is_some_and(|(task, _)| task.is_finished());
-        let mut retries = 0;
+        let (mut retries, mut roots) = (0, Vec::new());
         while let Ok(event) = process.events.try_recv() {
-            match event {
-                Event::Done { root, outcome: Outcome::Stored | Outcome::Unchanged, .. } => done = root,
-                Event::Failed { error, .. } => failed = Some(error),
-                Event::Retrying { .. } => retries += 1,
+            let which = |name: &[u8]| NAMES.iter().position(|known| known.as_bytes() == name).unwrap();
+            match (event, &mut process.task) {
+                (
+                    Event::Done { name, root: Some(root), outcome: Outcome::Stored | Outcome::Unchanged, .. },
+                    Some((_, get)),
+                ) => {
+                    get.done.push(which(&name));
+                    roots.push((which(&name), get.begun, root));
+                }
+                (Event::Failed { name, error, .. }, Some((_, get))) => get.failed.push((which(&name), error)),
+                (Event::Done { .. } | Event::Failed { .. }, None) => panic!("an end of nothing"),
+                (Event::Retrying { .. }, _) => retries += 1,
                 _ => {}
             }
         }
         if retries > 0 {
             self.tell(|| format!("the downloading client tries again ({retries})"));
         }
-        let Some(process) = &mut self.fetcher.process else { return };
-        assert!(done.is_none() || is_over || process.task.is_some(), "an end of nothing");
-        if let (Some(root), Some((_, get))) = (done, &process.task) {
-            let get = *get;
-            self.judge(get, root);
+        for (name, begun, root) in roots {
+            self.judge(name, begun, root);
         }
         if !is_over {
             return;
@@ -391,38 +407,44 @@ impl World {
         let Some(process) = &mut self.fetcher.process else { return };
         let (task, get) = process.task.take().unwrap();
         let ended = disk::on(Side::Client, || process.runtime.block_on(task)).unwrap();
-        let name = NAMES[get.name];
-        self.tell(|| format!("the download of {name} has ended: {:?}, {failed:?}", ended.as_ref().err()));
-        if let Some(error) = failed.as_ref().filter(|error| error.kind() == ErrorKind::Mismatch) {
-            let seen = self.fetcher.since(get.name, get.begun);
-            assert!(seen.len() > 1, "{name} did not change, and came as something else: {}", error.chain());
+        self.tell(|| {
+            format!("the download of {:?} has ended: {:?}, {:?}", get.names, ended.as_ref().err(), get.failed)
+        });
+        for (name, error) in &get.failed {
+            let seen = self.fetcher.since(*name, get.begun);
+            let (name, why) = (NAMES[*name], error.chain());
+            assert!(error.kind() != ErrorKind::Internal, "a download of {name}: {why}");
+            let is_other = error.kind() == ErrorKind::Mismatch;
+            assert!(!is_other || seen.len() > 1, "{name} did not change, and came as something else: {why}");
         }
         if let Err(error) = ended {
             // It has waited long enough. Another run begins anew.
             assert!(error.kind().is_retryable(), "{}", error.chain());
             let is_power = self.random.chance(10);
             self.kill_fetcher(is_power);
-        } else if done.is_none() && self.is_calm {
+            return;
+        }
+        for &name in get.names.iter().filter(|name| self.is_calm && !get.done.contains(name)) {
             // It may have met a change that is over by now.
-            let error = failed.expect("an end without a word");
-            let was_absent = self.fetcher.since(get.name, get.begun).contains(&None);
+            let (_, error) = get.failed.iter().find(|(failed, _)| *failed == name).expect("an end without a word");
+            let was_absent = self.fetcher.since(name, get.begun).contains(&None);
             let is_excused = was_absent && error.kind() == ErrorKind::NotFound
                 || matches!(error.kind(), ErrorKind::Changed | ErrorKind::Mismatch)
                 || get.begun < self.calm_since;
-            assert!(is_excused, "a download of {name} failed without a cause: {}", error.chain());
+            assert!(is_excused, "a download of {} failed without a cause: {}", NAMES[name], error.chain());
         }
     }
 
     /// A download was told as done.
-    fn judge(&mut self, get: Get, root: Root) {
-        let (here, name) = (HERE[get.name], NAMES[get.name]);
+    fn judge(&mut self, index: usize, begun: usize, root: Root) {
+        let (here, name) = (HERE[index], NAMES[index]);
         let content = CONTENTS.iter().position(|content| content.root == root);
-        let possible = self.fetcher.since(get.name, get.begun);
+        let possible = self.fetcher.since(index, begun);
         assert!(
             possible.contains(&Some(content)),
             "a download of {name} was told to be {content:?}, which it was not since it began: {possible:?}"
         );
-        self.fetcher.told[get.name] = Some(get.begun);
+        self.fetcher.told[index] = Some(begun);
         self.fetcher.done += 1;
         for survivor in disk::on(Side::Client, || disk::with(|disk| disk.survivors(here))) {
             match survivor {
