@@ -876,10 +876,25 @@ class Bench:
                             lambda root: same(source, f"{root}/f"), size=size, label=label, **on_link)
                 # Of the peers, one direction says enough.
                 if cls is Sealift:
-                    target = f"{self.shm}/got"
-                    self.sample(f"W7 {control} down", tool, number, lambda _: [[*here, *tool.get("f", target)]],
-                                lambda _: same(source, target), size=size, label=label, targets=[target],
-                                prepare=lambda root: os.link(source, f"{root}/f"), **on_link)
+                    self.w7_down(number, control, tool, label, source, here, on_link)
+
+    def w7_down(self, number, control, tool, label, source, here, on_link):
+        target = f"{self.shm}/got"
+
+        def store(_):
+            must([*on_link["prefix"], *tool.put(source, "f")])
+
+        def lay(root):
+            os.link(source, f"{root}/f")
+
+        # Of a file that it has stored, a server has the hash; of one that somebody else laid there, it has none.
+        ways = [(label, store)]
+        if control == "bbr" and label == tool.name:
+            ways.append((f"{label}, a file that it has not stored", lay))
+        for name, prepare in ways:
+            self.sample(f"W7 {control} down", tool, number, lambda _: [[*here, *tool.get("f", target)]],
+                        lambda _: same(source, target), size=os.path.getsize(source), label=name, targets=[target],
+                        prepare=prepare, **on_link)
 
     def w8_round(self, number, here, on_link):
         directories = self.options.wan_files // 100
