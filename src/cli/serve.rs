@@ -400,3 +400,15 @@ fn show_limits(args: &ServeArgs, out: &mut dyn Write) -> Result<()> {
 fn usage(message: &str) -> Error {
     Error::new(ErrorKind::Usage, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_have_more_connections_may_make_more_at_the_same_time() {
+        for (per_address, half_open) in [(1, 1), (256, 256), (2048, 256), (4096, 512), (8192, 1024), (1 << 20, 1024)] {
+            assert_eq!(half_open_of(per_address), half_open, "{per_address}");
+        }
+    }
+}

@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rustix::process::{Signal, kill_process};
+use sealift::tls::{self, ClientOptions, ClientTls};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::rig::{Mount, Server, World, binary, content, until};
 
@@ -100,6 +104,31 @@ fn all_that_is_asked_and_done_is_in_the_log_before_the_answer() {
     assert!(line["why"].as_str().unwrap().contains("may not create"), "{line}");
     assert_eq!(server.stop(), Some(0));
     assert_whole(&files(&world), &[]);
+}
+
+/// A client begins connections to a far server before it knows whether it needs them.
+#[tokio::test]
+async fn who_leaves_after_the_handshake_without_a_word_is_not_in_the_log() {
+    let world = World::new();
+    let server = serve(&world, &[]);
+    let tls = ClientTls::load(&ClientOptions::in_folder(&world.path("certs"))).unwrap();
+    for said in [&b""[..], &[0xff; 100]] {
+        let stream = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+        let connector = TlsConnector::from(tls.config());
+        let mut stream = connector.connect(tls::server_name("localhost").unwrap(), stream).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        stream.shutdown().await.unwrap();
+        // Until the server has done with it.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    let connects = || {
+        let log = lines(&files(&world)[0]);
+        let connects: Vec<Value> = log.into_iter().filter(|line| line["event"] == "connect").collect();
+        (!connects.is_empty()).then_some(connects)
+    };
+    let connects = until("a connection is in the log", connects);
+    assert_eq!(connects.len(), 1, "{connects:#?}");
+    assert_eq!(connects[0]["result"], "failed", "{connects:#?}");
 }
 
 #[test]
