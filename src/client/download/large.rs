@@ -470,7 +470,7 @@ impl Job {
                 break Ok(());
             }
             let begun = Instant::now();
-            let is_full = asked.is_empty() || writes.len() >= writes_max;
+            let is_full = asked.is_empty() && elsewhere == 0 || writes.len() >= writes_max;
             tokio::select! {
                 reply = exchange.next(), if (!asked.is_empty() || elsewhere > 0) && writes.len() < writes_max => {
                     match reply {
