@@ -29,8 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::client::api::{Client, Item, random_id};
-use crate::client::compare::Links;
-use crate::client::compare::sent_mode;
+use crate::client::compare::{Links, sent_mode};
 use crate::client::event::{Event, ItemKind, Outcome};
 use crate::client::filter::Filter;
 use crate::client::names::{Lead, Met, Names, Turn};

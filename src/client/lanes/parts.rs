@@ -468,15 +468,10 @@ mod tests {
     #[tokio::test]
     async fn lanes_that_owe_much_to_another_download_are_asked_for_something_of_each() {
         let pool = Pool::new(32 * GROUP_LEN);
-        let (lanes, other, mut fronts) = begin(&pool, &Shelf::default());
+        let (lanes, mut carrier, mut fronts) = begin(&pool, &Shelf::default());
+        let other = lanes.carry(6, Shelf::default());
         let mut many = 0..99;
         assert_eq!(other.ask(99 * GROUP_LEN as u64, 99, || many.next()), Asked { groups: 4, is_end: false });
-        drop(other);
-        let other = lanes.carry(6, Shelf::default());
-        other.let_split(&pool, FAR);
-        assert_eq!(other.ask(99 * GROUP_LEN as u64, 99, || many.next()).groups, 4);
-        let mut carrier = lanes.carry(7, Shelf::default());
-        carrier.let_split(&pool, FAR);
         let mut groups = 0..2;
         let mut ask = |carrier: &Carrier| carrier.ask(SIZE, groups.end - groups.start, || groups.next());
         assert_eq!(ask(&carrier), Asked { groups: 1, is_end: true });
