@@ -5,12 +5,14 @@
 //! group has no chaining value in its tree: its root is the hash of the group itself, so [`GroupHash`] of group 0
 //! carries both until the size is known.
 
+mod sent;
 mod together;
 
 use std::fmt;
 
 use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 
+pub use self::sent::{RangeHash, RangeHasher, Sent};
 use crate::limits::GROUP_LEN;
 
 /// The BLAKE3 hash of a whole file: what `b3sum` prints.
@@ -223,31 +225,33 @@ impl Tree {
                 let count = usize::try_from(count).ok()?;
                 let values: Option<Vec<[u8; 32]>> =
                     self.values.get(..count)?.iter().map(|value| value.map(|value| value.0)).collect();
-                Some(merge_root(&values?, size))
+                Some(merge_root(&values?, GROUP_LEN, size))
             }
         }
     }
 }
 
-fn merge_root(values: &[[u8; 32]], size: u64) -> Root {
-    let (left, right, left_len) = split(values, size);
-    let left = merge(left, left_len);
-    let right = merge(right, size - left_len);
+/// The root of `size` bytes from the values of their units, each of this power of two of bytes but for the last. More
+/// than one.
+fn merge_root(values: &[[u8; 32]], unit: usize, size: u64) -> Root {
+    let (left, right, left_len) = split(values, unit, size);
+    let left = merge(left, unit, left_len);
+    let right = merge(right, unit, size - left_len);
     Root(*merge_subtrees_root(&left, &right, Mode::Hash).as_bytes())
 }
 
-fn merge(values: &[[u8; 32]], size: u64) -> [u8; 32] {
+fn merge(values: &[[u8; 32]], unit: usize, size: u64) -> [u8; 32] {
     if let [value] = values {
         return *value;
     }
-    let (left, right, left_len) = split(values, size);
-    merge_subtrees_non_root(&merge(left, left_len), &merge(right, size - left_len), Mode::Hash)
+    let (left, right, left_len) = split(values, unit, size);
+    merge_subtrees_non_root(&merge(left, unit, left_len), &merge(right, unit, size - left_len), Mode::Hash)
 }
 
-/// Splits the groups of a subtree of `size` bytes as BLAKE3 does: the largest power of two on the left.
-fn split(values: &[[u8; 32]], size: u64) -> (&[[u8; 32]], &[[u8; 32]], u64) {
+/// Splits the units of a subtree of `size` bytes as BLAKE3 does: the largest power of two on the left.
+fn split(values: &[[u8; 32]], unit: usize, size: u64) -> (&[[u8; 32]], &[[u8; 32]], u64) {
     let left_len = left_subtree_len(size);
-    let left_count = usize::try_from(left_len / GROUP_LEN as u64).expect("fewer groups than values");
+    let left_count = usize::try_from(left_len / unit as u64).expect("fewer units than values");
     let (left, right) = values.split_at(left_count);
     (left, right, left_len)
 }
@@ -256,7 +260,7 @@ fn split(values: &[[u8; 32]], size: u64) -> (&[[u8; 32]], &[[u8; 32]], u64) {
 mod tests {
     use super::*;
 
-    fn bytes(size: usize) -> Vec<u8> {
+    pub(super) fn bytes(size: usize) -> Vec<u8> {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         (0..size)
             .map(|_| {

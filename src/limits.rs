@@ -26,6 +26,11 @@ pub const CONTROL_LEN_MAX: usize = 64 * KIB;
 pub const HELLO_LEN_MAX: usize = 4 * KIB;
 /// Bytes in a group: the unit of offering, hashing and disk I/O.
 pub const GROUP_LEN: usize = MIB;
+/// Bytes in a part of a group, but for the last one of a file: a download may ask for its last groups in parts, over
+/// several connections.
+pub const PART_LEN: usize = 256 * KIB;
+/// Groups of a download of which a server remembers at once that some parts of them, and not all, were sent.
+pub const SPLIT_GROUPS_MAX: usize = 256;
 /// Steps in which the received prefix of an open group counts.
 pub const PREFIX_STEP: usize = 64 * KIB;
 /// Bytes of a file that may follow its description unasked; a file of at most this size never waits.
@@ -275,6 +280,7 @@ pub const MIB: usize = 1 << 20;
 
 const _: () = assert!(GROUP_LEN.is_power_of_two() && GROUP_LEN.is_multiple_of(DATA_LEN_MAX));
 const _: () = assert!(DATA_LEN_MAX.is_multiple_of(PREFIX_STEP) && PREFIX_STEP >= 1024);
+const _: () = assert!(PART_LEN.is_power_of_two() && GROUP_LEN.is_multiple_of(PART_LEN));
 const _: () = assert!(UNASKED_FILE_MAX <= GROUP_LEN as u64, "an unasked file has one group");
 const _: () = assert!(FILE_SIZE_MAX / (GROUP_LEN as u64) <= u32::MAX as u64 + 1, "a group index fits 32 bits");
 const _: () = assert!(HASHES_PER_PRINCIPAL_MAX * 4 <= BLOCKING_THREADS_MAX);

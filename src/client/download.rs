@@ -139,8 +139,6 @@ struct FileJob {
     role: Role,
     /// Its first attempt, if that was begun before it was known to be a file.
     opened: Option<Exchange>,
-    /// An attempt has brought something else than the server said.
-    is_wrong: bool,
 }
 
 impl Client {
@@ -311,18 +309,8 @@ impl Run {
         self.job.client.events().tell(Event::Found { files: 1, bytes: size }).await;
         let metadata = (entry.mode, entry.mtime);
         let (xattrs_digest, role) = (entry.xattrs_digest, Role::Alone);
-        let mut file = FileJob {
-            item,
-            remote,
-            size,
-            metadata,
-            xattrs_digest,
-            place: Arc::new(place),
-            directory,
-            role,
-            opened,
-            is_wrong: false,
-        };
+        let mut file =
+            FileJob { item, remote, size, metadata, xattrs_digest, place: Arc::new(place), directory, role, opened };
         match entry.same.map(|same| (same, self.names.meet(same))) {
             None => {}
             Some((_, Met::First(lead))) => file.role = Role::First(lead),
@@ -512,7 +500,7 @@ impl Job {
     }
 
     fn get_message(&self, remote: &RemotePath, unasked_max: u64) -> Get {
-        Get { path: remote.clone(), unasked_max, xattrs: self.xattrs.then_some(true) }
+        Get { xattrs: self.xattrs.then_some(true), ..Get::of(remote.clone(), unasked_max) }
     }
 
     /// The extended attributes that an answer tells.

@@ -71,6 +71,8 @@ pub(crate) enum Reply {
     Group(u64, Buffer),
     /// All content of a download was sent.
     Finish(Finish),
+    /// The same, told before it was asked.
+    FinishAhead(Finish),
     /// One entry.
     Entry(Entry),
     /// Some entries.
@@ -102,9 +104,12 @@ impl Reply {
             | Reply::Invites(_)
             | Reply::Done(_)
             | Reply::Failed(_) => true,
-            Reply::PutAnswer(_) | Reply::Values(_) | Reply::GetAnswer(_) | Reply::Group(..) | Reply::Entries(_) => {
-                false
-            }
+            Reply::PutAnswer(_)
+            | Reply::Values(_)
+            | Reply::GetAnswer(_)
+            | Reply::Group(..)
+            | Reply::FinishAhead(_)
+            | Reply::Entries(_) => false,
         }
     }
 }
@@ -181,6 +186,8 @@ struct Slot {
     unasked_max: u64,
     /// The size that the server named.
     size: u64,
+    /// For a download: the server has said ahead how it ends.
+    is_foretold: bool,
     /// Where the beginning of a group is laid when the connection breaks.
     shelf: Shelf,
     /// For an upload of which a receipt is asked: its name, and the receipt once that has come.
@@ -331,7 +338,7 @@ impl Session {
         let permit = self.permit(&self.0.open, 1).await?;
         let frames = |transfer| vec![request.to_frame(transfer).into()];
         let transfer = self.enter(replies, (Some(permit), None), 0, put, frames)?;
-        Ok(Exchange { session: self.clone(), transfer, receiver, is_over: false })
+        Ok(Exchange::new(self, transfer, receiver))
     }
 
     /// Enters what has left with the hello.
@@ -352,7 +359,7 @@ impl Session {
         let found = desk.asked.iter().position(is_it)?;
         let Asked { transfer, receiver, .. } = desk.asked.swap_remove(found);
         drop(desk);
-        Some(Exchange { session: self.clone(), transfer, receiver, is_over: false })
+        Some(Exchange::new(self, transfer, receiver))
     }
 
     /// Opens a download. At most `unasked_max` bytes may come without being wanted.
@@ -365,7 +372,7 @@ impl Session {
         }
         let (replies, receiver) = mpsc::channel(REPLIES_MAX);
         let transfer = self.get_into(get, replies).await?;
-        Ok(Exchange { session: self.clone(), transfer, receiver, is_over: false })
+        Ok(Exchange::new(self, transfer, receiver))
     }
 
     /// Opens a download whose answers go where those of others go. The caller has room for them there: at most
@@ -521,6 +528,7 @@ impl Session {
             wanted: VecDeque::new(),
             unasked_max,
             size: 0,
+            is_foretold: false,
             shelf: Shelf::default(),
             receipt,
             _permits: permits,
@@ -586,10 +594,16 @@ pub(crate) struct Exchange {
     session: Session,
     transfer: u32,
     receiver: mpsc::Receiver<(u32, Reply)>,
+    /// How a download ends, as the server has said ahead.
+    foretold: Option<Finish>,
     is_over: bool,
 }
 
 impl Exchange {
+    fn new(session: &Session, transfer: u32, receiver: mpsc::Receiver<(u32, Reply)>) -> Exchange {
+        Exchange { session: session.clone(), transfer, receiver, foretold: None, is_over: false }
+    }
+
     /// The next answer.
     ///
     /// # Errors
@@ -598,14 +612,28 @@ impl Exchange {
     /// # Cancel safety
     /// Safe.
     pub(crate) async fn next(&mut self) -> Result<Reply> {
-        match self.receiver.recv().await {
+        loop {
+            let reply = self.receiver.recv().await;
+            if let Some(reply) = self.take(reply)? {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// What has come, but for what is told ahead.
+    fn take(&mut self, reply: Option<(u32, Reply)>) -> Result<Option<Reply>> {
+        match reply {
+            Some((_, Reply::FinishAhead(finish))) => {
+                self.foretold = Some(finish);
+                Ok(None)
+            }
             Some((_, Reply::Failed(error))) => {
                 self.is_over = true;
                 Err(error)
             }
             Some((_, reply)) => {
                 self.is_over |= reply.is_last();
-                Ok(reply)
+                Ok(Some(reply))
             }
             None => Err(self.session.reason()),
         }
@@ -691,9 +719,27 @@ impl Exchange {
         self.session.queue(self.transfer, &WantValues { first, count }, |slot| slot.is_due = true);
     }
 
-    /// Says that a download needs no more content; finish, done or a failure answers.
-    pub(crate) fn end_download(&self) {
+    /// Says that a download needs no more content, and how it ended: finish, done or a failure. What the server has said
+    /// ahead, or says before it answers, is not waited for again.
+    ///
+    /// # Errors
+    /// The failure that the server reports, or why the session has ended.
+    ///
+    /// # Cancel safety
+    /// Whoever drops this must drop the exchange.
+    pub(crate) async fn end_download(&mut self) -> Result<Reply> {
         self.session.queue(self.transfer, &Close {}, |slot| slot.is_due = true);
+        while self.foretold.is_none() {
+            let reply = self.receiver.recv().await;
+            if let Some(reply) = self.take(reply)? {
+                return Ok(reply);
+            }
+        }
+        if let Some(slot) = self.session.desk().slots.get_mut(&self.transfer) {
+            slot.is_left = true;
+        }
+        self.is_over = true;
+        self.foretold.take().map(Reply::Finish).ok_or_else(|| self.session.reason())
     }
 
     /// Ends a download in order of which nothing more has to be known: how the server answers is of no concern.
@@ -724,6 +770,7 @@ impl Session {
             Reply::GetAnswer(_) => Kind::GetAnswer,
             Reply::Group(..) => Kind::Data,
             Reply::Finish(_) => Kind::Finish,
+            Reply::FinishAhead(_) => Kind::FinishAhead,
             Reply::Entry(_) => Kind::Entry,
             Reply::Entries(_) => Kind::Entries,
             Reply::Volume(_) => Kind::Volume,
@@ -1082,6 +1129,10 @@ fn take(session: &Session, kind: Kind, transfer: u32, payload: &[u8]) -> Result<
         Kind::Stored => Reply::Stored(Stored::from_payload(payload)?),
         Kind::GetAnswer => Reply::GetAnswer(GetAnswer::from_payload(payload)?),
         Kind::Finish => Reply::Finish(Finish::from_payload(payload)?),
+        Kind::FinishAhead => {
+            let FinishAhead { size, root } = FinishAhead::from_payload(payload)?;
+            Reply::FinishAhead(Finish { size, root })
+        }
         Kind::Entry => Reply::Entry(Entry::from_payload(payload)?),
         Kind::Entries => Reply::Entries(Entries::from_payload(payload)?.entries.0),
         Kind::Volume => Reply::Volume(Volume::from_payload(payload)?),
@@ -1166,6 +1217,12 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
         }
         Reply::Finish(_) if !slot.wanted.is_empty() => {
             return Err(Breach::Data("a finish before all content").into());
+        }
+        Reply::FinishAhead(_) => {
+            let is_open_download = slot.size > 0 && slot.unasked_max == 0;
+            if !is_open_download || std::mem::replace(&mut slot.is_foretold, true) {
+                return Err(unexpected(kind, "no open download, or told before"));
+            }
         }
         _ => {}
     }

@@ -66,7 +66,7 @@ kinds! {
     Receipt = 0x18;
     /// Groups of an upload that are all zeros, and are told instead of sent.
     Zeros = 0x19;
-    /// What the finish will say, while content is still under way over connections that have joined.
+    /// What the finish will say, while content is still under way.
     FinishAhead = 0x1a;
     /// A client wants a file's content.
     Get = 0x20;

@@ -506,7 +506,8 @@ pub struct Finish {
 }
 
 /// What the [`Finish`] of an upload will say: all of it is read, and sent but for what lanes have and may lose. The
-/// server need not wait for the finish.
+/// server need not wait for the finish. Or what the server will answer to the [`Close`] of a download, of which all is
+/// sent: the client need not wait for that answer.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct FinishAhead {
@@ -655,9 +656,20 @@ pub struct Get {
     /// Send all of it at once if it has at most this many bytes (bounded by `UNASKED_FILE_MAX`).
     #[n(1)]
     pub unasked_max: u64,
+    /// Say with [`FinishAhead`] when all was sent, without being asked.
+    #[n(2)]
+    pub finish_ahead: Option<bool>,
     /// Tell its extended attributes.
     #[n(16)]
     pub xattrs: Option<bool>,
+}
+
+impl Get {
+    /// Asks for a file of which at most so many bytes may come unasked, and to be told of its end without asking.
+    #[must_use]
+    pub fn of(path: RemotePath, unasked_max: u64) -> Get {
+        Get { path, unasked_max, finish_ahead: Some(true), xattrs: None }
+    }
 }
 
 /// The version that the server opened. With `unasked`, content and [`Finish`] follow.

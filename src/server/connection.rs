@@ -33,7 +33,7 @@ use super::offer::Offer;
 use super::outlet::Outlet;
 use super::quota::Seat;
 use super::requests::{self, Got, ListStep};
-use super::session::{self, Session, Source};
+use super::session::{self, News, Session};
 use super::share::OpenCount;
 use super::shared::{Shared, Who};
 use super::spent::{Meter, On};
@@ -614,12 +614,15 @@ impl<C: Outlet> Driver<C> {
 
     /// Takes note of what lanes have found.
     pub(super) fn look_at_news(&mut self) -> Result<()> {
-        let (failed, waiting) = self.session.look();
+        let News { failed, waiting, sent } = self.session.look();
         for (transfer, error) in failed {
             self.failed(transfer, &error);
         }
         for transfer in waiting {
             self.flow.make_file(transfer);
+        }
+        for transfer in sent {
+            self.flow.foretell(transfer);
         }
         for transfer in self.flow.finished() {
             let committed = self.flow.commit_if_told(transfer);
@@ -844,24 +847,28 @@ impl<C: Outlet> Driver<C> {
     }
 
     fn close_download(&mut self, transfer: u32) -> Result<()> {
-        let Some(Download { path, source, .. }) = self.flow.downloads.get(&transfer) else {
+        let Some(Download { path, source, foretold, .. }) = self.flow.downloads.get(&transfer) else {
             if self.flow.forget_ended(transfer) {
                 return Ok(());
             }
             return Err(Breach::Unexpected { kind: Kind::Close, why: "no such download is open" }.into());
         };
-        let (path, source) = (path.clone(), Arc::clone(source));
+        let (path, source, foretold) = (path.clone(), Arc::clone(source), foretold.clone());
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
+        self.sent_count += 1;
+        if let Some(finish) = foretold {
+            self.connection.send(transfer, &finish);
+            return Ok(());
+        }
         self.requests.insert(transfer);
         self.closing.insert(transfer);
-        self.sent_count += 1;
         self.flow.spawn(move |_, who| {
             let answer = || {
                 let (size, recorded) = (source.file.size(), source.file.recorded_root());
                 // Now, the record is that of the version that was opened, as well.
                 source.file.check_unchanged()?;
-                let root = source.tree().root(size);
+                let root = source.root();
                 root.map_or(Ok(()), |root| requests::check_stored(&path, recorded, root))?;
                 if let Some(attendance) = who.attendance() {
                     attendance.hand_out(0, true)?;
@@ -937,6 +944,12 @@ impl<C: Outlet> Driver<C> {
                 if !self.flow.is_reading() {
                     // Its client may not wait for what comes at the end.
                     self.meter.tell(&mut self.connection);
+                }
+            }
+            Job::Foretold(transfer, finish) => {
+                if let (Some(finish), Some(download)) = (finish, self.flow.downloads.get_mut(&transfer)) {
+                    self.connection.send(transfer, &FinishAhead { size: finish.size, root: finish.root });
+                    download.foretold = Some(finish);
                 }
             }
             Job::OpenedToHash(transfer, Ok(run)) => self.hashed(transfer, run)?,
@@ -1036,10 +1049,9 @@ impl<C: Outlet> Driver<C> {
             Ok(Got { frames, file }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match file {
-                    Some((path, file)) => {
-                        let source = Source::new(file);
+                    Some((path, source)) => {
                         self.session.lend(transfer, session::Transfer::Download(Arc::clone(&source)));
-                        self.flow.downloads.insert(transfer, Download { path, source, is_hashing: false });
+                        self.flow.downloads.insert(transfer, Download::new(path, source));
                     }
                     None => self.sent_count += 1,
                 }

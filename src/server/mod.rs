@@ -32,6 +32,7 @@ mod scrub;
 mod session;
 mod share;
 mod shared;
+mod source;
 mod spent;
 mod tree;
 mod workers;

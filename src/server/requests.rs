@@ -10,6 +10,7 @@ use super::names;
 use super::outcomes::Begin;
 use super::quota::{self, Amount};
 use super::shared::{Pass, Shared, Who};
+use super::source::Source;
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
@@ -26,7 +27,7 @@ use crate::xattrs::Xattrs;
 /// A download that was opened: the frames of its answer, and the file if content is still to be asked for.
 pub(super) struct Got {
     pub(super) frames: Vec<Bytes>,
-    pub(super) file: Option<(RemotePath, Arc<StoredFile>)>,
+    pub(super) file: Option<(RemotePath, Arc<Source>)>,
 }
 
 /// A download that is being opened.
@@ -154,7 +155,10 @@ pub(super) fn get(
     };
     let answer = frame(transfer, &answer);
     if !unasked {
-        return Ok(Opening::Large(Got { frames: vec![answer], file: Some((get.path.clone(), Arc::new(file))) }));
+        // What is handed out over an invite counts with the answer to `Close`, for which its client waits.
+        let foretells = get.finish_ahead == Some(true) && who.attendance().is_none();
+        let file = Some((get.path.clone(), Source::new(file, foretells)));
+        return Ok(Opening::Large(Got { frames: vec![answer], file }));
     }
     let len = usize::try_from(size).map_err(|_| Error::new(ErrorKind::Internal, "a small file is not small"))?;
     let mut data = vec![0; DATA_START + len];

@@ -13,13 +13,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::groups::Groups;
+use super::source::Source;
 use super::spent::Spent;
 use crate::access::Principal;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::Tree;
 use crate::limits::JOINS_MAX;
 use crate::protocol::Bytes16;
-use crate::storage::StoredFile;
 
 /// The sessions of a server, by hashes of their tokens: looking one up compares nothing of a token that was given with
 /// one that was shown, so how far a guess is right cannot show in the time that this takes.
@@ -44,12 +43,23 @@ pub(super) struct Session {
     last_transfer: AtomicU32,
     /// Transfers that content may move for.
     transfers: Mutex<HashMap<u32, Transfer>>,
-    /// Tells the first connection that a lane has found something.
+    /// Tells the first connection that there is something for it to look at.
     pub(super) news: Notify,
     /// The first connection has ended.
     pub(super) ended: CancellationToken,
     /// What its work took its time with.
     pub(super) spent: Arc<Spent>,
+}
+
+/// What the first connection of a session is to know of its transfers.
+#[derive(Default)]
+pub(super) struct News {
+    /// Those that a lane could not go on with.
+    pub(super) failed: Vec<(u32, Error)>,
+    /// Uploads whose file a lane waits for.
+    pub(super) waiting: Vec<u32>,
+    /// Downloads that were sent whole just now, of which the client wants to be told that.
+    pub(super) sent: Vec<u32>,
 }
 
 #[derive(Clone)]
@@ -58,36 +68,12 @@ pub(super) enum Transfer {
     Download(Arc<Source>),
 }
 
-/// A file that is being read for its downloader, over any connection of the session.
-pub(super) struct Source {
-    pub(super) file: Arc<StoredFile>,
-    /// Groups that were sent whole.
-    pub(super) tree: Mutex<Tree>,
-    /// Why a lane could not read on.
-    failure: Mutex<Option<Error>>,
-}
-
-impl Source {
-    pub(super) fn new(file: Arc<StoredFile>) -> Arc<Source> {
-        Arc::new(Source { file, tree: Mutex::default(), failure: Mutex::default() })
-    }
-
-    pub(super) fn tree(&self) -> MutexGuard<'_, Tree> {
-        // A tree is whole between any two insertions.
-        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failure(&self) -> MutexGuard<'_, Option<Error>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Transfer {
     /// Why a lane could not go on with it, if so.
     pub(super) fn failure(&self) -> Option<Error> {
         match self {
             Transfer::Upload(groups) => groups.failure(),
-            Transfer::Download(source) => source.failure().as_ref().map(Error::duplicate),
+            Transfer::Download(source) => source.failure(),
         }
     }
 }
@@ -209,20 +195,24 @@ impl Session {
     /// A lane could not read on for a download.
     pub(super) fn failed(&self, transfer: u32, error: &Error) {
         if let Some(Transfer::Download(source)) = self.transfers().get(&transfer) {
-            source.failure().get_or_insert_with(|| error.duplicate());
+            source.failed(error);
         }
         self.news.notify_one();
     }
 
-    /// Transfers that a lane could not go on with, and uploads whose file a lane waits for.
-    pub(super) fn look(&self) -> (Vec<(u32, Error)>, Vec<u32>) {
+    /// What has been found of transfers since the last look.
+    pub(super) fn look(&self) -> News {
         let transfers = self.transfers();
-        let failed = transfers.iter().filter_map(|(&number, transfer)| Some((number, transfer.failure()?))).collect();
-        let waiting = transfers.iter().filter(|(_, transfer)| match transfer {
-            Transfer::Upload(groups) => groups.wants_file(),
-            Transfer::Download(_) => false,
-        });
-        (failed, waiting.map(|(&number, _)| number).collect())
+        let mut news = News::default();
+        for (&number, transfer) in transfers.iter() {
+            news.failed.extend(transfer.failure().map(|error| (number, error)));
+            match transfer {
+                Transfer::Upload(groups) if groups.wants_file() => news.waiting.push(number),
+                Transfer::Download(source) if source.take_end() => news.sent.push(number),
+                Transfer::Upload(_) | Transfer::Download(_) => {}
+            }
+        }
+        news
     }
 }
 

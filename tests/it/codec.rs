@@ -204,8 +204,8 @@ round_trips! {
         items: List(items.into_iter().map(|(transfer, stored)| StoredItem { transfer, stored }).collect()),
     });
     written_goes_round: vec(number(), 0..20).prop_map(|groups| Written { groups: List(groups) });
-    get_goes_round: (path(), number(), any::<Option<bool>>())
-        .prop_map(|(path, unasked_max, xattrs)| Get { path, unasked_max, xattrs });
+    get_goes_round: (path(), number(), any::<Option<bool>>(), any::<Option<bool>>())
+        .prop_map(|(path, unasked_max, finish_ahead, xattrs)| Get { path, unasked_max, finish_ahead, xattrs });
     finish_ahead_goes_round: (number(), root()).prop_map(|(size, root)| FinishAhead { size, root });
     zeros_goes_round: ranges().prop_map(|runs| Zeros { runs });
     get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60),
@@ -304,6 +304,7 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::List, 1 | 2)
                     | (Kind::Hash, 1)
                     | (Kind::Stored, 1 | 3)
+                    | (Kind::Get, 2)
                     | (Kind::GetAnswer, 4 | 6)
                     | (Kind::MakeLink, 2)
                     | (Kind::SetDirectory, 1 | 2)

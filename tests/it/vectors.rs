@@ -303,8 +303,17 @@ pub(super) fn vectors() -> Vec<Vector> {
         vector("Zeros", 8, Zeros { runs: List(vec![(1, 2), (7, 1 << 20)]) }),
         vector("FinishAhead", 8, FinishAhead { size: 3, root }),
         vector("Receipt", 7, Receipt { statement: statement.to_bytes(), signature: numbered::<64>(0x80).to_vec() }),
-        vector("Get", 10, Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX, xattrs: None }),
-        vector("Get attributes", 10, Get { path: path("in/a b"), unasked_max: 0, xattrs: Some(true) }),
+        vector(
+            "Get",
+            10,
+            Get { path: path("in/a b"), unasked_max: limits::UNASKED_FILE_MAX, finish_ahead: None, xattrs: None },
+        ),
+        vector("Get ahead", 10, Get { path: path("in/a b"), unasked_max: 0, finish_ahead: Some(true), xattrs: None }),
+        vector(
+            "Get attributes",
+            10,
+            Get { path: path("in/a b"), unasked_max: 0, finish_ahead: None, xattrs: Some(true) },
+        ),
         vector(
             "GetAnswer",
             10,

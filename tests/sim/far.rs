@@ -345,6 +345,44 @@ fn the_end_of_a_far_download_is_waited_for_unless_the_server_has_said_what_it_is
     assert!(!talk.folder.path().join("x").exists());
 }
 
+#[test]
+fn what_the_server_says_of_the_end_before_it_is_asked_is_not_waited_for() {
+    let content = content(LARGE);
+    let end = |root| protocol::FinishAhead { size: LARGE as u64, root };
+    let near = || Case { round_trip: Duration::from_millis(1), ..Case::default() };
+    for (case, get) in [(Case::default(), 1), (near(), 2)] {
+        // It comes after the client has asked.
+        let mut talk = to_its_end(case, None);
+        assert!(talk.got().is_none());
+        talk.hear(get, &end(Root::of(&content)));
+        talk.says(&[]);
+        assert!(talk.got().as_ref() == Some(&content));
+        talk.hear(get, &Finish { size: LARGE as u64, root: Root::of(&content) });
+        talk.says(&[]);
+    }
+    // It comes before all content, which may be under way over lanes.
+    for (root, failure) in [(Root::of(&content), None), (Root([1; 32]), Some(ErrorKind::Mismatch))] {
+        let mut talk = Talk::begin(Case::default());
+        talk.said();
+        talk.hear(2, &entry(EntryKind::File, LARGE));
+        talk.hear(1, &GetAnswer { root: None, ..answer(&content, false) });
+        talk.says(&[(Kind::Want, 1)]);
+        talk.hear(1, &end(root));
+        for offset in (0..LARGE).step_by(GROUP_LEN) {
+            let end = LARGE.min(offset + GROUP_LEN);
+            talk.line.hear_data(1, offset as u64, &content[offset..end]).unwrap();
+        }
+        match failure {
+            None => {
+                talk.says(&[(Kind::Close, 1)]);
+                assert!(talk.got().as_ref() == Some(&content));
+            }
+            // What is wrong is tried again.
+            Some(_) => talk.says(&[(Kind::Close, 1), (Kind::Get, 3)]),
+        }
+    }
+}
+
 /// What is wanted over one of the connections: which, the transfer, where, and how much.
 type Wanted = (Option<usize>, u32, u64, usize);
 

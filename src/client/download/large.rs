@@ -62,9 +62,6 @@ pub(super) struct Partial {
     /// The next group to be asked for.
     pub(super) next: u64,
     pub(super) sink: Sink,
-    /// Whether its last groups may come in parts. Of a group that was sent in parts the server tells no hash, and does
-    /// not see that it is not what was stored.
-    pub(super) splits: bool,
     /// None where nothing is kept for another run.
     pub(super) keeper: Option<Keeper>,
 }
@@ -170,7 +167,6 @@ impl Job {
                 Err(error) => {
                     // What came of another version is compared with the next; wrong content is of no use.
                     if matches!(error.kind(), ErrorKind::Mismatch | ErrorKind::Rotten | ErrorKind::Changed) {
-                        file.is_wrong |= error.kind() == ErrorKind::Mismatch;
                         let keeper = partial.take().and_then(|partial: Partial| partial.keeper);
                         if let Some(keeper) = keeper.filter(|_| error.kind() != ErrorKind::Changed) {
                             keeper.end().await;
@@ -314,8 +310,7 @@ impl Job {
         let (version, sink) = (answer.version.clone(), Sink::File(upload));
         let is_resumed = tree.first_known().is_some();
         let shelf = Shelf::new(self.client.progress());
-        let splits = answer.root.is_some() && !file.is_wrong;
-        Ok(Partial { version, size, tree, is_resumed, shelf, confirmed: 0, next: 0, sink, splits, keeper })
+        Ok(Partial { version, size, tree, is_resumed, shelf, confirmed: 0, next: 0, sink, keeper })
     }
 
     /// Waits for work that writes and syncs.
@@ -348,7 +343,9 @@ impl Job {
             .root(partial.size)
             .ok_or_else(|| Error::new(ErrorKind::Internal, "a group of a download was not hashed"))?;
         // Only an empty file comes unasked here.
-        if !answer.unasked {
+        let end = if answer.unasked {
+            exchange.next().await?
+        } else {
             // What is here has the very hash that was recorded of the version that was opened, so it is that version,
             // whole: the server could only add that the file has changed since, which is of no concern. From far away
             // that word is not waited for. Over an invite it is, because what is handed out counts.
@@ -356,9 +353,9 @@ impl Job {
                 exchange.leave();
                 return Ok(root);
             }
-            exchange.end_download();
-        }
-        let theirs = match exchange.next().await? {
+            exchange.end_download().await?
+        };
+        let theirs = match end {
             Reply::Finish(finish) if finish.size == partial.size => finish.root,
             // Of what an earlier attempt got, this connection has sent nothing.
             Reply::Done(_) => match answer.root {
@@ -390,7 +387,7 @@ impl Job {
         let writes_max = if is_ordered { 1 } else { workplace.at_once(WRITES_MAX) };
         let count = group_count(partial.size);
         let mut carrier = exchange.carry(&partial.shelf);
-        if partial.splits && session.round_trip() >= NEAR_ROUND_TRIP {
+        if !is_ordered && session.round_trip() >= NEAR_ROUND_TRIP {
             carrier.let_split(self.client.pool(), session.round_trip());
         }
         let mut room = (is_here && !is_ordered).then(|| Room::new(Way::Down));
@@ -566,7 +563,7 @@ impl Job {
         item: &mut Item,
     ) -> Result<(u64, Root)> {
         let session = self.client.session().await?;
-        let mut exchange = session.open_get(&Get { path: remote.clone(), unasked_max: 0, xattrs: None }).await?;
+        let mut exchange = session.open_get(&Get::of(remote.clone(), 0)).await?;
         let answer = match exchange.next().await? {
             Reply::GetAnswer(answer) => answer,
             other => return Err(exchange.unexpected(&other)),
@@ -589,7 +586,6 @@ impl Job {
                     confirmed: 0,
                     next: 0,
                     sink,
-                    splits: false,
                     keeper: None,
                 });
             }

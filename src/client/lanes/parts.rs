@@ -16,10 +16,7 @@ use crate::buffer::{Buffer, Pool};
 use crate::client::lanes::{WANTED_MAX, WANTED_MIN};
 use crate::client::shelf::{Filling, Shelf};
 use crate::hash::group_offset;
-use crate::limits::GROUP_LEN;
-
-/// Bytes of a part, but for the last one of a group.
-const PART_LEN: usize = 256 * 1024;
+use crate::limits::{GROUP_LEN, PART_LEN};
 
 /// There are to be so many lanes for groups to be split.
 const LANES_MIN: usize = 2;

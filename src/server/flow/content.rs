@@ -200,8 +200,10 @@ impl Handler for Flow {
         slot.rest -= piece.len();
         self.wanted = self.wanted.saturating_sub(piece.len() as u64);
         if content.is_empty() {
-            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get(&transfer)) {
-                download.source.tree().insert(group, hash);
+            if let (Some(hash), Some(download)) = (slot.hash, self.downloads.get(&transfer))
+                && download.source.sent(hash)
+            {
+                self.session.news.notify_one();
             }
             self.slots.pop_front();
             self.forget_lent(transfer);

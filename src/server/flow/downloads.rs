@@ -8,24 +8,27 @@ use tokio::time::Instant;
 
 use super::{Flow, Job, PIECE_HERE, drop_elsewhere, on_disk, take_back, unknown};
 use crate::error::{Error, Result};
-use crate::hash::{GroupHash, GroupHasher, Root, group_len, group_offset};
+use crate::hash::{RangeHash, RangeHasher, Root};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, GROUP_LEN};
 use crate::path::RemotePath;
-use crate::protocol::{Breach, Get, Kind};
+use crate::protocol::{Breach, Finish, Get, Kind};
 use crate::server::audited;
 use crate::server::requests::{self, Opening};
 use crate::server::spent::On;
 use crate::storage;
+use crate::transfer::check_recorded;
 
 pub(super) struct Slot {
     pub(super) id: u64,
     pub(super) transfer: u32,
+    /// Where it began.
+    start: u64,
     pub(super) offset: u64,
     /// Bytes that are still to be sent.
     pub(super) rest: usize,
     pub(super) content: Option<Bytes>,
-    /// The hash, when the range is a whole group.
-    pub(super) hash: Option<(u64, GroupHash)>,
+    /// Of all of it, once that is read.
+    pub(super) hash: Option<RangeHash>,
 }
 
 /// Ranges of a connection that are read and not yet taken, once its peer has shown that it takes them.
@@ -129,7 +132,7 @@ impl Flow {
             let attendance = self.who.attendance().cloned();
             let spent = Arc::clone(&self.session.spent);
             self.next_slot += 1;
-            self.slots.push_back(Slot { id, transfer, offset, rest: len, content: None, hash: None });
+            self.slots.push_back(Slot { id, transfer, start: offset, offset, rest: len, content: None, hash: None });
             let tasks = self.shared.tasks.clone();
             let (leased, next) = oneshot::channel();
             let before = self.latest_lease.replace(next);
@@ -142,7 +145,7 @@ impl Flow {
                 let mut buffer = share.lease(len).await;
                 drop(leased);
                 let read = move || {
-                    let mut hasher = GroupHasher::new(offset / GROUP_LEN as u64);
+                    let mut hasher = RangeHasher::new(file.size(), offset, len);
                     let mut at = offset;
                     for piece in buffer[..len].chunks_mut(if is_here { PIECE_HERE } else { GROUP_LEN }) {
                         spent.during(On::Disk, || file.read_at(at, piece))?;
@@ -165,7 +168,7 @@ impl Flow {
     }
 
     /// A wanted range has been read.
-    pub(in crate::server) fn read(&mut self, id: u64, result: Result<(Bytes, GroupHash)>) -> Result<(), (u32, Error)> {
+    pub(in crate::server) fn read(&mut self, id: u64, result: Result<(Bytes, RangeHash)>) -> Result<(), (u32, Error)> {
         if self.slots.front().is_some_and(|slot| slot.id == id) {
             self.taken = Instant::now();
         }
@@ -177,13 +180,7 @@ impl Flow {
         };
         let transfer = slot.transfer;
         let (content, hash) = result.map_err(|error| (transfer, error))?;
-        let group = slot.offset / GROUP_LEN as u64;
-        if let Some(download) = self.downloads.get(&transfer) {
-            let size = download.source.file.size();
-            let whole = slot.offset == group_offset(group) && content.len() == group_len(size, group);
-            slot.hash = whole.then_some((group, hash));
-        }
-        slot.content = Some(content);
+        (slot.content, slot.hash) = (Some(content), Some(hash));
         Ok(())
     }
 
@@ -199,15 +196,32 @@ impl Flow {
         self.read_ahead_max = 0;
         while let Some(slot) = self.slots.pop_back() {
             take_back(&self.who, &slot);
-            if let (Some((group, hash)), Some(download)) = (slot.hash, self.downloads.get(&slot.transfer))
-                && slot.offset > group_offset(group)
+            if let (Some(hash), Some(download)) = (slot.hash, self.downloads.get(&slot.transfer))
+                && slot.offset > slot.start
             {
-                // Its beginning is sent; should the rest be another by then, the client finds it by the root.
-                download.source.tree().insert(group, hash);
+                // Its beginning is sent; should the rest be another by then, the client finds it by the root. That all
+                // was sent is told when that has been.
+                download.source.sent(hash);
             }
             self.wants.push_front((slot.transfer, slot.offset, slot.rest));
         }
         true
+    }
+
+    /// Looks at a download of which all was sent, for what its client can be told ahead of the end. Of what would be
+    /// a failure it is told at the end.
+    pub(in crate::server) fn foretell(&mut self, transfer: u32) {
+        let Some(download) = self.downloads.get(&transfer) else { return };
+        let source = Arc::clone(&download.source);
+        self.spawn(move |_, _| {
+            let size = source.file.size();
+            let root = source.root().filter(|&root| {
+                // Unchanged after this, the record is that of the version that was opened.
+                let recorded = source.file.recorded_root();
+                source.file.check_unchanged().and_then(|()| check_recorded(recorded, root)).is_ok()
+            });
+            Job::Foretold(transfer, root.map(|root| Finish { size, root }))
+        });
     }
 
     /// Reads no more for a download.

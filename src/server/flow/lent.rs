@@ -43,7 +43,7 @@ impl Flow {
             && let Some(Transfer::Download(source)) = self.session.borrow(transfer)
         {
             // Whether it may still be read is looked at on the first connection.
-            self.downloads.insert(transfer, Download { path: RemotePath::root(), source, is_hashing: false });
+            self.downloads.insert(transfer, Download::new(RemotePath::root(), source));
         }
     }
 

@@ -32,13 +32,14 @@ use super::movers::Mover;
 use super::newest::{Standing, Turn};
 use super::offer::Offer;
 use super::quota::Seat;
-use super::session::{Session, Source};
+use super::session::Session;
 use super::share::Lease;
 use super::shared::{Shared, Who};
+use super::source::Source;
 use super::{commit, requests};
 use crate::access::Action;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{GroupHash, GroupHasher, group_offset};
+use crate::hash::{GroupHasher, RangeHash, group_offset};
 use crate::path::{Component, RemotePath};
 use crate::protocol::{Breach, Finish, Get, Kind, Put, Receipt, Stored};
 use crate::transfer::Runs;
@@ -57,7 +58,9 @@ pub(super) enum Job {
     Zeroed(u32, Result<()>),
     /// Small uploads are committed; the memory that they came into is free again.
     CommittedSmall(CommittedSmall),
-    Read(u64, Result<(Bytes, GroupHash)>),
+    Read(u64, Result<(Bytes, RangeHash)>),
+    /// What is to be said ahead of a download's end, if that can be said.
+    Foretold(u32, Option<Finish>),
     /// A file whose root is asked for is open.
     OpenedToHash(u32, Result<HashRun>),
     Hashed(u32, Result<HashRun>),
@@ -158,6 +161,15 @@ pub(super) struct Download {
     pub(super) source: Arc<Source>,
     /// Group values are due.
     pub(super) is_hashing: bool,
+    /// What its client was told ahead of its end.
+    pub(super) foretold: Option<Finish>,
+}
+
+impl Download {
+    /// One of which nothing was sent.
+    pub(super) fn new(path: RemotePath, source: Arc<Source>) -> Download {
+        Download { path, source, is_hashing: false, foretold: None }
+    }
 }
 
 /// Transfers that the server has ended, for which the client may still be sending.

@@ -18,6 +18,25 @@ fn large() -> Vec<u8> {
 /// What is said to a request, if anything is.
 type Answer = Option<Vec<Say>>;
 
+/// The right content, when it is wanted.
+fn wanted(request: &Request, right: &[u8]) -> Answer {
+    let pieces = request.is::<Want>()?.ranges.0.into_iter().flat_map(|(offset, len)| {
+        let at = (offset..offset + len).step_by(256 << 10);
+        at.map(move |at| (at as usize, (at + (256 << 10)).min(offset + len) as usize))
+    });
+    Some(pieces.map(|(at, end)| content(request.transfer, at as u64, &right[at..end])).collect())
+}
+
+/// Opens a file of this content, tells these ends ahead, and sends what is wanted.
+fn told_ahead(request: &Request, right: &[u8], ends: &[FinishAhead]) -> Answer {
+    if request.kind != Kind::Get {
+        return wanted(request, right);
+    }
+    let answer = get_answer(&file("f"), right.len() as u64, false);
+    let ends = ends.iter().map(|end| say(request.transfer, end));
+    Some(std::iter::once(say(request.transfer, &answer)).chain(ends).collect())
+}
+
 /// How a download is wrong.
 type Wrong = fn(&Request, &[u8]) -> Answer;
 
@@ -37,12 +56,8 @@ const WRONG: &[(&str, Wrong)] = &[
     }),
     ("the right content, and another root that was recorded", |request, right| {
         let transfer = request.transfer;
-        if let Some(want) = request.is::<Want>() {
-            let pieces = want.ranges.0.into_iter().flat_map(|(offset, len)| {
-                let at = (offset..offset + len).step_by(256 << 10);
-                at.map(move |at| (at as usize, (at + (256 << 10)).min(offset + len) as usize))
-            });
-            return Some(pieces.map(|(at, end)| content(transfer, at as u64, &right[at..end])).collect());
+        if let Some(wanted) = wanted(request, right) {
+            return Some(wanted);
         }
         if request.kind == Kind::Close {
             return Some(vec![say(transfer, &finish(right))]);
@@ -54,6 +69,24 @@ const WRONG: &[(&str, Wrong)] = &[
             says.extend([content(transfer, 0, right), say(transfer, &finish(right))]);
         }
         Some(says)
+    }),
+    ("another root before the end", |request, right| {
+        told_ahead(request, right, &[FinishAhead { size: right.len() as u64, root: Root([7; 32]) }])
+    }),
+    ("another size before the end", |request, right| {
+        told_ahead(request, right, &[FinishAhead { size: right.len() as u64 + 1, root: Root::of(right) }])
+    }),
+    ("the end, told twice", |request, right| {
+        let end = FinishAhead { size: right.len() as u64, root: Root::of(right) };
+        told_ahead(request, right, &[end.clone(), end])
+    }),
+    ("the end, told before the answer", |request, right| {
+        let end = FinishAhead { size: right.len() as u64, root: Root::of(right) };
+        (request.kind == Kind::Get).then(|| vec![say(request.transfer, &end)])
+    }),
+    ("the end, told and without content", |request, right| {
+        let end = FinishAhead { size: right.len() as u64, root: Root::of(right) };
+        if request.kind == Kind::Want { Some(vec![Say::Cut]) } else { told_ahead(request, right, &[end]) }
     }),
     ("another size at the end", |request, right| {
         let wrong = Finish { size: right.len() as u64 + 1, root: Root::of(right) };

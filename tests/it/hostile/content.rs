@@ -281,13 +281,13 @@ async fn ranges_that_a_file_does_not_have_end_the_connection() {
         vec![(0, G); 1024],
     ] {
         let mut peer = world.greeted().await;
-        peer.ask(&Get { path: path("there"), unasked_max: 0, xattrs: None }).await.unwrap();
+        peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }).await.unwrap();
         peer.send(1, &Want { ranges: List(ranges.clone()) }).await;
         peer.refused(format_args!("{:?}", ranges[0])).await;
     }
     for (first, count) in [(0, 0), (0, 3), (2, 1), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
         let mut peer = world.greeted().await;
-        peer.ask(&Get { path: path("there"), unasked_max: 0, xattrs: None }).await.unwrap();
+        peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }).await.unwrap();
         peer.send(1, &WantValues { first, count }).await;
         peer.refused(format_args!("values from {first}, {count}")).await;
     }
@@ -317,7 +317,7 @@ async fn downloads_that_are_given_up_hold_no_credit() {
     // Far more in all than may be wanted at once.
     for _ in 0..40 {
         let transfer = peer.number();
-        peer.send(transfer, &Get { path: path("there"), unasked_max: 0, xattrs: None }).await;
+        peer.send(transfer, &Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }).await;
         peer.answer(transfer).await.unwrap();
         let mut frames = Want { ranges: ranges.clone() }.to_frame(transfer);
         frames.extend(Failed { code: 26, text: String::new(), retry: None }.to_frame(transfer));
@@ -326,7 +326,7 @@ async fn downloads_that_are_given_up_hold_no_credit() {
     // Two at once, the first given up while the second waits for its turn.
     let (first, second) = (peer.number(), peer.number());
     for transfer in [first, second] {
-        peer.send(transfer, &Get { path: path("there"), unasked_max: 0, xattrs: None }).await;
+        peer.send(transfer, &Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }).await;
         peer.answer(transfer).await.unwrap();
     }
     let mut frames = Want { ranges: ranges.clone() }.to_frame(first);
@@ -353,7 +353,7 @@ async fn a_file_that_changes_while_it_is_read_is_noticed() {
     let file = world.root().join("there");
     std::fs::write(&file, content(100)).unwrap();
     let mut peer = world.greeted().await;
-    peer.ask(&Get { path: path("there"), unasked_max: 0, xattrs: None }).await.unwrap();
+    peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }).await.unwrap();
     peer.send(1, &Want { ranges: List(vec![(0, 100)]) }).await;
     assert_eq!(peer.answer(1).await.unwrap().0, Kind::Data);
     std::fs::write(&file, content(50)).unwrap();
@@ -374,7 +374,7 @@ async fn who_leaves_with_the_last_close_leaves_in_order() {
     // Keeps the only disk thread busy for a while, so that no job has come back when the end of a connection is read.
     let certs = || ClientTls::load(&ClientOptions::in_folder(&server.certs)).unwrap().config();
     let address = ([127, 0, 0, 1], server.port).into();
-    let get = Get { path: path("there"), unasked_max: 0, xattrs: None };
+    let get = Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None };
     for (count, is_request_open) in [(15, false), (16, true)] {
         let mut peer = Peer::connect(address, certs()).await.unwrap().greet().await;
         let mut frames = Vec::new();

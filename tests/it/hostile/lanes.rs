@@ -265,7 +265,7 @@ async fn what_a_lane_wants_may_follow_its_token() {
     std::fs::write(world.root().join("x"), &whole).unwrap();
     let mut first = world.greeted().await;
     let transfer = first.number();
-    first.send(transfer, &Get { path: path("x"), unasked_max: 0, xattrs: None }).await;
+    first.send(transfer, &Get { path: path("x"), unasked_max: 0, finish_ahead: None, xattrs: None }).await;
     assert_eq!(first.answer(transfer).await.unwrap().0, Kind::GetAnswer);
     for token in [first.token.unwrap(), Bytes16([0; 16])] {
         let mut lane = world.connect().await;
@@ -427,7 +427,7 @@ async fn a_lane_carries_content_and_nothing_else() {
         ("a description", put("z", 3).to_frame(10)),
         ("a small file", put_small("z", b"abc").to_frame(10)),
         ("a finish", finish(b"abc").to_frame(receiving)),
-        ("a download", Get { path: path("there"), unasked_max: 0, xattrs: None }.to_frame(10)),
+        ("a download", Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }.to_frame(10)),
         ("a request", Stat { path: path("there"), xattrs: None }.to_frame(10)),
         ("a removal", Remove { path: path("there"), recursive: false }.to_frame(10)),
         ("a failure", Failed { code: 26, text: String::new(), retry: None }.to_frame(receiving)),
@@ -474,7 +474,7 @@ async fn what_a_lane_finds_wrong_is_told_on_the_first_connection() {
     lane.bytes(&group(transfer, 0, &[7; G])).await;
     assert_eq!(first.outcome(transfer).await, Err(ErrorKind::NoSpace));
     // A file that ends before its size.
-    let get = Get { path: path("there"), unasked_max: 0, xattrs: None };
+    let get = Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None };
     assert_eq!(first.ask(&get).await.unwrap().0, Kind::GetAnswer);
     let transfer = transfer + 1;
     std::fs::File::options().write(true).open(world.root().join("there")).unwrap().set_len(10).unwrap();
@@ -495,7 +495,10 @@ async fn a_download_over_several_connections_ends_with_its_hash() {
     let whole = content(3 * G + 5);
     std::fs::write(world.root().join("there"), &whole).unwrap();
     let mut first = world.greeted().await;
-    assert_eq!(first.ask(&Get { path: path("there"), unasked_max: 0, xattrs: None }).await.unwrap().0, Kind::GetAnswer);
+    assert_eq!(
+        first.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }).await.unwrap().0,
+        Kind::GetAnswer
+    );
     let mut got = vec![0; whole.len()];
     let lanes = [world.lane_of(&first).await, world.lane_of(&first).await];
     let [a, b] = lanes;
@@ -523,4 +526,105 @@ async fn a_download_over_several_connections_ends_with_its_hash() {
     a.send(1, &Want { ranges: List(vec![(0, g)]) }).await;
     drop((first, a, b));
     world.check(&[("there", &whole)]).await;
+}
+
+/// Asks for a range over a connection and takes what comes; the bytes.
+async fn fetch(peer: &mut Peer, transfer: u32, offset: usize, len: usize) -> Vec<u8> {
+    peer.send(transfer, &Want { ranges: List(vec![(offset as u64, len as u64)]) }).await;
+    let mut came = Vec::new();
+    while came.len() < len {
+        let (kind, payload) = peer.answer(transfer).await.unwrap();
+        assert_eq!(kind, Kind::Data);
+        came.extend_from_slice(&payload[8..]);
+    }
+    came
+}
+
+/// The message of this kind that comes next.
+async fn next<M: Message>(peer: &mut Peer, transfer: u32) -> M {
+    let (kind, payload) = peer.answer(transfer).await.unwrap();
+    assert_eq!(kind, M::KIND);
+    M::from_payload(&payload).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_download_in_parts_is_told_when_all_was_sent() {
+    let world = World::new().await;
+    let whole = content(2 * G + PIECE + 5);
+    std::fs::write(world.root().join("there"), &whole).unwrap();
+    for asks in [Some(true), None] {
+        let mut first = world.greeted().await;
+        let mut lanes = [world.lane_of(&first).await, world.lane_of(&first).await];
+        let get = Get { path: path("there"), unasked_max: 0, finish_ahead: asks, xattrs: None };
+        assert_eq!(first.ask(&get).await.unwrap().0, Kind::GetAnswer);
+        // A whole group, one part alone and three in one range, one that is cut in two and comes again whole, a rest.
+        let ranges = [
+            (0, G, G),
+            (1, 0, PIECE),
+            (0, PIECE, 3 * PIECE),
+            (1, 2 * G, 9),
+            (0, 2 * G + 9, PIECE - 9),
+            (1, 2 * G, PIECE),
+        ];
+        for (lane, offset, len) in ranges {
+            assert!(fetch(&mut lanes[lane], 1, offset, len).await == whole[offset..offset + len]);
+        }
+        assert!(first.is_alive().await);
+        assert!(fetch(&mut lanes[0], 1, 2 * G + PIECE, 5).await == whole[2 * G + PIECE..]);
+        let end = finish(&whole);
+        if asks.is_some() {
+            assert_eq!(next::<FinishAhead>(&mut first, 1).await, ahead(&whole));
+            // Something was lost, and comes again.
+            assert!(fetch(&mut lanes[1], 1, 7, 100).await == whole[7..107]);
+            assert!(fetch(&mut first, 1, 0, G).await == whole[..G]);
+        }
+        first.send(1, &Close {}).await;
+        assert_eq!(next::<Finish>(&mut first, 1).await, end);
+        // It is over: another `Close` is none.
+        first.send(1, &Close {}).await;
+        first.refused("a second end").await;
+    }
+    world.check(&[("there", &whole)]).await;
+}
+
+/// What was not sent whole, changed meanwhile, or is not what was stored, has no end that could be told ahead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_end_is_told_ahead_that_would_be_a_failure() {
+    let world = World::new().await;
+    let whole = content(PIECE + 5);
+    let file = world.root().join("there");
+    std::fs::write(&file, &whole).unwrap();
+    let get = Get { path: path("there"), unasked_max: 0, finish_ahead: Some(true), xattrs: None };
+    let open = async |world: &World| {
+        let mut peer = world.greeted().await;
+        assert_eq!(peer.ask(&get).await.unwrap().0, Kind::GetAnswer);
+        assert!(fetch(&mut peer, 1, 0, PIECE).await.len() == PIECE);
+        peer
+    };
+    // A byte of it was never sent in a whole part.
+    let mut peer = open(&world).await;
+    assert!(fetch(&mut peer, 1, PIECE + 1, 4).await == whole[PIECE + 1..]);
+    assert!(peer.is_alive().await);
+    peer.send(1, &Close {}).await;
+    assert_eq!(peer.answer(1).await.unwrap().0, Kind::Done);
+    // It changes before the last part.
+    let mut peer = open(&world).await;
+    std::fs::write(&file, [&whole[..PIECE], b"other"].concat()).unwrap();
+    assert!(fetch(&mut peer, 1, PIECE, 5).await == b"other");
+    assert!(peer.is_alive().await);
+    peer.send(1, &Close {}).await;
+    assert_eq!(peer.answer(1).await, Err(ErrorKind::Changed));
+    // It has rotted: in a part.
+    let mut first = world.greeted().await;
+    let (transfer, _) = first.begin(&Put { no_base: true, ..put("there", whole.len() as u64) }).await;
+    first.bytes(&group(transfer, 0, &whole)).await;
+    finished(&mut first, transfer, &whole).await;
+    let times = std::fs::metadata(&file).unwrap();
+    std::fs::write(&file, [&whole[..PIECE], b"other"].concat()).unwrap();
+    std::fs::File::options().write(true).open(&file).unwrap().set_modified(times.modified().unwrap()).unwrap();
+    let mut peer = open(&world).await;
+    assert!(fetch(&mut peer, 1, PIECE, 5).await == b"other");
+    assert!(peer.is_alive().await);
+    peer.send(1, &Close {}).await;
+    assert_eq!(peer.answer(1).await, Err(ErrorKind::Rotten));
 }
