@@ -1,6 +1,12 @@
 //! The client's end of a connection that is simulated: what `drive` does with a real one.
 
+use std::sync::Arc;
+use std::task::Waker;
+
 use super::*;
+use crate::client::asks::Ask;
+use crate::client::stalls::Stalls;
+use crate::protocol::ServerHello;
 
 /// A session's connection.
 pub(crate) struct Line(Front);
