@@ -9,7 +9,7 @@ use std::task::Poll;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
-use super::connection::{Watch, part};
+use super::ends::{Watch, part};
 use super::flow::{Flow, Job, drop_elsewhere};
 use super::outlet::Outlet;
 use super::session::Session;

@@ -10,7 +10,9 @@ mod commit;
 mod connection;
 mod convert;
 mod crowd;
+mod ends;
 mod flow;
+mod greeting;
 mod groups;
 mod held;
 mod invites;
@@ -342,7 +344,7 @@ async fn accept(
         workers.spawn(&tasks, async move {
             shared.connection_count.fetch_add(1, Ordering::Relaxed);
             match TcpStream::from_std(tcp) {
-                Ok(tcp) => connection::serve(Arc::clone(&shared), acceptor, tcp, peer, id, (half_open, seat)).await,
+                Ok(tcp) => greeting::serve(Arc::clone(&shared), acceptor, tcp, peer, id, (half_open, seat)).await,
                 Err(error) => warn!("{peer}: closed: {error}"),
             }
             shared.connection_count.fetch_sub(1, Ordering::Relaxed);

@@ -33,8 +33,9 @@ use rustix::io::Errno;
 use tokio::runtime::{Builder, Runtime};
 
 use self::fetch::Fetcher;
-use super::connection::{Driver, Watch};
+use super::connection::Driver;
 use super::crowd::{Crowd, CrowdLimits};
+use super::ends::Watch;
 use super::flow::{Flow, Job, drop_elsewhere};
 use super::lane::Lane;
 use super::outlet::Outlet;
