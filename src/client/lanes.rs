@@ -14,12 +14,14 @@
 //! network holds; when the session ends, so do its lanes; however a lane ends, a panic included, what it owed is told.
 
 mod at_work;
+mod front;
+mod pace;
 mod parts;
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,39 +29,26 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::front::Front;
+#[cfg(test)]
+pub(crate) use self::front::simulated;
+pub(crate) use self::pace::Pace;
+use self::pace::{Rate, WANTED_MAX};
+use self::parts::Parts;
 use crate::buffer::{Buffer, Pool};
-use crate::client::connect::take_hello;
-use crate::client::lanes::at_work::AtWork;
-use crate::client::lanes::parts::Parts;
 use crate::client::life::Life;
-use crate::client::session::{EVENTS_MAX, Leases, end, give_up};
+use crate::client::session::{end, give_up};
 use crate::client::shelf::{Filling, Shelf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, group_len, group_offset};
-use crate::limits::{DATA_LEN_MAX, GROUP_LEN, JOINS_MAX, KIB};
-use crate::net::{Connection, Event, Handler};
-use crate::protocol::{Breach, Goodbye, Kind, List, Message, Want, Working, Written};
+use crate::limits::{GROUP_LEN, JOINS_MAX};
+use crate::net::Connection;
+use crate::protocol::{List, Message, Want};
 use crate::transfer::{Seen, Width};
 
 /// Groups of content that wait to be taken: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
 
-/// Bytes of content that a lane sends before the server has let it join: what leaves in its first round trip anyway, and
-/// little to send again should it not be let in.
-const UNPROVEN_MAX: usize = 16 * KIB;
-
-/// Groups that a lane owes at least, while there are any to ask for: one that comes, and one behind it.
-const WANTED_MIN: usize = 2;
-/// Groups that a lane owes at most.
-const WANTED_MAX: usize = 32;
-/// A lane that brings a group this soon after it was asked for may owe more of them; one that takes longer than the
-/// second, half as many: once a path has lost something, what is owed over it takes many times as long.
-const PACE_MIN: Duration = Duration::from_millis(500);
-const PACE_MAX: Duration = Duration::from_millis(1500);
-/// How long it is counted what a lane brings.
-const RATE_AFTER: Duration = Duration::from_millis(200);
-/// A lane that has brought no more than before so often is not starting any more.
-const FLAT_MIN: u32 = 2;
 /// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
 const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (2 * WANTED_MAX + 4);
 
@@ -152,91 +141,12 @@ impl Lane {
     }
 }
 
-/// What a lane brings.
-struct Rate {
-    /// In a second, by what it brought until a moment ago; zero until something is known.
-    per_second: u64,
-    /// The most that was seen, and how often it was not a quarter more than that since: TCP doubles what is under way
-    /// with every round trip until the path is full or loses something.
-    most: u64,
-    flat: u32,
-    /// Since when the next is counted, and so much.
-    since: Instant,
-    bytes: u64,
-}
-
-impl Rate {
-    fn new() -> Rate {
-        Rate { per_second: 0, most: 0, flat: 0, since: Instant::now(), bytes: 0 }
-    }
-
-    /// It was asked for nothing until now: that time does not count.
-    fn rested(&mut self) {
-        (self.since, self.bytes) = (Instant::now(), 0);
-    }
-
-    /// Whether it brings more and more.
-    fn is_starting(&self) -> bool {
-        self.flat < FLAT_MIN
-    }
-
-    fn moved(&mut self, len: usize) {
-        self.bytes += len as u64;
-        let time = self.since.elapsed();
-        if time < RATE_AFTER {
-            return;
-        }
-        let rate = u128::from(self.bytes) * 1_000_000 / time.as_micros();
-        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        if rate > self.most + self.most / 4 {
-            (self.most, self.flat) = (rate, 0);
-        } else {
-            self.flat = self.flat.saturating_add(1);
-        }
-        let before = if self.is_starting() { rate } else { self.per_second };
-        (self.per_second, self.since, self.bytes) = (before / 2 + rate / 2, Instant::now(), 0);
-    }
-}
-
 /// What a download has asked for over one lane.
 struct Wanted {
     /// The size of the file.
     size: u64,
     /// Where what is to come next begins, how much of it is to come, and when it was asked for.
     ranges: VecDeque<(u64, usize, Instant)>,
-}
-
-/// How many groups a connection may owe, or have taken and not be told to be written: enough that it never runs dry, and few, so that a slow one does not hold up
-/// the end.
-#[derive(Clone, Copy)]
-pub(crate) struct Pace {
-    groups: usize,
-    max: usize,
-}
-
-impl Pace {
-    pub(crate) fn new() -> Pace {
-        Pace { groups: WANTED_MIN, max: WANTED_MAX }
-    }
-
-    /// For who works on a group before the next one is taken: one comes meanwhile. More would get cold.
-    fn steady() -> Pace {
-        Pace { groups: WANTED_MIN, max: WANTED_MIN }
-    }
-
-    /// A group has come that was asked for so long ago.
-    pub(crate) fn came_after(&mut self, time: Duration) {
-        if time < PACE_MIN {
-            self.groups = (self.groups + 1).min(self.max);
-        } else if time > PACE_MAX {
-            self.groups = (self.groups / 2).max(WANTED_MIN);
-        }
-    }
-
-    /// How many there may be.
-    pub(crate) fn groups(self) -> usize {
-        self.groups
-    }
 }
 
 /// A group that is to be sent.
@@ -348,7 +258,7 @@ impl Lanes {
     }
 
     /// How many lanes to open so that there are `count` connections. Whoever asks opens them, each of which ends in
-    /// [`Lanes::open`] or [`Lanes::not_opened`].
+    /// [`Lanes::drive`] or [`Lanes::not_opened`].
     pub(crate) fn missing(&self, count: usize) -> usize {
         let mut state = self.lock();
         if state.has_ended || state.is_full {
@@ -698,242 +608,15 @@ impl Drop for Carrier {
     }
 }
 
-/// A lane's side of the content that it moves.
-struct Front {
-    lanes: Lanes,
-    number: u64,
-    place: Place,
-    /// The server has let it join.
-    is_greeted: bool,
-    /// So much may still be sent before that.
-    unproven: usize,
-    taken: Option<Group>,
-    /// Groups that are being received, by transfer.
-    filling: HashMap<u32, Filling>,
-    leases: Leases,
-}
-
-impl Front {
-    /// The lane's side of a connection over which a hello was sent.
-    fn new(lanes: Lanes, number: u64, place: Place, pool: Pool) -> Front {
-        let (filling, leases) = (HashMap::new(), Leases::new(pool));
-        let (is_greeted, unproven, taken) = (false, UNPROVEN_MAX, None);
-        Front { lanes, number, place, is_greeted, unproven, taken, filling, leases }
-    }
-
-    /// The same of one that the server has let in.
-    #[cfg(test)]
-    fn let_in(lanes: &Lanes, number: u64, place: Place, pool: &Pool) -> Front {
-        let mut front = Front::new(lanes.clone(), number, place, pool.clone());
-        front.is_greeted = true;
-        front
-    }
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        // Before it is told: whoever is asked for a group next is asked for what is not on its shelf.
-        for (transfer, filling) in self.filling.drain() {
-            match filling.part_start() {
-                Some(_) => self.lanes.give_back(transfer, filling),
-                None => drop(filling),
-            }
-        }
-        self.lanes.leave(self.number);
-    }
-}
-
-impl Handler for Front {
-    fn poll_space(&mut self, cx: &mut Context<'_>, transfer: u32, offset: u64, len: usize) -> Poll<Result<&mut [u8]>> {
-        if !self.is_greeted {
-            return Poll::Ready(Err(Breach::Unexpected { kind: Kind::Data, why: "a server's hello was due" }.into()));
-        }
-        let (whole, shelf) = {
-            let mut state = self.lanes.lock();
-            let State { lanes, transfers, .. } = &mut *state;
-            let Some(lane) = lanes.get(&self.number) else { return Poll::Ready(Ok(&mut [])) };
-            let Some(wanted) = lane.wanted.get(&transfer) else {
-                if transfer == 0 || transfer > lane.asked {
-                    return Poll::Ready(Err(Breach::Data("content that was not asked for").into()));
-                }
-                // Given up on our side; what was on its way is thrown away.
-                self.filling.remove(&transfer);
-                return Poll::Ready(Ok(&mut []));
-            };
-            match (wanted.ranges.front(), transfers.get_mut(&transfer)) {
-                (Some(&(start, rest, _)), Some(carried)) if offset == start && len <= rest => {
-                    if !self.filling.contains_key(&transfer)
-                        && let Some(part) = carried.parts.begin(offset)
-                    {
-                        self.filling.insert(transfer, part);
-                    }
-                    (group_len(wanted.size, offset / GROUP_LEN as u64), carried.shelf.clone())
-                }
-                _ => return Poll::Ready(Err(Breach::Data("content that was not asked for, or out of order").into())),
-            }
-        };
-        if !self.filling.contains_key(&transfer) {
-            let filling = std::task::ready!(shelf.poll_filling(offset, || self.leases.poll(cx, transfer, whole)));
-            self.filling.insert(transfer, filling);
-        }
-        let filling = self.filling.get_mut(&transfer);
-        let filling = filling.filter(|filling| filling.next_offset() == offset);
-        let space = filling.and_then(|filling| filling.space(len));
-        Poll::Ready(space.ok_or_else(|| Breach::Data("a piece out of order in its group").into()))
-    }
-
-    fn filled(&mut self, transfer: u32, offset: u64, len: usize) -> Result<()> {
-        let mut state = self.lanes.lock();
-        let Some(lane) = state.lanes.get_mut(&self.number) else { return Ok(()) };
-        let (Some(wanted), Some(filling)) = (lane.wanted.get_mut(&transfer), self.filling.get_mut(&transfer)) else {
-            return Ok(());
-        };
-        filling.advance(len);
-        lane.rate.moved(len);
-        let Some((start, rest, asked)) = wanted.ranges.front_mut() else { return Ok(()) };
-        *start += len as u64;
-        *rest -= len;
-        if *rest > 0 {
-            return Ok(());
-        }
-        let part_start = filling.part_start();
-        if part_start.is_none() {
-            lane.pace.came_after(asked.elapsed());
-        }
-        wanted.ranges.pop_front();
-        let Some(buffer) = self.filling.remove(&transfer).and_then(Filling::into_buffer) else { return Ok(()) };
-        let group = offset / GROUP_LEN as u64;
-        let Some(carried) = state.transfers.get_mut(&transfer) else { return Ok(()) };
-        if let Some(start) = part_start {
-            let whole = carried.parts.came(group, start, buffer);
-            carried.report(whole.map_or(Report::MayAsk, |parts| Report::Came(group, parts)));
-            return Ok(());
-        }
-        match carried.work.clone().filter(|_| self.place == Place::Thread) {
-            Some(work) => {
-                let reports = carried.reports.clone();
-                drop(state);
-                AtWork::new(group, work, reports).go(buffer);
-            }
-            None => carried.report(Report::Came(group, vec![buffer])),
-        }
-        Ok(())
-    }
-
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<(u32, u64, Bytes)> {
-        if self.taken.as_ref().is_some_and(|group| !self.lanes.is_carried(group)) {
-            self.taken = None;
-        }
-        let max = if self.is_greeted { DATA_LEN_MAX } else { self.unproven };
-        if max == 0 {
-            return Poll::Pending;
-        }
-        if self.taken.is_none() {
-            let mut state = self.lanes.lock();
-            let Some(lane) = state.lanes.get(&self.number) else { return Poll::Pending };
-            let may_take = lane.under_way.len() < lane.pace.groups();
-            let group = if may_take { state.take() } else { None };
-            let Some(lane) = state.lanes.get_mut(&self.number) else { return Poll::Pending };
-            match &group {
-                Some(group) => drop(lane.under_way.insert((group.transfer, group.index), Instant::now())),
-                None => lane.waker = Some(cx.waker().clone()),
-            }
-            self.taken = group;
-        }
-        let piece = self.lanes.piece(&mut self.taken, false, max);
-        if let Some((.., content)) = &piece {
-            self.unproven -= content.len().min(self.unproven);
-        }
-        piece.map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-impl Front {
-    /// Drives the lane as far as it goes. Ready when it is over.
-    fn poll_step(
-        &mut self,
-        cx: &mut Context<'_>,
-        connection: &mut Connection,
-        ticks: &mut tokio::time::Interval,
-        life: &mut Life,
-    ) -> Poll<Result<()>> {
-        let is_due = {
-            let mut state = self.lanes.lock();
-            let has_ended = state.has_ended;
-            let Some(lane) = state.lanes.get_mut(&self.number).filter(|_| !has_ended) else {
-                return Poll::Ready(Ok(()));
-            };
-            lane.waker = Some(cx.waker().clone());
-            lane.requests.drain(..).for_each(|request| connection.send_frame(request));
-            !lane.under_way.is_empty() || lane.wanted.values().any(|wanted| !wanted.ranges.is_empty())
-        };
-        while ticks.poll_tick(cx).is_ready() {
-            life.tick(connection, is_due, is_due)?;
-            let state = self.lanes.lock();
-            self.filling.retain(|transfer, _| state.transfers.contains_key(transfer));
-        }
-        let mut events = 0;
-        while let Poll::Ready(event) = connection.poll_next(cx, self) {
-            events += 1;
-            if events >= EVENTS_MAX {
-                // Then the others have their turn.
-                cx.waker().wake_by_ref();
-            }
-            match event? {
-                event if !self.is_greeted => {
-                    take_hello(connection, "the server", event)?;
-                    self.is_greeted = true;
-                }
-                Event::Control(Kind::Written, transfer, payload) => {
-                    self.written(transfer, &Written::from_payload(&payload)?)?;
-                }
-                Event::Control(Kind::Working, _, payload) => {
-                    Working::from_payload(&payload)?;
-                    life.heard(payload.len());
-                }
-                Event::Control(Kind::Goodbye, _, payload) => {
-                    return Poll::Ready(Err(Goodbye::from_payload(&payload)?.to_error()));
-                }
-                Event::Control(kind, ..) => {
-                    return Poll::Ready(Err(Breach::Unexpected { kind, why: "a lane carries content only" }.into()));
-                }
-                Event::Closed => {
-                    return Poll::Ready(Err(Error::new(ErrorKind::Connection, "the server ended a lane")));
-                }
-            }
-            if events >= EVENTS_MAX {
-                break;
-            }
-        }
-        Poll::Pending
-    }
-
-    fn written(&self, transfer: u32, written: &Written) -> Result<()> {
-        let mut state = self.lanes.lock();
-        // Given up on our side: what was on its way is of no use.
-        let is_carried = state.transfers.contains_key(&transfer);
-        for &group in &written.groups.0 {
-            let Some(lane) = state.lanes.get_mut(&self.number) else { return Ok(()) };
-            if let Some(since) = lane.under_way.remove(&(transfer, group)) {
-                lane.pace.came_after(since.elapsed());
-                state.report(transfer, Report::Sent(group));
-            } else if is_carried {
-                return Err(Breach::Data("a group that was not sent is written").into());
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-#[path = "../../tests/sim/lane.rs"]
-pub(crate) mod simulated;
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc as std_mpsc;
+    use std::task::Poll;
 
+    use super::front::UNPROVEN_MAX;
+    use super::pace::WANTED_MIN;
     use super::*;
+    use crate::net::Handler as _;
 
     #[tokio::test]
     async fn a_transfer_ends_when_the_thread_of_a_lane_has_let_go_of_it() {
@@ -1034,21 +717,6 @@ mod tests {
         assert!(carrier.next_of_rest().await.is_none());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_lane_is_starting_for_as_long_as_it_brings_more_and_more() {
-        let mut rate = Rate::new();
-        let mut brings = async |mib: usize| {
-            tokio::time::advance(RATE_AFTER).await;
-            rate.moved(mib << 20);
-            (rate.is_starting(), rate.per_second >> 20)
-        };
-        let seen = [brings(1).await, brings(2).await, brings(8).await, brings(9).await, brings(12).await];
-        // In a second, five times as much; the latest counts alone while it grows.
-        assert_eq!(seen, [(true, 5), (true, 10), (true, 40), (true, 45), (true, 60)]);
-        assert_eq!([brings(12).await, brings(12).await, brings(4).await], [(true, 60), (false, 60), (false, 40)]);
-        assert_eq!(brings(100).await, (true, 500), "what held it up is gone");
-    }
-
     #[test]
     fn lanes_are_counted_on_from_when_they_are_opened() {
         let lanes = Lanes::new();
@@ -1061,18 +729,5 @@ mod tests {
         assert_eq!(lanes.count(), 1);
         lanes.leave(number);
         assert_eq!(lanes.count(), 0);
-    }
-
-    #[test]
-    fn the_pace_of_who_works_on_groups_is_steady() {
-        let (mut steady, mut other) = (Pace::steady(), Pace::new());
-        for pace in [&mut steady, &mut other] {
-            (0..99).for_each(|_| pace.came_after(Duration::ZERO));
-        }
-        assert_eq!((steady.groups(), other.groups()), (WANTED_MIN, WANTED_MAX));
-        for pace in [&mut steady, &mut other] {
-            (0..99).for_each(|_| pace.came_after(2 * PACE_MAX));
-        }
-        assert_eq!((steady.groups(), other.groups()), (WANTED_MIN, WANTED_MIN));
     }
 }

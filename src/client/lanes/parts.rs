@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::buffer::{Buffer, Pool};
-use crate::client::lanes::{WANTED_MAX, WANTED_MIN};
+use crate::client::lanes::pace::{WANTED_MAX, WANTED_MIN};
 use crate::client::shelf::{Filling, Shelf};
 use crate::hash::group_offset;
 use crate::limits::{GROUP_LEN, PART_LEN};
@@ -227,7 +227,9 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
-    use super::super::{Asked, Carrier, FLAT_MIN, Front, Lanes, Place, Report};
+    use super::super::front::Front;
+    use super::super::pace::FLAT_MIN;
+    use super::super::{Asked, Carrier, Lanes, Place, Report};
     use super::*;
     use crate::hash::group_len;
     use crate::net::Handler as _;
