@@ -30,14 +30,15 @@ pub const GROUP_LEN: usize = MIB;
 /// several connections.
 pub const PART_LEN: usize = 256 * KIB;
 /// Groups of a download of which a server remembers at once that some parts of them, and not all, were sent.
-pub const SPLIT_GROUPS_MAX: usize = 256;
+pub const SPLIT_GROUPS_MAX: usize = 128;
 /// Steps in which the received prefix of an open group counts.
 pub const PREFIX_STEP: usize = 64 * KIB;
 /// Bytes of a file that may follow its description unasked; a file of at most this size never waits.
 pub const UNASKED_FILE_MAX: u64 = 256 * KIB as u64;
 /// Bytes over all files of a connection that may be unasked and unanswered. More: protocol error.
 pub const UNASKED_CONNECTION_MAX: u64 = 4 * MIB as u64;
-/// Files described and not yet ended, of one session. A slot is about 1 KiB of server memory.
+/// Files described and not yet ended, of one session. A slot is about 1 KiB of server memory; a download has the hashes of
+/// what it sent besides.
 pub const OPEN_TRANSFERS_MAX: usize = 1024;
 /// Groups of one connection that are begun and not whole, those of unasked files not counted: each holds a buffer
 /// of up to 1 MiB until it is. More: protocol error.

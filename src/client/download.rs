@@ -500,7 +500,9 @@ impl Job {
     }
 
     fn get_message(&self, remote: &RemotePath, unasked_max: u64) -> Get {
-        Get { xattrs: self.xattrs.then_some(true), ..Get::of(remote.clone(), unasked_max) }
+        // What is handed out over an invite counts with the answer to `Close`, which is waited for.
+        let finish_ahead = (!self.client.redeems_invite()).then_some(true);
+        Get { path: remote.clone(), unasked_max, finish_ahead, xattrs: self.xattrs.then_some(true) }
     }
 
     /// The extended attributes that an answer tells.

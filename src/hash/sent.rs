@@ -126,7 +126,8 @@ impl Sent {
         Sent { size, tree: Tree::new(), split: BTreeMap::new(), known: 0 }
     }
 
-    /// A range was sent. What was known of a whole group is replaced by what another sending of it was.
+    /// A range was sent. A whole group takes the place of what was sent of it before; parts of one that is known say
+    /// nothing more.
     pub fn insert(&mut self, range: RangeHash) {
         let group = range.group;
         let whole = match range.found {

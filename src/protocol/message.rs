@@ -664,14 +664,6 @@ pub struct Get {
     pub xattrs: Option<bool>,
 }
 
-impl Get {
-    /// Asks for a file of which at most so many bytes may come unasked, and to be told of its end without asking.
-    #[must_use]
-    pub fn of(path: RemotePath, unasked_max: u64) -> Get {
-        Get { path, unasked_max, finish_ahead: Some(true), xattrs: None }
-    }
-}
-
 /// The version that the server opened. With `unasked`, content and [`Finish`] follow.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]

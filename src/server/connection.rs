@@ -572,7 +572,8 @@ impl<C: Outlet> Driver<C> {
             }
             return Err(Breach::Unexpected { kind: Kind::Close, why: "no such download is open" }.into());
         };
-        let (path, source, foretold) = (path.clone(), Arc::clone(source), foretold.clone());
+        let foretold = foretold.clone().filter(|_| source.is_as_told());
+        let (path, source) = (path.clone(), Arc::clone(source));
         self.flow.end(transfer);
         self.flow.forget_ended(transfer);
         self.sent_count += 1;

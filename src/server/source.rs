@@ -8,13 +8,18 @@ use crate::storage::StoredFile;
 
 pub(super) struct Source {
     pub(super) file: Arc<StoredFile>,
+    /// Held while all of a file is merged into its root: never by who holds up others.
+    sent: Mutex<Sent>,
     state: Mutex<State>,
 }
 
 struct State {
-    sent: Sent,
     /// Its client wants to be told when all of it was sent, and has not been.
     foretells: bool,
+    /// All of it was sent.
+    is_all: bool,
+    /// Nothing was sent since that was told.
+    is_as_told: bool,
     /// Why a lane could not read on.
     failure: Option<Error>,
 }
@@ -22,33 +27,50 @@ struct State {
 impl Source {
     /// An open file of which nothing was sent, to a client that wants to be told when all of it was, or does not.
     pub(super) fn new(file: StoredFile, foretells: bool) -> Arc<Source> {
-        let state = State { sent: Sent::new(file.size()), foretells, failure: None };
-        Arc::new(Source { file: Arc::new(file), state: Mutex::new(state) })
+        let sent = Mutex::new(Sent::new(file.size()));
+        let state = Mutex::new(State { foretells, is_all: false, is_as_told: false, failure: None });
+        Arc::new(Source { file: Arc::new(file), sent, state })
+    }
+
+    fn hashes(&self) -> MutexGuard<'_, Sent> {
+        // It is whole between any two insertions.
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // It is whole between any two insertions.
+        // Each statement that holds the lock leaves it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A range was sent. The answer is whether that is to be told, as nothing is missing any more.
     pub(super) fn sent(&self, range: RangeHash) -> bool {
+        let mut sent = self.hashes();
+        sent.insert(range);
+        let is_all = sent.is_all();
+        drop(sent);
         let mut state = self.state();
-        state.sent.insert(range);
-        state.foretells && state.sent.is_all()
+        (state.is_all, state.is_as_told) = (is_all, false);
+        state.foretells && is_all
     }
 
     /// Whether it is to be told that all was sent. It is only once.
     pub(super) fn take_end(&self) -> bool {
         let mut state = self.state();
-        let is_end = state.foretells && state.sent.is_all();
-        state.foretells &= !is_end;
+        let is_end = state.foretells && state.is_all;
+        if is_end {
+            (state.foretells, state.is_as_told) = (false, true);
+        }
         is_end
     }
 
-    /// The root of what was sent, when that was all.
+    /// Whether nothing was sent since it was told that all was.
+    pub(super) fn is_as_told(&self) -> bool {
+        self.state().is_as_told
+    }
+
+    /// The root of what was sent, when that was all. Of a large file that takes a while.
     pub(super) fn root(&self) -> Option<Root> {
-        self.state().sent.root()
+        self.hashes().root()
     }
 
     /// A lane could not read on.

@@ -58,7 +58,7 @@ fn unasked_max(existing: Option<Existing>) -> Option<u64> {
 /// What the download of the only item that is named begins with: the file itself, and what stands there.
 pub(in crate::client) fn first_gets(item: &GetItem, options: &GetOptions) -> (Option<Get>, Option<Stat>) {
     let path = &item.source;
-    let get = |unasked_max| Get::of(path.clone(), unasked_max);
+    let get = |unasked_max| Get { path: path.clone(), unasked_max, finish_ahead: Some(true), xattrs: None };
     match &item.target {
         GetTarget::Stream => (Some(get(0)), None),
         GetTarget::Local(target) => {

@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::hash::{GroupHash, GroupHasher, Root, Tree, group_count, group_len, group_offset};
 use crate::limits::{GROUP_LEN, KEPT_SIZE_MIN, NEAR_ROUND_TRIP, UNASKED_FILE_MAX};
 use crate::path::RemotePath;
-use crate::protocol::{Get, GetAnswer, IfExists};
+use crate::protocol::{Finish, Get, GetAnswer, IfExists};
 use crate::storage::{self, FileMetadata, NewFile};
 use crate::transfer::{Way, check_recorded};
 
@@ -353,7 +353,7 @@ impl Job {
                 exchange.leave();
                 return Ok(root);
             }
-            exchange.end_download().await?
+            exchange.end_download(&Finish { size: partial.size, root }).await?
         };
         let theirs = match end {
             Reply::Finish(finish) if finish.size == partial.size => finish.root,
@@ -563,7 +563,7 @@ impl Job {
         item: &mut Item,
     ) -> Result<(u64, Root)> {
         let session = self.client.session().await?;
-        let mut exchange = session.open_get(&Get::of(remote.clone(), 0)).await?;
+        let mut exchange = session.open_get(&Get { xattrs: None, ..self.get_message(remote, 0) }).await?;
         let answer = match exchange.next().await? {
             Reply::GetAnswer(answer) => answer,
             other => return Err(exchange.unexpected(&other)),

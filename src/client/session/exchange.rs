@@ -142,26 +142,28 @@ impl Exchange {
     }
 
     /// Says that a download needs no more content, and how it ended: finish, done or a failure. What the server has said
-    /// ahead, or says before it answers, is not waited for again.
+    /// ahead, or says before it answers, is not waited for again if it is the same as what came.
     ///
     /// # Errors
     /// The failure that the server reports, or why the session has ended.
     ///
     /// # Cancel safety
     /// Whoever drops this must drop the exchange.
-    pub(crate) async fn end_download(&mut self) -> Result<Reply> {
+    pub(crate) async fn end_download(&mut self, came: &Finish) -> Result<Reply> {
         self.session.queue(self.transfer, &Close {}, |slot| slot.is_due = true);
-        while self.foretold.is_none() {
+        loop {
+            if let Some(finish) = self.foretold.take_if(|finish| finish == came) {
+                self.is_over = true;
+                if let Some(slot) = self.session.desk().slots.get_mut(&self.transfer) {
+                    slot.is_left = true;
+                }
+                return Ok(Reply::Finish(finish));
+            }
             let reply = self.receiver.recv().await;
             if let Some(reply) = self.take(reply)? {
                 return Ok(reply);
             }
         }
-        if let Some(slot) = self.session.desk().slots.get_mut(&self.transfer) {
-            slot.is_left = true;
-        }
-        self.is_over = true;
-        self.foretold.take().map(Reply::Finish).ok_or_else(|| self.session.reason())
     }
 
     /// Ends a download in order of which nothing more has to be known: how the server answers is of no concern.

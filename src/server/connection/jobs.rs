@@ -83,9 +83,10 @@ impl<C: Outlet> Driver<C> {
                 }
             }
             Job::Foretold(transfer, finish) => {
-                if let (Some(finish), Some(download)) = (finish, self.flow.downloads.get_mut(&transfer)) {
+                if let Some(finish) = self.flow.foretold(transfer, finish) {
+                    // It may be the end for this client.
+                    self.meter.tell(&mut self.connection);
                     self.connection.send(transfer, &FinishAhead { size: finish.size, root: finish.root });
-                    download.foretold = Some(finish);
                 }
             }
             Job::OpenedToHash(transfer, Ok(run)) => self.hashed(transfer, run)?,

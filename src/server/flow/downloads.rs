@@ -18,17 +18,29 @@ use crate::server::spent::On;
 use crate::storage;
 use crate::transfer::check_recorded;
 
+/// A range that is wanted, or what is left of one.
+pub(super) struct Wanted {
+    pub(super) transfer: u32,
+    offset: u64,
+    pub(super) len: usize,
+    /// Of the whole range, when its beginning was sent. Should the rest be another by now, the client finds it by the
+    /// root.
+    hash: Option<RangeHash>,
+}
+
+/// A range, or what was left of one, that is read ahead.
 pub(super) struct Slot {
     pub(super) id: u64,
     pub(super) transfer: u32,
-    /// Where it began.
     start: u64,
     pub(super) offset: u64,
     /// Bytes that are still to be sent.
     pub(super) rest: usize,
     pub(super) content: Option<Bytes>,
-    /// Of all of it, once that is read.
+    /// Of the whole range, once it is read.
     pub(super) hash: Option<RangeHash>,
+    /// The hash is that of an earlier reading, of which the beginning was sent.
+    is_left_over: bool,
 }
 
 /// Ranges of a connection that are read and not yet taken, once its peer has shown that it takes them.
@@ -105,7 +117,8 @@ impl Flow {
                 return Err(Breach::Data("a wanted range across two groups").into());
             }
             self.wanted += len;
-            self.wants.push_back((transfer, offset, usize::try_from(len).unwrap_or(GROUP_LEN)));
+            let len = usize::try_from(len).unwrap_or(GROUP_LEN);
+            self.wants.push_back(Wanted { transfer, offset, len, hash: None });
         }
         if self.wanted > limits::WANTED_MAX || self.wants.len() > limits::WANTED_RANGES_MAX {
             return Err(Breach::Excess("wanted content").into());
@@ -117,22 +130,25 @@ impl Flow {
     /// Starts reading the next wanted ranges.
     pub(super) fn read_ahead(&mut self) {
         while self.slots.len() < self.read_ahead_max
-            && let Some((transfer, offset, len)) = self.wants.pop_front()
+            && let Some(wanted) = self.wants.pop_front()
         {
+            let Wanted { transfer, offset, len, hash } = wanted;
             let Some(download) = self.downloads.get(&transfer) else { continue };
             let file = Arc::clone(&download.source.file);
             let is_here = len > limits::UNASKED_FILE_MAX as usize && file.is_in_memory() && self.works_here(1);
             // What is handed out over an invite is recorded first, on a disk.
             let is_here = is_here && self.who.attendance().is_none();
             if is_here && self.slots.len() >= READ_AHEAD_HERE {
-                self.wants.push_front((transfer, offset, len));
+                self.wants.push_front(Wanted { transfer, offset, len, hash });
                 break;
             }
             let (share, id) = (Arc::clone(&self.who.share), self.next_slot);
             let attendance = self.who.attendance().cloned();
             let spent = Arc::clone(&self.session.spent);
             self.next_slot += 1;
-            self.slots.push_back(Slot { id, transfer, start: offset, offset, rest: len, content: None, hash: None });
+            let is_left_over = hash.is_some();
+            let slot = Slot { id, transfer, start: offset, offset, rest: len, content: None, hash, is_left_over };
+            self.slots.push_back(slot);
             let tasks = self.shared.tasks.clone();
             let (leased, next) = oneshot::channel();
             let before = self.latest_lease.replace(next);
@@ -180,7 +196,8 @@ impl Flow {
         };
         let transfer = slot.transfer;
         let (content, hash) = result.map_err(|error| (transfer, error))?;
-        (slot.content, slot.hash) = (Some(content), Some(hash));
+        slot.content = Some(content);
+        slot.hash.get_or_insert(hash);
         Ok(())
     }
 
@@ -196,14 +213,9 @@ impl Flow {
         self.read_ahead_max = 0;
         while let Some(slot) = self.slots.pop_back() {
             take_back(&self.who, &slot);
-            if let (Some(hash), Some(download)) = (slot.hash, self.downloads.get(&slot.transfer))
-                && slot.offset > slot.start
-            {
-                // Its beginning is sent; should the rest be another by then, the client finds it by the root. That all
-                // was sent is told when that has been.
-                download.source.sent(hash);
-            }
-            self.wants.push_front((slot.transfer, slot.offset, slot.rest));
+            let Slot { transfer, offset, rest, .. } = slot;
+            let hash = slot.hash.filter(|_| slot.is_left_over || offset > slot.start);
+            self.wants.push_front(Wanted { transfer, offset, len: rest, hash });
         }
         true
     }
@@ -213,6 +225,7 @@ impl Flow {
     pub(in crate::server) fn foretell(&mut self, transfer: u32) {
         let Some(download) = self.downloads.get(&transfer) else { return };
         let source = Arc::clone(&download.source);
+        self.foretelling += 1;
         self.spawn(move |_, _| {
             let size = source.file.size();
             let root = source.root().filter(|&root| {
@@ -222,6 +235,14 @@ impl Flow {
             });
             Job::Foretold(transfer, root.map(|root| Finish { size, root }))
         });
+    }
+
+    /// What that came to. The answer is what is to be told.
+    pub(in crate::server) fn foretold(&mut self, transfer: u32, finish: Option<Finish>) -> Option<Finish> {
+        self.foretelling -= 1;
+        let download = self.downloads.get_mut(&transfer)?;
+        download.foretold.clone_from(&finish);
+        finish
     }
 
     /// Reads no more for a download.
@@ -236,7 +257,7 @@ impl Flow {
                 }
                 is_other
             });
-            self.wants.retain(|want| want.0 != transfer);
+            self.wants.retain(|want| want.transfer != transfer);
             drop_elsewhere(&self.shared, download);
             // Others may have waited for its turns.
             self.read_ahead();

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use self::downloads::Slot;
+use self::downloads::{Slot, Wanted};
 use self::hashes::Run;
 pub(super) use self::hashes::{HashRun, Purpose};
 use super::commit::{CommittedSmall, Incoming, Opened, SmallUpload};
@@ -238,8 +238,10 @@ pub(super) struct Flow {
     /// Files whose next step of hashing waits for its turn; each belongs to a transfer or request that is open.
     hash_runs: VecDeque<(u32, Run)>,
     hashing: usize,
-    wants: VecDeque<(u32, u64, usize)>,
+    wants: VecDeque<Wanted>,
     wanted: u64,
+    /// Jobs that nobody has asked for: see [`Flow::foretell`].
+    foretelling: usize,
     slots: VecDeque<Slot>,
     next_slot: u64,
     /// How many slots there may be: more while the peer takes what was read, none after it has not.
@@ -286,6 +288,7 @@ impl Flow {
             hashing: 0,
             wants: VecDeque::new(),
             wanted: 0,
+            foretelling: 0,
             slots: VecDeque::new(),
             next_slot: 0,
             read_ahead_max: 1,
@@ -311,7 +314,8 @@ impl Flow {
 
     /// Whether nothing is open, and nothing runs but so many jobs.
     pub(super) fn is_idle_but_for(&self, jobs: usize) -> bool {
-        self.uploads.is_empty() && self.downloads.is_empty() && self.gets.is_empty() && self.jobs.len() <= jobs
+        let running = self.jobs.len() - self.foretelling;
+        self.uploads.is_empty() && self.downloads.is_empty() && self.gets.is_empty() && running <= jobs
     }
 
     /// Whether something that is wanted is not read yet.
@@ -432,7 +436,7 @@ impl Flow {
     }
 
     fn slots_and_wants(&self, transfer: u32) -> u64 {
-        let wants: usize = self.wants.iter().filter(|want| want.0 == transfer).map(|want| want.2).sum();
+        let wants: usize = self.wants.iter().filter(|want| want.transfer == transfer).map(|want| want.len).sum();
         let slots: usize = self.slots.iter().filter(|slot| slot.transfer == transfer).map(|slot| slot.rest).sum();
         (wants + slots) as u64
     }
@@ -460,7 +464,7 @@ impl Flow {
 
     /// Transfers and requests that are open.
     pub(super) fn open_count(&self) -> usize {
-        self.uploads.len() + self.downloads.len() + self.small.len() + self.jobs.len()
+        self.uploads.len() + self.downloads.len() + self.small.len() + self.jobs.len() - self.foretelling
     }
 }
 

@@ -369,17 +369,25 @@ async fn who_leaves_with_the_last_close_leaves_in_order() {
     use tokio::io::AsyncWriteExt as _;
     let world = crate::rig::World::new();
     let server = world.serve_and(&["--disk-threads".as_ref(), "1".as_ref()]);
-    std::fs::write(world.root().join("there"), content(100)).unwrap();
+    let there = content(100);
+    std::fs::write(world.root().join("there"), &there).unwrap();
     std::fs::File::create(world.root().join("long")).unwrap().set_len(8 << 30).unwrap();
     // Keeps the only disk thread busy for a while, so that no job has come back when the end of a connection is read.
     let certs = || ClientTls::load(&ClientOptions::in_folder(&server.certs)).unwrap().config();
     let address = ([127, 0, 0, 1], server.port).into();
-    let get = Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None };
+    let get = Get { path: path("there"), unasked_max: 0, finish_ahead: Some(true), xattrs: None };
+    let want = Want { ranges: List(vec![(0, 100)]) };
     for (count, is_request_open) in [(15, false), (16, true)] {
         let mut peer = Peer::connect(address, certs()).await.unwrap().greet().await;
         let mut frames = Vec::new();
         for transfer in 1..=count {
             peer.ask(&get).await.unwrap();
+            // Of some, the end is told before they are closed.
+            if transfer % 2 == 0 {
+                peer.send(transfer, &want).await;
+                assert_eq!(peer.answer(transfer).await.unwrap().0, Kind::Data);
+                assert_eq!(peer.answer(transfer).await.unwrap().0, Kind::FinishAhead);
+            }
             frames.extend(Close {}.to_frame(transfer));
         }
         if is_request_open {
@@ -389,6 +397,9 @@ async fn who_leaves_with_the_last_close_leaves_in_order() {
         other.send(1, &Hash { path: path("long"), read: Some(true) }).await;
         other.send(2, &Stat { path: path("there"), xattrs: None }).await;
         other.answer(2).await.unwrap();
+        // Of this one, nobody is there any more when it could be told.
+        peer.send(1, &want).await;
+        assert_eq!(peer.answer(1).await.unwrap().0, Kind::Data);
         let (_, tls) = peer.stream.get_mut();
         std::io::Write::write_all(&mut tls.writer(), &frames).unwrap();
         peer.stream.shutdown().await.unwrap();

@@ -231,18 +231,17 @@ async fn holding_buffers() {
 async fn downloads_that_are_not_read_leave_buffers_for_others() {
     let world = World::new().await;
     std::fs::write(world.root().join("large"), vec![1; 8 << 20]).unwrap();
+    let get = Get { path: path("large"), unasked_max: 0, finish_ahead: Some(true), xattrs: None };
     // Their wishes are ten times what all clients of this name may hold.
     let mut peers = Vec::new();
     for _ in 0..20 {
         let mut peer = world.greeted().await;
-        let get = Get { path: path("large"), unasked_max: 0, finish_ahead: None, xattrs: None };
         peer.ask(&get).await.unwrap();
         peer.send(1, &Want { ranges: List((0..8).map(|group| (group * G, G)).collect()) }).await;
         peers.push(peer);
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut good = world.good().await;
-    let get = Get { path: path("large"), unasked_max: 0, finish_ahead: None, xattrs: None };
     good.ask(&get).await.unwrap();
     good.send(1, &Want { ranges: List((0..8).map(|group| (group * G, G)).collect()) }).await;
     // Who reads at last gets all of it too.
@@ -253,6 +252,8 @@ async fn downloads_that_are_not_read_leave_buffers_for_others() {
             assert_eq!(kind, Kind::Data);
             received += payload.len() - OFFSET_LEN;
         }
+        // What was read for it in vain is told when it has gone.
+        assert_eq!(peer.answer(1).await.unwrap().0, Kind::FinishAhead);
         peer.send(1, &Close {}).await;
         let (_, payload) = peer.answer(1).await.unwrap();
         assert_eq!(Finish::from_payload(&payload).unwrap(), finish(&vec![1; 8 << 20]));
