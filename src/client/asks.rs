@@ -37,6 +37,8 @@ pub(crate) struct Ask {
     pub(crate) frame: Bytes,
     /// For a download: how much may come without being wanted.
     pub(crate) unasked_max: u64,
+    /// For a download: whether its first group may.
+    pub(crate) first: bool,
     /// For an upload: its name.
     pub(crate) put: Option<RemotePath>,
 }
@@ -84,7 +86,10 @@ impl FirstAsks {
         let ask = |(number, ask): (u32, &FirstAsk)| match ask {
             FirstAsk::Stat(stat) => Ask::of(stat, number),
             FirstAsk::List(list) => Ask::of(list, number),
-            FirstAsk::Get(get) => Ask { unasked_max: get.unasked_max, ..Ask::of(get, number) },
+            FirstAsk::Get(get) => {
+                let first = get.first == Some(true);
+                Ask { unasked_max: get.unasked_max, first, ..Ask::of(get, number) }
+            }
             FirstAsk::Put(put, _) => {
                 let put = Put { resume, ..put.clone() };
                 Ask { put: Some(put.path.clone()), ..Ask::of(&put, number) }
@@ -112,7 +117,7 @@ impl FirstAsks {
 
 impl Ask {
     fn of<M: Message>(request: &M, number: u32) -> Ask {
-        Ask { frame: request.to_frame(number).into(), unasked_max: 0, put: None }
+        Ask { frame: request.to_frame(number).into(), unasked_max: 0, first: false, put: None }
     }
 }
 

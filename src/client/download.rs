@@ -229,7 +229,7 @@ impl Run {
         is_alone: bool,
     ) -> Result<()> {
         let existing = Existing::at(target).await?;
-        let opened = if is_alone { self.job.open_early(&source, existing).await? } else { None };
+        let opened = if is_alone { self.job.open_early(&source, target, existing).await? } else { None };
         let entry = self.job.client.stat(&source).await?;
         if entry.kind != EntryKind::File || entry.size < LANES_FROM {
             self.job.client.needs_no_lanes();
@@ -502,7 +502,8 @@ impl Job {
     fn get_message(&self, remote: &RemotePath, unasked_max: u64) -> Get {
         // What is handed out over an invite counts with the answer to `Close`, which is waited for.
         let finish_ahead = (!self.client.redeems_invite()).then_some(true);
-        Get { path: remote.clone(), unasked_max, finish_ahead, xattrs: self.xattrs.then_some(true) }
+        let xattrs = self.xattrs.then_some(true);
+        Get { path: remote.clone(), unasked_max, finish_ahead, first: None, xattrs }
     }
 
     /// The extended attributes that an answer tells.

@@ -178,6 +178,8 @@ struct Slot {
     wanted: VecDeque<(u64, usize)>,
     /// For a download: at most this much may come unasked.
     unasked_max: u64,
+    /// The first group may come with the answer, or does.
+    first: Option<OwnedSemaphorePermit>,
     /// The size that the server named.
     size: u64,
     /// For a download: the server has said ahead how it ends.
@@ -192,6 +194,15 @@ struct Slot {
 /// Leave to have an exchange open, and to send its content without being asked. What was asked with the hello needed
 /// none.
 type Permits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
+
+/// What may come of a download without being asked for.
+#[derive(Default)]
+struct Unasked {
+    /// All of it, if it has at most so many bytes.
+    max: u64,
+    /// The first group of a larger one.
+    first: Option<OwnedSemaphorePermit>,
+}
 
 impl Session {
     /// A session over a connection whose hellos are exchanged, with what was asked with ours, and the work that drives
@@ -331,17 +342,18 @@ impl Session {
         let (replies, receiver) = mpsc::channel(REPLIES_MAX);
         let permit = self.permit(&self.0.open, 1).await?;
         let frames = |transfer| vec![request.to_frame(transfer).into()];
-        let transfer = self.enter(replies, (Some(permit), None), 0, put, frames)?;
+        let transfer = self.enter(replies, (Some(permit), None), Unasked::default(), put, frames)?;
         Ok(Exchange::new(self, transfer, receiver))
     }
 
     /// Enters what has left with the hello.
-    fn enter_asked(&self, Ask { frame, unasked_max, put }: Ask) {
+    fn enter_asked(&self, Ask { frame, unasked_max, first, put }: Ask) {
         let (replies, receiver) = mpsc::channel(REPLIES_MAX);
         // It counts like any other, where there is room for it.
         let permit = Arc::clone(&self.0.open).try_acquire_owned().ok();
-        // A session that is new has not ended.
-        if let Ok(transfer) = self.enter(replies, (permit, None), unasked_max, put.as_ref(), |_| Vec::new()) {
+        // A session that is new has not ended, and has asked for nothing else.
+        let unasked = Unasked { max: unasked_max, first: self.try_want().filter(|_| first) };
+        if let Ok(transfer) = self.enter(replies, (permit, None), unasked, put.as_ref(), |_| Vec::new()) {
             self.desk().asked.push(Asked { frame, transfer, receiver });
         }
     }
@@ -376,7 +388,10 @@ impl Session {
     /// Why the session has ended.
     pub(crate) async fn get_into(&self, get: &Get, replies: Replies) -> Result<u32> {
         let permit = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (Some(permit), None), get.unasked_max, None, |transfer| vec![get.to_frame(transfer).into()])
+        let first = self.try_want().filter(|_| get.first == Some(true));
+        let get = Get { first: first.as_ref().map(|_| true), ..get.clone() };
+        let unasked = Unasked { max: get.unasked_max, first };
+        self.enter(replies, (Some(permit), None), unasked, None, |transfer| vec![get.to_frame(transfer).into()])
     }
 
     /// Sends a request whose answer goes where those of others go.
@@ -385,7 +400,9 @@ impl Session {
     /// Why the session has ended.
     pub(crate) async fn request_into<M: Message>(&self, request: &M, replies: Replies) -> Result<u32> {
         let permit = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (Some(permit), None), 0, None, |transfer| vec![request.to_frame(transfer).into()])
+        self.enter(replies, (Some(permit), None), Unasked::default(), None, |transfer| {
+            vec![request.to_frame(transfer).into()]
+        })
     }
 
     /// Sends a small file whole: description, content and finish at once. One answer comes.
@@ -405,7 +422,7 @@ impl Session {
         let cost = unasked_cost(unasked_len(put, finish.size));
         let unasked = self.permit(&self.0.unasked, cost).await?;
         let open = self.permit(&self.0.open, 1).await?;
-        self.enter(replies, (Some(open), Some(unasked)), 0, Some(&put.path), |transfer| {
+        self.enter(replies, (Some(open), Some(unasked)), Unasked::default(), Some(&put.path), |transfer| {
             let mut frames = vec![put.to_frame(transfer)];
             if !content.is_empty() {
                 let header = Header::new(Kind::Data, transfer, 8 + content.len()).encode();
@@ -497,7 +514,7 @@ impl Session {
         &self,
         replies: Replies,
         permits: Permits,
-        unasked_max: u64,
+        unasked: Unasked,
         put: Option<&RemotePath>,
         frames: impl FnOnce(u32) -> Vec<Bytes>,
     ) -> Result<u32> {
@@ -520,7 +537,8 @@ impl Session {
             is_due: true,
             is_left: false,
             wanted: VecDeque::new(),
-            unasked_max,
+            unasked_max: unasked.max,
+            first: unasked.first,
             size: 0,
             is_foretold: false,
             shelf: Shelf::default(),

@@ -4,7 +4,7 @@
 //! one is laid on the shelf of its file, and whoever is asked for that group next is asked for the rest only.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 
 use crate::buffer::Buffer;
@@ -23,13 +23,13 @@ pub(crate) struct Shelf(Arc<Inner>);
 struct Inner {
     groups: Mutex<HashMap<u64, (Buffer, usize)>>,
     /// Told when something is laid here.
-    progress: Option<Box<dyn Fn() + Send + Sync>>,
+    progress: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Shelf {
-    /// A shelf that calls this whenever something is laid on it.
-    pub(crate) fn new(progress: impl Fn() + Send + Sync + 'static) -> Shelf {
-        Shelf(Arc::new(Inner { groups: Mutex::default(), progress: Some(Box::new(progress)) }))
+    /// Has this called whenever something is laid here, if nothing is yet.
+    pub(crate) fn tell(&self, progress: impl Fn() + Send + Sync + 'static) {
+        self.0.progress.get_or_init(|| Box::new(progress));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, (Buffer, usize)>> {
@@ -62,7 +62,7 @@ impl Shelf {
         }
         groups.insert(group, (buffer, filled));
         drop(groups);
-        if let Some(progress) = &self.0.progress {
+        if let Some(progress) = self.0.progress.get() {
             progress();
         }
     }
@@ -166,7 +166,8 @@ mod tests {
         let pool = Pool::new(4 * GROUP_LEN);
         let told = Arc::new(AtomicUsize::new(0));
         let telling = Arc::clone(&told);
-        let shelf = Shelf::new(move || {
+        let shelf = Shelf::default();
+        shelf.tell(move || {
             telling.fetch_add(1, Ordering::SeqCst);
         });
         let mut filling = shelf.begin(7, pool.try_lease(10).unwrap());

@@ -659,6 +659,9 @@ pub struct Get {
     /// Say with [`FinishAhead`] when all was sent, without being asked.
     #[n(2)]
     pub finish_ahead: Option<bool>,
+    /// Send the first group with the answer, as though it had been asked for by one range.
+    #[n(3)]
+    pub first: Option<bool>,
     /// Tell its extended attributes.
     #[n(16)]
     pub xattrs: Option<bool>,
@@ -690,6 +693,9 @@ pub struct GetAnswer {
     /// asked for.
     #[n(6)]
     pub zeros: Option<List<(u64, u64), { limits::ZERO_RUNS_IN_MESSAGE }>>,
+    /// The first group comes, as though it had been asked for by one range.
+    #[n(7)]
+    pub first: Option<bool>,
     /// Its extended attributes, when they were asked for.
     #[n(16)]
     pub xattrs: Option<Xattrs>,

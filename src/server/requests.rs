@@ -28,6 +28,8 @@ use crate::xattrs::Xattrs;
 pub(super) struct Got {
     pub(super) frames: Vec<Bytes>,
     pub(super) file: Option<(RemotePath, Arc<Source>)>,
+    /// Its first group follows, though it was not asked for.
+    pub(super) first: bool,
 }
 
 /// A download that is being opened.
@@ -48,6 +50,11 @@ pub(super) struct Read {
 }
 
 impl Opening {
+    /// Whether its first group follows.
+    pub(super) fn sends_first(&self) -> bool {
+        matches!(self, Opening::Large(Got { first: true, .. }))
+    }
+
     /// Bytes of the frames that it has so far.
     pub(super) fn len(&self) -> usize {
         match self {
@@ -87,7 +94,7 @@ impl Opening {
             frames.push(data.into());
         }
         frames.push(frame(transfer, &Finish { size, root }));
-        Ok(Got { frames, file: None })
+        Ok(Got { frames, file: None, first: false })
     }
 }
 
@@ -131,6 +138,7 @@ pub(super) fn get(
     parents: &mut storage::Parents,
     transfer: u32,
     get: &Get,
+    may_send_first: bool,
 ) -> Result<Opening> {
     let pass = shared.pass(who)?;
     pass.decide(Action::Read(&get.path))?;
@@ -142,6 +150,11 @@ pub(super) fn get(
     let unasked = size <= get.unasked_max.min(UNASKED_FILE_MAX);
     let xattrs = if get.xattrs == Some(true) { Some(file.xattrs()?) } else { None };
     let recorded = file.recorded_root();
+    // Of what is given by an invite every byte is asked for, because that is what counts.
+    let is_counted = who.attendance().is_some();
+    let zeros = if unasked || is_counted { None } else { zero_groups(&file, xattrs.as_ref()) };
+    let is_first_zero = zeros.as_ref().is_some_and(|runs| runs.0.first().is_some_and(|&(start, _)| start == 0));
+    let first = may_send_first && get.first == Some(true) && !unasked && !is_counted && !is_first_zero;
     let answer = GetAnswer {
         size,
         mtime: convert::mtime(file.mtime()),
@@ -149,16 +162,16 @@ pub(super) fn get(
         unasked,
         root: recorded,
         version: version_name(&file),
-        // Of what is given by an invite every byte is asked for, because that is what counts.
-        zeros: if unasked || who.attendance().is_some() { None } else { zero_groups(&file, xattrs.as_ref()) },
+        zeros,
+        first: first.then_some(true),
         xattrs,
     };
     let answer = frame(transfer, &answer);
     if !unasked {
         // What is handed out over an invite counts with the answer to `Close`, for which its client waits.
-        let foretells = get.finish_ahead == Some(true) && who.attendance().is_none();
+        let foretells = get.finish_ahead == Some(true) && !is_counted;
         let file = Some((get.path.clone(), Source::new(file, foretells)));
-        return Ok(Opening::Large(Got { frames: vec![answer], file }));
+        return Ok(Opening::Large(Got { frames: vec![answer], file, first }));
     }
     let len = usize::try_from(size).map_err(|_| Error::new(ErrorKind::Internal, "a small file is not small"))?;
     let mut data = vec![0; DATA_START + len];

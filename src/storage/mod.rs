@@ -65,6 +65,7 @@ pub use scrub::Condition;
 pub use tree::{Tree, TreeBuilder, TreeChange, UnfinishedTree, list_trees, remove_tree};
 pub(crate) use upload::is_in_memory;
 pub use upload::{FileMetadata, Made, NewFile, Parents, Staged, Upload};
+pub(crate) use walk::is_hidden;
 pub use xattrs::read_xattrs;
 
 /// The name under which a served root keeps its state: lock and staging.

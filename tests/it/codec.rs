@@ -204,17 +204,17 @@ round_trips! {
         items: List(items.into_iter().map(|(transfer, stored)| StoredItem { transfer, stored }).collect()),
     });
     written_goes_round: vec(number(), 0..20).prop_map(|groups| Written { groups: List(groups) });
-    get_goes_round: (path(), number(), any::<Option<bool>>(), any::<Option<bool>>())
-        .prop_map(|(path, unasked_max, finish_ahead, xattrs)| Get { path, unasked_max, finish_ahead, xattrs });
+    get_goes_round: (path(), number(), any::<[Option<bool>; 3]>()).prop_map(
+        |(path, unasked_max, [finish_ahead, first, xattrs])| Get { path, unasked_max, finish_ahead, first, xattrs });
     finish_ahead_goes_round: (number(), root()).prop_map(|(size, root)| FinishAhead { size, root });
     zeros_goes_round: ranges().prop_map(|runs| Zeros { runs });
     get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60),
-            (maybe(ranges()), maybe(xattrs())))
-        .prop_map(|(size, mtime, mode, unasked, root, version, (zeros, xattrs))| {
+            (maybe(ranges()), any::<Option<bool>>(), maybe(xattrs())))
+        .prop_map(|(size, mtime, mode, unasked, root, version, (zeros, first, xattrs))| {
             // As a server does, which has both to tell.
             let runs = |mut zeros: List<_, 2048>| { zeros.0.truncate(limits::ZERO_RUNS_WITH_XATTRS); zeros };
             let zeros = if xattrs.is_some() { zeros.map(runs) } else { zeros };
-            GetAnswer { size, mtime, mode, unasked, root, version, zeros, xattrs }
+            GetAnswer { size, mtime, mode, unasked, root, version, zeros, first, xattrs }
         });
     want_goes_round: ranges().prop_map(|ranges| Want { ranges });
     want_values_goes_round: (number(), number()).prop_map(|(first, count)| WantValues { first, count });
@@ -304,8 +304,8 @@ fn every_field_but_the_optional_ones_must_be_there_and_others_are_skipped() {
                     | (Kind::List, 1 | 2)
                     | (Kind::Hash, 1)
                     | (Kind::Stored, 1 | 3)
-                    | (Kind::Get, 2)
-                    | (Kind::GetAnswer, 4 | 6)
+                    | (Kind::Get, 2 | 3)
+                    | (Kind::GetAnswer, 4 | 6 | 7)
                     | (Kind::MakeLink, 2)
                     | (Kind::SetDirectory, 1 | 2)
                     | (Kind::Entry, 5 | 6 | 17)

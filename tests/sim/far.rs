@@ -40,6 +40,8 @@ struct Case {
     names: Vec<&'static str>,
     /// Bytes of the file that is here.
     here: Option<usize>,
+    /// A name that is beside it.
+    beside: Option<&'static str>,
     options: GetOptions,
     invite: Option<Redemption>,
     /// What it begins with leaves with the hello.
@@ -49,7 +51,7 @@ struct Case {
 impl Default for Case {
     fn default() -> Case {
         let options = GetOptions::default();
-        Case { round_trip: FAR, names: vec!["x"], here: None, options, invite: None, is_asked: false }
+        Case { round_trip: FAR, names: vec!["x"], here: None, beside: None, options, invite: None, is_asked: false }
     }
 }
 
@@ -58,6 +60,9 @@ impl Talk {
         let folder = folder();
         if let Some(len) = case.here {
             fs::write(folder.path().join("x"), vec![1; len]).unwrap();
+        }
+        if let Some(name) = case.beside {
+            fs::write(folder.path().join(name), b"").unwrap();
         }
         let (dialed, (events, told)) = (Arc::<Mutex<Option<Line>>>::default(), channel());
         let item = |name: &&str| {
@@ -133,8 +138,17 @@ fn entry(kind: EntryKind, size: usize) -> Entry {
 
 fn answer(content: &[u8], unasked: bool) -> GetAnswer {
     let mtime = Mtime { seconds: 1, nanos: 0 };
-    let (size, version) = (content.len() as u64, vec![1]);
-    GetAnswer { size, mtime, mode: 0o644, unasked, root: Some(Root::of(content)), version, zeros: None, xattrs: None }
+    GetAnswer {
+        size: content.len() as u64,
+        mtime,
+        mode: 0o644,
+        unasked,
+        root: Some(Root::of(content)),
+        version: vec![1],
+        zeros: None,
+        first: None,
+        xattrs: None,
+    }
 }
 
 fn content(len: usize) -> Vec<u8> {
@@ -154,28 +168,63 @@ fn what_a_download_asks_for_first() {
     };
     let invite = Redemption { ticket: Ticket::new([1; 32]), run: Bytes16([2; 16]) };
     let large = KIB * 257;
-    for (what, case, expected, unasked_max) in [
-        ("a far file", case(), &early[..], 256 * KIB),
-        ("a large one that is here", Case { here: Some(large), ..case() }, &early, 0),
-        ("a small one that is here", Case { here: Some(9), ..case() }, &plain, 0),
-        ("a near one", Case { round_trip: Duration::from_millis(1), ..case() }, &plain, 0),
-        ("one of several", Case { names: vec!["x", "y"], ..case() }, &plain, 0),
-        ("only to know", Case { options: dry(), ..case() }, &plain, 0),
-        (
-            "with a filter",
-            Case { options: GetOptions { filter: narrow(), ..GetOptions::default() }, ..case() },
-            &plain,
-            0,
-        ),
-        ("over an invite", Case { invite: Some(invite), ..case() }, &plain, 0),
+    let filtered = GetOptions { filter: narrow(), ..GetOptions::default() };
+    let (kept, other) = (Some(".sealift-0123456789abcdef0123456789abcdef"), Some(".sealift-0123"));
+    for (what, case, expected, unasked_max, first) in [
+        ("a far file", case(), &early[..], 256 * KIB, true),
+        ("one beside another", Case { beside: other, ..case() }, &early, 256 * KIB, true),
+        ("one of which something may be here", Case { beside: kept, ..case() }, &early, 256 * KIB, false),
+        ("a large one that is here", Case { here: Some(large), ..case() }, &early, 0, false),
+        ("a small one that is here", Case { here: Some(9), ..case() }, &plain, 0, false),
+        ("a near one", Case { round_trip: Duration::from_millis(1), ..case() }, &plain, 0, false),
+        ("one of several", Case { names: vec!["x", "y"], ..case() }, &plain, 0, false),
+        ("only to know", Case { options: dry(), ..case() }, &plain, 0, false),
+        ("with a filter", Case { options: filtered, ..case() }, &plain, 0, false),
+        ("over an invite", Case { invite: Some(invite), ..case() }, &plain, 0, false),
     ] {
         let said = Talk::begin(case).said();
         let kinds: Vec<(Kind, u32)> = said.iter().map(|(kind, transfer, _)| (*kind, *transfer)).collect();
         assert_eq!(kinds, expected, "{what}");
         if let (Kind::Get, _, payload) = &said[0] {
-            assert_eq!(Get::from_payload(payload).unwrap().unasked_max, unasked_max as u64, "{what}");
+            let get = Get::from_payload(payload).unwrap();
+            assert_eq!((get.unasked_max, get.first == Some(true)), (unasked_max as u64, first), "{what}");
         }
     }
+}
+
+#[test]
+fn the_first_group_of_a_far_file_comes_with_the_answer() {
+    let content = content(LARGE);
+    let group = |talk: &mut Talk, index: usize| {
+        let (start, end) = (index * GROUP_LEN, LARGE.min((index + 1) * GROUP_LEN));
+        talk.line.hear_data(1, start as u64, &content[start..end]).unwrap();
+    };
+    for is_asked in [false, true] {
+        let mut talk = Talk::begin(Case { is_asked, ..Case::default() });
+        talk.said();
+        talk.hear(1, &GetAnswer { first: Some(true), ..answer(&content, false) });
+        group(&mut talk, 0);
+        talk.says(&[]);
+        talk.hear(2, &entry(EntryKind::File, LARGE));
+        let said = talk.said();
+        let want = |said: &(Kind, u32, Vec<u8>)| protocol::Want::from_payload(&said.2).unwrap().ranges.0;
+        let ranges: Vec<(u64, u64)> = said.iter().flat_map(want).collect();
+        assert_eq!(ranges, [(GROUP_LEN as u64, GROUP_LEN as u64), (2 * GROUP_LEN as u64, 7)]);
+        group(&mut talk, 1);
+        group(&mut talk, 2);
+        talk.says(&[(Kind::Close, 1)]);
+        assert!(talk.got().as_ref() == Some(&content));
+    }
+    // It is not taken twice, nor for what it is not.
+    let mut talk = Talk::begin(Case::default());
+    talk.said();
+    talk.hear(1, &GetAnswer { first: Some(true), ..answer(&content, false) });
+    group(&mut talk, 0);
+    assert!(talk.line.hear_data(1, 0, &content[..GROUP_LEN]).is_err());
+    let mut talk = Talk::begin(Case::default());
+    talk.said();
+    talk.hear(1, &GetAnswer { first: None, ..answer(&content, false) });
+    assert!(talk.line.hear_data(1, 0, &content[..GROUP_LEN]).is_err());
 }
 
 #[test]

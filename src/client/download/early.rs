@@ -6,6 +6,7 @@
 //! dropped, which ends it on the server, and whatever it failed with is of no concern.
 
 use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::{GetOptions, Job, blocking};
@@ -15,6 +16,7 @@ use crate::error::Result;
 use crate::limits::{NEAR_ROUND_TRIP, UNASKED_FILE_MAX};
 use crate::path::RemotePath;
 use crate::protocol::{Get, Stat};
+use crate::storage;
 
 /// What stands under the name that a download goes to, links followed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,17 +57,34 @@ fn unasked_max(existing: Option<Existing>) -> Option<u64> {
     }
 }
 
+/// Whether nothing is here of a file, so that its first group is sure to be wanted: neither a version of it, nor what
+/// another run has left, which lies hidden beside it. Where there is very much beside it, that is not found out.
+fn is_new(target: &Path, existing: Option<Existing>) -> bool {
+    const LOOKED_AT_MAX: usize = 1024;
+    if existing.is_some() {
+        return false;
+    }
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut names = parent.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let is_kept = names.by_ref().take(LOOKED_AT_MAX).any(|name| storage::is_hidden(name.as_bytes()));
+    !is_kept && names.next().is_none()
+}
+
 /// What the download of the only item that is named begins with: the file itself, and what stands there.
 pub(in crate::client) fn first_gets(item: &GetItem, options: &GetOptions) -> (Option<Get>, Option<Stat>) {
     let path = &item.source;
-    let get = |unasked_max| Get { path: path.clone(), unasked_max, finish_ahead: Some(true), xattrs: None };
+    let get = |unasked_max, first: bool| {
+        let first = first.then_some(true);
+        Get { path: path.clone(), unasked_max, finish_ahead: Some(true), first, xattrs: None }
+    };
     match &item.target {
-        GetTarget::Stream => (Some(get(0)), None),
+        GetTarget::Stream => (Some(get(0, !options.dry_run)), None),
         GetTarget::Local(target) => {
             let stat = Stat { path: path.clone(), xattrs: None };
             let existing = target.metadata().ok().as_ref().map(Existing::of);
             // What attributes cost is asked of a server that is known to have them.
             let is_plain = !options.dry_run && options.filter.is_empty() && !options.xattrs;
+            let get = |unasked_max| get(unasked_max, is_new(target, existing));
             (unasked_max(existing).filter(|_| is_plain).map(get), Some(stat))
         }
     }
@@ -77,12 +96,19 @@ impl Job {
     ///
     /// # Errors
     /// Why there is no session.
-    pub(super) async fn open_early(&self, source: &RemotePath, existing: Option<Existing>) -> Result<Option<Exchange>> {
+    pub(super) async fn open_early(
+        &self,
+        source: &RemotePath,
+        target: &Path,
+        existing: Option<Existing>,
+    ) -> Result<Option<Exchange>> {
         if self.dry_run || !self.filter.is_empty() || self.client.redeems_invite() {
             return Ok(None);
         }
         let Some(unasked_max) = unasked_max(existing) else { return Ok(None) };
-        let (session, get) = (self.session().await?, self.get_message(source, unasked_max));
+        let target = target.to_path_buf();
+        let first = blocking(move || Ok(is_new(&target, existing))).await?.then_some(true);
+        let (session, get) = (self.session().await?, Get { first, ..self.get_message(source, unasked_max) });
         if let Some(asked) = session.claim(&get) {
             return Ok(Some(asked));
         }

@@ -300,7 +300,11 @@ impl Job {
         let is_same = record.owner == keep::version_hash(&answer.version);
         let held = (record.held.count() > 0).then(|| (record.held.clone(), is_same));
         let mut keeper = kept.map(|kept| Keeper::new(&upload, kept, record));
-        let found = Found { held, old: old.map(Arc::new) };
+        let found = match answer.first {
+            // Nothing was here when it was asked for, and it comes from its beginning.
+            Some(true) => Found { held: None, old: None },
+            _ => Found { held, old: old.map(Arc::new) },
+        };
         let tree = keep::fill(exchange, size, found, &upload, &mut file.item).await?;
         if let Some(keeper) = &mut keeper {
             keeper.restart(&answer.version, size);
@@ -309,7 +313,8 @@ impl Job {
         }
         let (version, sink) = (answer.version.clone(), Sink::File(upload));
         let is_resumed = tree.first_known().is_some();
-        let shelf = Shelf::new(self.client.progress());
+        let shelf = exchange.shelf();
+        shelf.tell(self.client.progress());
         Ok(Partial { version, size, tree, is_resumed, shelf, confirmed: 0, next: 0, sink, keeper })
     }
 
@@ -404,6 +409,10 @@ impl Job {
         let begun: Vec<u64> = if is_ordered { Vec::new() } else { partial.shelf.groups() };
         let mut again: VecDeque<u64> = begun.iter().copied().collect();
         let mut elsewhere = 0;
+        if let Some(permit) = exchange.take_first() {
+            asked.push_back((0, permit, Instant::now()));
+            partial.next = partial.tree.first_missing(1, count).unwrap_or(count);
+        }
         let mut pace = Pace::new();
         let mut is_beginning = true;
         let write = |writes: &mut JoinSet<Result<(u64, GroupHash)>>, sink: Sink, index: u64, parts: Vec<Buffer>| {
@@ -563,7 +572,8 @@ impl Job {
         item: &mut Item,
     ) -> Result<(u64, Root)> {
         let session = self.client.session().await?;
-        let mut exchange = session.open_get(&Get { xattrs: None, ..self.get_message(remote, 0) }).await?;
+        let first = (partial.is_none() && !self.dry_run && !self.client.redeems_invite()).then_some(true);
+        let mut exchange = session.open_get(&Get { first, xattrs: None, ..self.get_message(remote, 0) }).await?;
         let answer = match exchange.next().await? {
             Reply::GetAnswer(answer) => answer,
             other => return Err(exchange.unexpected(&other)),

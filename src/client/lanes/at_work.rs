@@ -108,7 +108,8 @@ mod tests {
     async fn a_lane_that_is_dropped_lays_down_what_it_began_before_it_tells_what_it_owed() {
         let lanes = Lanes::new();
         let (looking, (laid, is_laid)) = (lanes.clone(), std::sync::mpsc::channel());
-        let shelf = Shelf::new(move || laid.send(looking.count() > 0).unwrap());
+        let shelf = Shelf::default();
+        shelf.tell(move || laid.send(looking.count() > 0).unwrap());
         let mut carrier = lanes.carry(7, shelf.clone());
         let mut front = lane(&lanes, &carrier, Place::Task);
         let mut cx = Context::from_waker(Waker::noop());

@@ -447,6 +447,14 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
                 }
             } else {
                 slot.unasked_max = 0;
+                if answer.first != Some(true) {
+                    slot.first = None;
+                } else if slot.first.is_none() || answer.size == 0 || !slot.wanted.is_empty() {
+                    return Err(Breach::Excess("unasked content").into());
+                } else {
+                    slot.is_due = true;
+                    slot.wanted.push_back((0, group_len(answer.size, 0)));
+                }
             }
         }
         Reply::Finish(_) if !slot.wanted.is_empty() => {

@@ -1,7 +1,7 @@
 //! One transfer or request that is open over a session.
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{Outgoing, Reply, Session};
 use crate::client::lanes::Carrier;
@@ -122,6 +122,17 @@ impl Exchange {
         for runs in runs.chunks(ZERO_RUNS_IN_MESSAGE) {
             self.session.queue(self.transfer, &Zeros { runs: List(runs.to_vec()) }, |_| {});
         }
+    }
+
+    /// Whether the first group of a download comes without being asked for. It is told once, with the leave that was
+    /// taken for it.
+    pub(crate) fn take_first(&self) -> Option<OwnedSemaphorePermit> {
+        self.session.desk().slots.get_mut(&self.transfer)?.first.take()
+    }
+
+    /// Where what a broken connection has brought of a group is laid.
+    pub(crate) fn shelf(&self) -> Shelf {
+        self.session.desk().slots.get(&self.transfer).map(|slot| slot.shelf.clone()).unwrap_or_default()
     }
 
     /// Asks for groups of a download: index and length of each.

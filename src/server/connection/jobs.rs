@@ -183,12 +183,15 @@ impl<C: Outlet> Driver<C> {
             return;
         }
         match result {
-            Ok(Got { frames, file }) => {
+            Ok(Got { frames, file, first }) => {
                 frames.into_iter().for_each(|frame| self.connection.send_frame(frame));
                 match file {
                     Some((path, source)) => {
                         self.session.lend(transfer, session::Transfer::Download(Arc::clone(&source)));
                         self.flow.downloads.insert(transfer, Download::new(path, source));
+                        if first {
+                            self.flow.send_first(transfer);
+                        }
                     }
                     None => self.sent_count += 1,
                 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Flow, Job, PIECE_HERE, drop_elsewhere, on_disk, take_back, unknown};
 use crate::error::{Error, Result};
-use crate::hash::{RangeHash, RangeHasher, Root};
+use crate::hash::{RangeHash, RangeHasher, Root, group_len};
 use crate::limits::{self, BUFFERS_PER_CONNECTION, GROUP_LEN};
 use crate::path::RemotePath;
 use crate::protocol::{Breach, Finish, Get, Kind};
@@ -66,6 +66,8 @@ impl Flow {
             return;
         }
         self.getting = true;
+        // Of one download at a time, so that what its client may want is bounded as ever.
+        let mut may_send_first = self.downloads.is_empty() && self.wanted == 0;
         let batch: Vec<_> = self.gets.drain(..self.gets.len().min(BATCH_MAX)).collect();
         let spent = Arc::clone(&self.session.spent);
         self.spawn(move |shared, who| {
@@ -78,8 +80,9 @@ impl Flow {
                     left.push((transfer, get));
                     continue;
                 }
-                let open = || requests::get(shared, who, &mut parents, transfer, &get);
+                let open = || requests::get(shared, who, &mut parents, transfer, &get, may_send_first);
                 let opening = spent.during(On::Disk, open);
+                may_send_first &= !opening.as_ref().is_ok_and(Opening::sends_first);
                 rest = rest.saturating_sub(opening.as_ref().map_or(0, Opening::len));
                 opened.push((transfer, get.path, opening));
             }
@@ -125,6 +128,15 @@ impl Flow {
         }
         self.read_ahead();
         Ok(())
+    }
+
+    /// Sends the first group of a download, as its answer says.
+    pub(in crate::server) fn send_first(&mut self, transfer: u32) {
+        let Some(download) = self.downloads.get(&transfer) else { return };
+        let len = group_len(download.source.file.size(), 0);
+        self.wanted += len as u64;
+        self.wants.push_back(Wanted { transfer, offset: 0, len, hash: None });
+        self.read_ahead();
     }
 
     /// Starts reading the next wanted ranges.

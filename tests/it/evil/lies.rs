@@ -75,6 +75,11 @@ const WRONG: &[(&str, Wrong)] = &[
         }
         Some(says)
     }),
+    ("a first group that nobody asked for", |request, right| {
+        let answer = GetAnswer { first: Some(true), ..get_answer(&file("f"), right.len() as u64, false) };
+        let first = &right[..right.len().min(256 << 10)];
+        (request.kind == Kind::Get).then(|| vec![say(request.transfer, &answer), content(request.transfer, 0, first)])
+    }),
     ("another root before the end", |request, right| {
         told_ahead(request, right, &[FinishAhead { size: right.len() as u64, root: Root([7; 32]) }])
     }),

@@ -407,6 +407,7 @@ pub(super) fn get_answer(entry: &Entry, size: u64, unasked: bool) -> GetAnswer {
         root: None,
         version: vec![1],
         zeros: None,
+        first: None,
         xattrs: None,
     }
 }

@@ -558,7 +558,9 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
             assert_eq!(Done::from_payload(&payload).unwrap().count, names.len() as u64);
             return Ok(names);
         }
-        Verb::Get => peer.ask(&Get { path: place, unasked_max: 100, finish_ahead: None, xattrs: None }).await,
+        Verb::Get => {
+            peer.ask(&Get { path: place, unasked_max: 100, finish_ahead: None, first: None, xattrs: None }).await
+        }
         Verb::Hash => peer.ask(&Hash { path: place, read: None }).await,
         Verb::Space => peer.ask(&Space { path: place }).await,
         Verb::Put(if_exists) => {
@@ -577,7 +579,8 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
         Verb::MakeDirectory => peer.ask(&MakeDirectory { path: place }).await,
         Verb::Values => {
             let transfer = peer.number();
-            peer.send(transfer, &Get { path: place, unasked_max: 0, finish_ahead: None, xattrs: None }).await;
+            peer.send(transfer, &Get { path: place, unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
+                .await;
             peer.answer(transfer).await?;
             peer.send(transfer, &WantValues { first: 0, count: 1 }).await;
             let answer = peer.answer(transfer).await;

@@ -102,7 +102,7 @@ async fn reach(world: &World, state: State) -> (Peer, u32) {
         }
         Download | Closed => {
             assert_eq!(
-                peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None })
+                peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
                     .await
                     .unwrap()
                     .0,
@@ -134,7 +134,8 @@ fn message(state: State, kind: Kind, transfer: u32) -> Vec<u8> {
         Kind::WantValues => WantValues { first: 0, count: 1 }.to_frame(transfer),
         Kind::Zeros => Zeros { runs: List(vec![(0, 1)]) }.to_frame(transfer),
         Kind::Goodbye | Kind::Working => vector(kind),
-        Kind::Get => Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }.to_frame(transfer),
+        Kind::Get => Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }
+            .to_frame(transfer),
         Kind::Remove => Remove { path: path("nothing"), recursive: false }.to_frame(transfer),
         Kind::Put => put("other", 3).to_frame(transfer),
         Kind::MakeDirectory => MakeDirectory { path: path("d") }.to_frame(transfer),
@@ -190,7 +191,9 @@ async fn numbers_of_transfers_are_used_once_and_ascend() {
     let requests: [fn(u32) -> Vec<u8>; 3] = [
         |transfer| Stat { path: path(""), xattrs: None }.to_frame(transfer),
         |transfer| put("x", 3).to_frame(transfer),
-        |transfer| Get { path: path("x"), unasked_max: 0, finish_ahead: None, xattrs: None }.to_frame(transfer),
+        |transfer| {
+            Get { path: path("x"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }.to_frame(transfer)
+        },
     ];
     for (index, request) in requests.into_iter().enumerate() {
         // None, the one that is open, one that is over, one that was left out.
@@ -227,7 +230,8 @@ async fn a_transfer_that_was_given_up_is_over() {
             frames.extend(match request {
                 0 => Stat { path: path("there"), xattrs: None }.to_frame(number),
                 1 => put("new", 3).to_frame(number),
-                2 => Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }.to_frame(number),
+                2 => Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }
+                    .to_frame(number),
                 3 => ListDirectory { path: path(""), after: None, count_max: None, xattrs: None, directory: None }
                     .to_frame(number),
                 4 => Hash { path: path("there"), read: None }.to_frame(number),
@@ -270,7 +274,9 @@ async fn a_download_that_was_given_up_unanswered_is_closed() {
     let mut frames = Vec::new();
     for _ in 0..500 {
         let number = peer.number();
-        frames.extend(Get { path: path("there"), unasked_max: 0, finish_ahead: None, xattrs: None }.to_frame(number));
+        frames.extend(
+            Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }.to_frame(number),
+        );
         frames.extend(Failed { code: 26, text: String::new(), retry: None }.to_frame(number));
     }
     peer.bytes(&frames).await;
