@@ -87,7 +87,7 @@ impl FirstAsks {
             FirstAsk::Stat(stat) => Ask::of(stat, number),
             FirstAsk::List(list) => Ask::of(list, number),
             FirstAsk::Get(get) => {
-                let first = get.first == Some(true);
+                let first = get.first_max.is_some();
                 Ask { unasked_max: get.unasked_max, first, ..Ask::of(get, number) }
             }
             FirstAsk::Put(put, _) => {

@@ -503,7 +503,7 @@ impl Job {
         // What is handed out over an invite counts with the answer to `Close`, which is waited for.
         let finish_ahead = (!self.client.redeems_invite()).then_some(true);
         let xattrs = self.xattrs.then_some(true);
-        Get { path: remote.clone(), unasked_max, finish_ahead, first: None, xattrs }
+        Get { path: remote.clone(), unasked_max, finish_ahead, first_max: None, xattrs }
     }
 
     /// The extended attributes that an answer tells.

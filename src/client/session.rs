@@ -388,8 +388,8 @@ impl Session {
     /// Why the session has ended.
     pub(crate) async fn get_into(&self, get: &Get, replies: Replies) -> Result<u32> {
         let permit = self.permit(&self.0.open, 1).await?;
-        let first = self.try_want().filter(|_| get.first == Some(true));
-        let get = Get { first: first.as_ref().map(|_| true), ..get.clone() };
+        let first = self.try_want().filter(|_| get.first_max.is_some());
+        let get = Get { first_max: get.first_max.filter(|_| first.is_some()), ..get.clone() };
         let unasked = Unasked { max: get.unasked_max, first };
         self.enter(replies, (Some(permit), None), unasked, None, |transfer| vec![get.to_frame(transfer).into()])
     }

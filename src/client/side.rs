@@ -395,7 +395,7 @@ impl Client {
     async fn read_small_once(&self, path: &RemotePath) -> Result<Vec<u8>> {
         let session = self.session().await?;
         let unasked_max = IGNORE_LEN_MAX as u64;
-        let get = Get { path: path.clone(), unasked_max, finish_ahead: None, first: None, xattrs: None };
+        let get = Get { path: path.clone(), unasked_max, finish_ahead: None, first_max: None, xattrs: None };
         let mut exchange = session.open_get(&get).await?;
         let (mut is_open, mut content) = (false, Vec::new());
         loop {

@@ -154,7 +154,8 @@ pub(super) fn get(
     let is_counted = who.attendance().is_some();
     let zeros = if unasked || is_counted { None } else { zero_groups(&file, xattrs.as_ref()) };
     let is_first_zero = zeros.as_ref().is_some_and(|runs| runs.0.first().is_some_and(|&(start, _)| start == 0));
-    let first = may_send_first && get.first == Some(true) && !unasked && !is_counted && !is_first_zero;
+    let may_send_first = may_send_first && get.first_max.is_some_and(|max| size <= max);
+    let first = may_send_first && !unasked && !is_counted && !is_first_zero;
     let answer = GetAnswer {
         size,
         mtime: convert::mtime(file.mtime()),

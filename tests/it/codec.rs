@@ -204,8 +204,10 @@ round_trips! {
         items: List(items.into_iter().map(|(transfer, stored)| StoredItem { transfer, stored }).collect()),
     });
     written_goes_round: vec(number(), 0..20).prop_map(|groups| Written { groups: List(groups) });
-    get_goes_round: (path(), number(), any::<[Option<bool>; 3]>()).prop_map(
-        |(path, unasked_max, [finish_ahead, first, xattrs])| Get { path, unasked_max, finish_ahead, first, xattrs });
+    get_goes_round: (path(), number(), maybe(number()), any::<[Option<bool>; 2]>())
+        .prop_map(|(path, unasked_max, first_max, [finish_ahead, xattrs])| Get {
+            path, unasked_max, finish_ahead, first_max, xattrs,
+        });
     finish_ahead_goes_round: (number(), root()).prop_map(|(size, root)| FinishAhead { size, root });
     zeros_goes_round: ranges().prop_map(|runs| Zeros { runs });
     get_answer_goes_round: (number(), mtime(), small(), any::<bool>(), maybe(root()), vec(any::<u8>(), 0..60),

@@ -310,19 +310,25 @@ pub(super) fn vectors() -> Vec<Vector> {
                 path: path("in/a b"),
                 unasked_max: limits::UNASKED_FILE_MAX,
                 finish_ahead: None,
-                first: None,
+                first_max: None,
                 xattrs: None,
             },
         ),
         vector(
             "Get ahead",
             10,
-            Get { path: path("in/a b"), unasked_max: 0, finish_ahead: Some(true), first: Some(true), xattrs: None },
+            Get {
+                path: path("in/a b"),
+                unasked_max: 0,
+                finish_ahead: Some(true),
+                first_max: Some(1 << 21),
+                xattrs: None,
+            },
         ),
         vector(
             "Get attributes",
             10,
-            Get { path: path("in/a b"), unasked_max: 0, finish_ahead: None, first: None, xattrs: Some(true) },
+            Get { path: path("in/a b"), unasked_max: 0, finish_ahead: None, first_max: None, xattrs: Some(true) },
         ),
         vector(
             "GetAnswer",

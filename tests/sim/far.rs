@@ -187,7 +187,8 @@ fn what_a_download_asks_for_first() {
         assert_eq!(kinds, expected, "{what}");
         if let (Kind::Get, _, payload) = &said[0] {
             let get = Get::from_payload(payload).unwrap();
-            assert_eq!((get.unasked_max, get.first == Some(true)), (unasked_max as u64, first), "{what}");
+            let first_max = first.then_some(2 * MIB as u64 - 1);
+            assert_eq!((get.unasked_max, get.first_max), (unasked_max as u64, first_max), "{what}");
         }
     }
 }

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::{GetOptions, Job, blocking};
+use crate::client::ahead::LANES_FROM;
 use crate::client::plan::{self, GetItem, GetTarget};
 use crate::client::session::Exchange;
 use crate::error::Result;
@@ -57,34 +58,36 @@ fn unasked_max(existing: Option<Existing>) -> Option<u64> {
     }
 }
 
-/// Whether nothing is here of a file, so that its first group is sure to be wanted: neither a version of it, nor what
-/// another run has left, which lies hidden beside it. Where there is very much beside it, that is not found out.
-fn is_new(target: &Path, existing: Option<Existing>) -> bool {
+/// How large a file may be whose first group shall come with the answer, if any. That group is sure to be wanted where
+/// nothing is here of the file: neither a version of it, nor what another run has left, which lies hidden beside it. Where
+/// there is very much beside it, that is not found out. And it has to be the first connection that brings it, which would
+/// be the last to bring its part where there are others.
+fn first_max(target: &Path, existing: Option<Existing>) -> Option<u64> {
     const LOOKED_AT_MAX: usize = 1024;
     if existing.is_some() {
-        return false;
+        return None;
     }
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut names = parent.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
     let is_kept = names.by_ref().take(LOOKED_AT_MAX).any(|name| storage::is_hidden(name.as_bytes()));
-    !is_kept && names.next().is_none()
+    (!is_kept && names.next().is_none()).then_some(LANES_FROM - 1)
 }
 
 /// What the download of the only item that is named begins with: the file itself, and what stands there.
 pub(in crate::client) fn first_gets(item: &GetItem, options: &GetOptions) -> (Option<Get>, Option<Stat>) {
     let path = &item.source;
-    let get = |unasked_max, first: bool| {
-        let first = first.then_some(true);
-        Get { path: path.clone(), unasked_max, finish_ahead: Some(true), first, xattrs: None }
+    let get = |unasked_max, first_max| {
+        let path = path.clone();
+        Get { path, unasked_max, finish_ahead: Some(true), first_max, xattrs: None }
     };
     match &item.target {
-        GetTarget::Stream => (Some(get(0, !options.dry_run)), None),
+        GetTarget::Stream => (Some(get(0, (!options.dry_run).then_some(u64::MAX))), None),
         GetTarget::Local(target) => {
             let stat = Stat { path: path.clone(), xattrs: None };
             let existing = target.metadata().ok().as_ref().map(Existing::of);
             // What attributes cost is asked of a server that is known to have them.
             let is_plain = !options.dry_run && options.filter.is_empty() && !options.xattrs;
-            let get = |unasked_max| get(unasked_max, is_new(target, existing));
+            let get = |unasked_max| get(unasked_max, first_max(target, existing));
             (unasked_max(existing).filter(|_| is_plain).map(get), Some(stat))
         }
     }
@@ -107,8 +110,8 @@ impl Job {
         }
         let Some(unasked_max) = unasked_max(existing) else { return Ok(None) };
         let target = target.to_path_buf();
-        let first = blocking(move || Ok(is_new(&target, existing))).await?.then_some(true);
-        let (session, get) = (self.session().await?, Get { first, ..self.get_message(source, unasked_max) });
+        let first_max = blocking(move || Ok(first_max(&target, existing))).await?;
+        let (session, get) = (self.session().await?, Get { first_max, ..self.get_message(source, unasked_max) });
         if let Some(asked) = session.claim(&get) {
             return Ok(Some(asked));
         }

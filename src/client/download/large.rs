@@ -572,8 +572,9 @@ impl Job {
         item: &mut Item,
     ) -> Result<(u64, Root)> {
         let session = self.client.session().await?;
-        let first = (partial.is_none() && !self.dry_run && !self.client.redeems_invite()).then_some(true);
-        let mut exchange = session.open_get(&Get { first, xattrs: None, ..self.get_message(remote, 0) }).await?;
+        let is_first = partial.is_none() && !self.dry_run && !self.client.redeems_invite();
+        let first_max = is_first.then_some(u64::MAX);
+        let mut exchange = session.open_get(&Get { first_max, xattrs: None, ..self.get_message(remote, 0) }).await?;
         let answer = match exchange.next().await? {
             Reply::GetAnswer(answer) => answer,
             other => return Err(exchange.unexpected(&other)),

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::super::codec::{alone, memory};
 use super::super::vectors::vectors;
-use super::peer::{End, Peer, SOON, World, block_on, data, finish, hello, path, put, put_small};
+use super::peer::{End, Peer, SOON, World, block_on, data, finish, get, hello, path, put, put_small};
 
 /// How a client leaves.
 #[derive(Clone, Copy, Debug)]
@@ -321,7 +321,7 @@ async fn what_follows_a_hello_is_answered_after_it_and_only_if_that_is_taken() {
         let asked = [
             hello.to_frame(0),
             Stat { path: path("x"), xattrs: None }.to_frame(1),
-            Get { path: path("x"), unasked_max: 9, finish_ahead: None, first: None, xattrs: None }.to_frame(2),
+            Get { unasked_max: 9, ..get("x") }.to_frame(2),
             Remove { path: path("x"), recursive: false }.to_frame(3),
         ];
         let mut peer = world.connect().await;

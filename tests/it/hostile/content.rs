@@ -5,7 +5,7 @@ use sealift::hash::Root;
 use sealift::protocol::*;
 use sealift::tls::{ClientOptions, ClientTls};
 
-use super::peer::{Peer, World, data, finish, path, put, put_small};
+use super::peer::{Peer, World, data, finish, get, path, put, put_small};
 
 const G: u64 = 1 << 20;
 
@@ -281,17 +281,13 @@ async fn ranges_that_a_file_does_not_have_end_the_connection() {
         vec![(0, G); 1024],
     ] {
         let mut peer = world.greeted().await;
-        peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
-            .await
-            .unwrap();
+        peer.ask(&get("there")).await.unwrap();
         peer.send(1, &Want { ranges: List(ranges.clone()) }).await;
         peer.refused(format_args!("{:?}", ranges[0])).await;
     }
     for (first, count) in [(0, 0), (0, 3), (2, 1), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
         let mut peer = world.greeted().await;
-        peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
-            .await
-            .unwrap();
+        peer.ask(&get("there")).await.unwrap();
         peer.send(1, &WantValues { first, count }).await;
         peer.refused(format_args!("values from {first}, {count}")).await;
     }
@@ -318,22 +314,26 @@ async fn the_first_group_may_come_with_the_answer() {
     std::fs::write(world.root().join("there"), &whole).unwrap();
     std::fs::write(world.root().join("short"), &whole[..300]).unwrap();
     std::fs::File::create(world.root().join("hole")).unwrap().set_len(3 * G).unwrap();
-    let get = |name: &str, first| Get { path: path(name), unasked_max: 0, finish_ahead: None, first, xattrs: None };
+    let get = |name: &str, first_max| Get { first_max, ..get(name) };
     let mut peer = world.greeted().await;
-    let mut open = async |name: &str, first| {
-        let (kind, payload) = peer.ask(&get(name, first)).await.unwrap();
+    let mut open = async |name: &str, first_max| {
+        let (kind, payload) = peer.ask(&get(name, first_max)).await.unwrap();
         assert_eq!(kind, Kind::GetAnswer);
         GetAnswer::from_payload(&payload).unwrap().first
     };
     assert_eq!(open("there", None).await, None);
     // Another is open.
-    assert_eq!(open("there", Some(true)).await, None);
+    assert_eq!(open("there", Some(u64::MAX)).await, None);
+    drop(peer);
+    let mut peer = world.greeted().await;
+    let (_, payload) = peer.ask(&get("there", Some(G + 9))).await.unwrap();
+    assert_eq!(GetAnswer::from_payload(&payload).unwrap().first, None, "it is larger");
     drop(peer);
     for (name, len) in [("there", G as usize), ("short", 300), ("hole", 0)] {
         let mut peer = world.greeted().await;
         // Two at once, and the rest of the first behind it.
-        let mut frames = get(name, Some(true)).to_frame(1);
-        frames.extend(get(name, Some(true)).to_frame(2));
+        let mut frames = get(name, Some(3 * G)).to_frame(1);
+        frames.extend(get(name, Some(3 * G)).to_frame(2));
         peer.bytes(&frames).await;
         for (transfer, first) in [(1, len > 0), (2, false)] {
             let (_, payload) = peer.answer(transfer).await.unwrap();
@@ -355,7 +355,7 @@ async fn the_first_group_may_come_with_the_answer() {
     }
     // As much may be wanted as ever.
     let mut peer = world.greeted().await;
-    peer.ask(&get("there", Some(true))).await.unwrap();
+    peer.ask(&get("there", Some(G + 10))).await.unwrap();
     peer.send(1, &Want { ranges: List(vec![(0, G); 63]) }).await;
     assert!(peer.is_alive().await);
     drop(peer);
@@ -373,11 +373,7 @@ async fn downloads_that_are_given_up_hold_no_credit() {
     // Far more in all than may be wanted at once.
     for _ in 0..40 {
         let transfer = peer.number();
-        peer.send(
-            transfer,
-            &Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None },
-        )
-        .await;
+        peer.send(transfer, &get("there")).await;
         peer.answer(transfer).await.unwrap();
         let mut frames = Want { ranges: ranges.clone() }.to_frame(transfer);
         frames.extend(Failed { code: 26, text: String::new(), retry: None }.to_frame(transfer));
@@ -386,11 +382,7 @@ async fn downloads_that_are_given_up_hold_no_credit() {
     // Two at once, the first given up while the second waits for its turn.
     let (first, second) = (peer.number(), peer.number());
     for transfer in [first, second] {
-        peer.send(
-            transfer,
-            &Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None },
-        )
-        .await;
+        peer.send(transfer, &get("there")).await;
         peer.answer(transfer).await.unwrap();
     }
     let mut frames = Want { ranges: ranges.clone() }.to_frame(first);
@@ -417,9 +409,7 @@ async fn a_file_that_changes_while_it_is_read_is_noticed() {
     let file = world.root().join("there");
     std::fs::write(&file, content(100)).unwrap();
     let mut peer = world.greeted().await;
-    peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
-        .await
-        .unwrap();
+    peer.ask(&get("there")).await.unwrap();
     peer.send(1, &Want { ranges: List(vec![(0, 100)]) }).await;
     assert_eq!(peer.answer(1).await.unwrap().0, Kind::Data);
     std::fs::write(&file, content(50)).unwrap();
@@ -441,7 +431,7 @@ async fn who_leaves_with_the_last_close_leaves_in_order() {
     // Keeps the only disk thread busy for a while, so that no job has come back when the end of a connection is read.
     let certs = || ClientTls::load(&ClientOptions::in_folder(&server.certs)).unwrap().config();
     let address = ([127, 0, 0, 1], server.port).into();
-    let get = Get { path: path("there"), unasked_max: 0, finish_ahead: Some(true), first: None, xattrs: None };
+    let get = Get { finish_ahead: Some(true), ..get("there") };
     let want = Want { ranges: List(vec![(0, 100)]) };
     for (count, is_request_open) in [(15, false), (16, true)] {
         let mut peer = Peer::connect(address, certs()).await.unwrap().greet().await;

@@ -8,7 +8,7 @@ use sealift::hash::Root;
 use sealift::limits::JOINS_MAX;
 use sealift::protocol::*;
 
-use super::peer::{End, Peer, World, ahead, data, finish, path, put, put_small};
+use super::peer::{End, Peer, World, ahead, data, finish, get, path, put, put_small};
 
 const G: usize = 1 << 20;
 const PIECE: usize = 256 << 10;
@@ -265,7 +265,7 @@ async fn what_a_lane_wants_may_follow_its_token() {
     std::fs::write(world.root().join("x"), &whole).unwrap();
     let mut first = world.greeted().await;
     let transfer = first.number();
-    first.send(transfer, &Get { path: path("x"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }).await;
+    first.send(transfer, &get("x")).await;
     assert_eq!(first.answer(transfer).await.unwrap().0, Kind::GetAnswer);
     for token in [first.token.unwrap(), Bytes16([0; 16])] {
         let mut lane = world.connect().await;
@@ -427,10 +427,7 @@ async fn a_lane_carries_content_and_nothing_else() {
         ("a description", put("z", 3).to_frame(10)),
         ("a small file", put_small("z", b"abc").to_frame(10)),
         ("a finish", finish(b"abc").to_frame(receiving)),
-        (
-            "a download",
-            Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }.to_frame(10),
-        ),
+        ("a download", get("there").to_frame(10)),
         ("a request", Stat { path: path("there"), xattrs: None }.to_frame(10)),
         ("a removal", Remove { path: path("there"), recursive: false }.to_frame(10)),
         ("a failure", Failed { code: 26, text: String::new(), retry: None }.to_frame(receiving)),
@@ -477,7 +474,7 @@ async fn what_a_lane_finds_wrong_is_told_on_the_first_connection() {
     lane.bytes(&group(transfer, 0, &[7; G])).await;
     assert_eq!(first.outcome(transfer).await, Err(ErrorKind::NoSpace));
     // A file that ends before its size.
-    let get = Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None };
+    let get = get("there");
     assert_eq!(first.ask(&get).await.unwrap().0, Kind::GetAnswer);
     let transfer = transfer + 1;
     std::fs::File::options().write(true).open(world.root().join("there")).unwrap().set_len(10).unwrap();
@@ -498,14 +495,7 @@ async fn a_download_over_several_connections_ends_with_its_hash() {
     let whole = content(3 * G + 5);
     std::fs::write(world.root().join("there"), &whole).unwrap();
     let mut first = world.greeted().await;
-    assert_eq!(
-        first
-            .ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
-            .await
-            .unwrap()
-            .0,
-        Kind::GetAnswer
-    );
+    assert_eq!(first.ask(&get("there")).await.unwrap().0, Kind::GetAnswer);
     let mut got = vec![0; whole.len()];
     let lanes = [world.lane_of(&first).await, world.lane_of(&first).await];
     let [a, b] = lanes;
@@ -562,7 +552,7 @@ async fn the_end_of_a_download_in_parts_is_told_when_all_was_sent() {
     for (number, asks) in [Some(true), Some(true), None].into_iter().enumerate() {
         let mut first = world.greeted().await;
         let mut lanes = [world.lane_of(&first).await, world.lane_of(&first).await];
-        let get = Get { path: path("there"), unasked_max: 0, finish_ahead: asks, first: None, xattrs: None };
+        let get = Get { finish_ahead: asks, ..get("there") };
         assert_eq!(first.ask(&get).await.unwrap().0, Kind::GetAnswer);
         // A whole group, one part alone and three in one range, one that is cut in two and comes again whole, a rest.
         let ranges = [
@@ -617,7 +607,7 @@ async fn no_end_is_told_ahead_that_would_be_a_failure() {
     let whole = content(PIECE + 5);
     let file = world.root().join("there");
     std::fs::write(&file, &whole).unwrap();
-    let get = Get { path: path("there"), unasked_max: 0, finish_ahead: Some(true), first: None, xattrs: None };
+    let get = Get { finish_ahead: Some(true), ..get("there") };
     let open = async |world: &World| {
         let mut peer = world.greeted().await;
         assert_eq!(peer.ask(&get).await.unwrap().0, Kind::GetAnswer);

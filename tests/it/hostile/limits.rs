@@ -7,7 +7,7 @@ use sealift::protocol::*;
 use tokio::time::timeout;
 
 use super::super::codec::{alone, memory};
-use super::peer::{Peer, SOON, World, block_on, data, finish, path, put, put_small};
+use super::peer::{Peer, SOON, World, block_on, data, finish, get, path, put, put_small};
 
 const G: u64 = 1 << 20;
 
@@ -92,9 +92,7 @@ async fn values_are_asked_for_one_after_another() {
     file.set_len(512 * G).unwrap();
     drop(file);
     let mut peer = world.greeted().await;
-    peer.ask(&Get { path: path("sparse"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
-        .await
-        .unwrap();
+    peer.ask(&get("sparse")).await.unwrap();
     // One at a time, as many as one likes; each reads only what was asked for.
     let started = Instant::now();
     for group in 0..40 {
@@ -149,11 +147,9 @@ async fn never_reading() {
             frames.extend(match wish {
                 0 => ListDirectory { path: path("many"), after: None, count_max: None, xattrs: None, directory: None }
                     .to_frame(number),
-                1 => Get { path: path("small"), unasked_max: 256 << 10, finish_ahead: None, first: None, xattrs: None }
-                    .to_frame(number),
+                1 => Get { unasked_max: 256 << 10, ..get("small") }.to_frame(number),
                 2 => Stat { path: path("many"), xattrs: None }.to_frame(number),
-                _ => Get { path: path("large"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }
-                    .to_frame(number),
+                _ => get("large").to_frame(number),
             });
             if wish == 3 && number > 1 {
                 // All that one may want, of the first, which is open by the time that it is read.
@@ -234,7 +230,7 @@ async fn holding_buffers() {
 async fn downloads_that_are_not_read_leave_buffers_for_others() {
     let world = World::new().await;
     std::fs::write(world.root().join("large"), vec![1; 8 << 20]).unwrap();
-    let get = Get { path: path("large"), unasked_max: 0, finish_ahead: Some(true), first: None, xattrs: None };
+    let get = Get { finish_ahead: Some(true), ..get("large") };
     // Their wishes are ten times what all clients of this name may hold.
     let mut peers = Vec::new();
     for _ in 0..20 {
@@ -280,8 +276,7 @@ async fn requests_of_every_kind_pipeline_without_loss() {
                 .to_frame(number),
             2 => MakeDirectory { path: path(&format!("d{index}")) }.to_frame(number),
             3 => Hash { path: path("nothing"), read: Some(true) }.to_frame(number),
-            4 => Get { path: path("nothing"), unasked_max: 9, finish_ahead: None, first: None, xattrs: None }
-                .to_frame(number),
+            4 => Get { unasked_max: 9, ..get("nothing") }.to_frame(number),
             _ => Remove { path: path("nothing"), recursive: true }.to_frame(number),
         });
         expected.push((number, index % 6 > 2));

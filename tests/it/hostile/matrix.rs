@@ -11,7 +11,7 @@ use sealift::ErrorKind;
 use sealift::access::{Access, Policy};
 use sealift::protocol::*;
 
-use super::peer::{Peer, World, path, put, put_small};
+use super::peer::{Peer, World, get, path, put, put_small};
 
 /// Paths below the root, and rights there.
 type Rules = &'static [(&'static str, &'static str)];
@@ -558,9 +558,7 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
             assert_eq!(Done::from_payload(&payload).unwrap().count, names.len() as u64);
             return Ok(names);
         }
-        Verb::Get => {
-            peer.ask(&Get { path: place, unasked_max: 100, finish_ahead: None, first: None, xattrs: None }).await
-        }
+        Verb::Get => peer.ask(&Get { path: place, unasked_max: 100, ..get("") }).await,
         Verb::Hash => peer.ask(&Hash { path: place, read: None }).await,
         Verb::Space => peer.ask(&Space { path: place }).await,
         Verb::Put(if_exists) => {
@@ -579,8 +577,7 @@ async fn attempt(peer: &mut Peer, verb: Verb, name: &str) -> Result<BTreeSet<Str
         Verb::MakeDirectory => peer.ask(&MakeDirectory { path: place }).await,
         Verb::Values => {
             let transfer = peer.number();
-            peer.send(transfer, &Get { path: place, unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
-                .await;
+            peer.send(transfer, &Get { path: place, ..get("") }).await;
             peer.answer(transfer).await?;
             peer.send(transfer, &WantValues { first: 0, count: 1 }).await;
             let answer = peer.answer(transfer).await;

@@ -672,6 +672,11 @@ pub(super) fn path(name: &str) -> RemotePath {
     RemotePath::parse(name.as_bytes()).unwrap()
 }
 
+/// Asks for a file whose content will be asked for.
+pub(super) fn get(name: &str) -> Get {
+    Get { path: path(name), unasked_max: 0, finish_ahead: None, first_max: None, xattrs: None }
+}
+
 /// Describes a file whose content will be asked for.
 pub(super) fn put(name: &str, size: u64) -> Put {
     let mut id = [0; 16];

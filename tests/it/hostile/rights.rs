@@ -7,7 +7,7 @@ use sealift::access::Access;
 use sealift::path::RemotePath;
 use sealift::protocol::*;
 
-use super::peer::{Peer, World, block_on, path, put, put_small};
+use super::peer::{Peer, World, block_on, get, path, put, put_small};
 
 const LIST: u32 = 1;
 const READ: u32 = 2;
@@ -171,9 +171,7 @@ async fn attempt(peer: &mut Peer, attempt: Try) -> Result<(), ErrorKind> {
             peer.ask(&ListDirectory { path: path("dir"), after: None, count_max: None, xattrs: None, directory: None })
                 .await
         }
-        Try::Get => {
-            peer.ask(&Get { path: path("file"), unasked_max: 100, finish_ahead: None, first: None, xattrs: None }).await
-        }
+        Try::Get => peer.ask(&Get { unasked_max: 100, ..get("file") }).await,
         Try::Hash => peer.ask(&Hash { path: path("file"), read: None }).await,
         Try::PutNew => return peer.store(put_small("new", b"new"), b"new").await.map(|_| ()),
         Try::PutOver(if_exists) => {
@@ -263,8 +261,7 @@ async fn rights_that_shrink_hold_at_once_for_what_is_open() {
     std::fs::create_dir(world.root().join("dir")).unwrap();
     let mut peer = world.greeted().await;
     let download = peer.number();
-    peer.send(download, &Get { path: path("big"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
-        .await;
+    peer.send(download, &get("big")).await;
     assert_eq!(peer.answer(download).await.unwrap().0, Kind::GetAnswer);
     let (upload, _) = peer.begin(&Put { if_exists: IfExists::Fail, ..put("new", 5) }).await;
     let (replacement, _) = peer.begin(&Put { no_base: true, ..put("big", 5) }).await;

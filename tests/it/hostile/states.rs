@@ -4,7 +4,7 @@ use sealift::ErrorKind;
 use sealift::protocol::*;
 
 use super::super::vectors::vectors;
-use super::peer::{End, Peer, World, ahead, data, finish, hello, path, put, put_small};
+use super::peer::{End, Peer, World, ahead, data, finish, get, hello, path, put, put_small};
 
 /// Where a connection, or the transfer that a message names, stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,13 +101,7 @@ async fn reach(world: &World, state: State) -> (Peer, u32) {
             1
         }
         Download | Closed => {
-            assert_eq!(
-                peer.ask(&Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None })
-                    .await
-                    .unwrap()
-                    .0,
-                Kind::GetAnswer
-            );
+            assert_eq!(peer.ask(&get("there")).await.unwrap().0, Kind::GetAnswer);
             if state == Closed {
                 peer.send(1, &Close {}).await;
                 assert_eq!(peer.answer(1).await.unwrap().0, Kind::Done);
@@ -134,8 +128,7 @@ fn message(state: State, kind: Kind, transfer: u32) -> Vec<u8> {
         Kind::WantValues => WantValues { first: 0, count: 1 }.to_frame(transfer),
         Kind::Zeros => Zeros { runs: List(vec![(0, 1)]) }.to_frame(transfer),
         Kind::Goodbye | Kind::Working => vector(kind),
-        Kind::Get => Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }
-            .to_frame(transfer),
+        Kind::Get => get("there").to_frame(transfer),
         Kind::Remove => Remove { path: path("nothing"), recursive: false }.to_frame(transfer),
         Kind::Put => put("other", 3).to_frame(transfer),
         Kind::MakeDirectory => MakeDirectory { path: path("d") }.to_frame(transfer),
@@ -191,9 +184,7 @@ async fn numbers_of_transfers_are_used_once_and_ascend() {
     let requests: [fn(u32) -> Vec<u8>; 3] = [
         |transfer| Stat { path: path(""), xattrs: None }.to_frame(transfer),
         |transfer| put("x", 3).to_frame(transfer),
-        |transfer| {
-            Get { path: path("x"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }.to_frame(transfer)
-        },
+        |transfer| get("x").to_frame(transfer),
     ];
     for (index, request) in requests.into_iter().enumerate() {
         // None, the one that is open, one that is over, one that was left out.
@@ -230,8 +221,7 @@ async fn a_transfer_that_was_given_up_is_over() {
             frames.extend(match request {
                 0 => Stat { path: path("there"), xattrs: None }.to_frame(number),
                 1 => put("new", 3).to_frame(number),
-                2 => Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }
-                    .to_frame(number),
+                2 => get("there").to_frame(number),
                 3 => ListDirectory { path: path(""), after: None, count_max: None, xattrs: None, directory: None }
                     .to_frame(number),
                 4 => Hash { path: path("there"), read: None }.to_frame(number),
@@ -274,9 +264,7 @@ async fn a_download_that_was_given_up_unanswered_is_closed() {
     let mut frames = Vec::new();
     for _ in 0..500 {
         let number = peer.number();
-        frames.extend(
-            Get { path: path("there"), unasked_max: 0, finish_ahead: None, first: None, xattrs: None }.to_frame(number),
-        );
+        frames.extend(get("there").to_frame(number));
         frames.extend(Failed { code: 26, text: String::new(), retry: None }.to_frame(number));
     }
     peer.bytes(&frames).await;

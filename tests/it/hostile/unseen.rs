@@ -8,7 +8,7 @@ use sealift::ErrorKind;
 use sealift::access::{Access, Policy};
 use sealift::protocol::*;
 
-use super::peer::{Peer, World, path, put, put_small};
+use super::peer::{Peer, World, get, path, put, put_small};
 
 const ALL: &str = "[\"list\", \"read\", \"create\", \"overwrite\", \"rename\", \"delete\", \"share\"]";
 
@@ -48,12 +48,7 @@ async fn what_is_there_shows_in_no_answer_to_who_may_not_see_it() {
                     ListDirectory { path: place(), after: None, count_max: None, xattrs: None, directory: None },
                 )
                 .await,
-                told(
-                    &mut peer,
-                    name,
-                    Get { path: place(), unasked_max: 100, finish_ahead: None, first: None, xattrs: None },
-                )
-                .await,
+                told(&mut peer, name, Get { path: place(), unasked_max: 100, ..get("") }).await,
                 told(&mut peer, name, Hash { path: place(), read: None }).await,
                 told(&mut peer, name, Space { path: place() }).await,
                 told(&mut peer, name, Remove { path: place(), recursive: true }).await,
