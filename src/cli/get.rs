@@ -52,7 +52,9 @@ pub(super) fn run(args: &GetArgs) -> Result<u8> {
         data_on_stdout: to_stream,
         has_summary: true,
         expected: expected(args, to_stream),
-        first: plan.as_ref().map_or_else(FirstAsks::default, |plan| FirstAsks::get(&plan.items, &options)),
+        first: plan
+            .as_ref()
+            .map_or_else(FirstAsks::default, |plan| FirstAsks::get(&named.endpoint, &plan.items, &options)),
         receipts: None,
     };
     session.run(async |client| {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::GetOptions;
 use super::download::first_gets;
 use super::plan::{GetItem, PutItem, PutSource};
+use super::remote::Endpoint;
 use super::upload::{PutOptions, describe, put_message};
 use super::walk::{Found, SourceVersion, Walk};
 use crate::client::api::random_id;
@@ -37,8 +38,8 @@ pub(crate) struct Ask {
     pub(crate) frame: Bytes,
     /// For a download: how much may come without being wanted.
     pub(crate) unasked_max: u64,
-    /// For a download: whether its first group may.
-    pub(crate) first: bool,
+    /// For a download: how large a file may be whose first group may.
+    pub(crate) first_max: Option<u64>,
     /// For an upload: its name.
     pub(crate) put: Option<RemotePath>,
 }
@@ -66,11 +67,11 @@ impl FirstAsks {
         FirstAsks(asks)
     }
 
-    /// What a download begins with, where one file or directory is named. It looks at where that goes.
+    /// What a download from this server begins with, where one file or directory is named. It looks at where that goes.
     #[must_use]
-    pub fn get(items: &[GetItem], options: &GetOptions) -> FirstAsks {
+    pub fn get(server: &Endpoint, items: &[GetItem], options: &GetOptions) -> FirstAsks {
         let [item] = items else { return FirstAsks::default() };
-        let (get, stat) = first_gets(item, options);
+        let (get, stat) = first_gets(item, options, &server.to_string());
         FirstAsks(get.map(FirstAsk::Get).into_iter().chain(stat.map(FirstAsk::Stat)).collect())
     }
 
@@ -87,8 +88,7 @@ impl FirstAsks {
             FirstAsk::Stat(stat) => Ask::of(stat, number),
             FirstAsk::List(list) => Ask::of(list, number),
             FirstAsk::Get(get) => {
-                let first = get.first_max.is_some();
-                Ask { unasked_max: get.unasked_max, first, ..Ask::of(get, number) }
+                Ask { unasked_max: get.unasked_max, first_max: get.first_max, ..Ask::of(get, number) }
             }
             FirstAsk::Put(put, _) => {
                 let put = Put { resume, ..put.clone() };
@@ -117,7 +117,7 @@ impl FirstAsks {
 
 impl Ask {
     fn of<M: Message>(request: &M, number: u32) -> Ask {
-        Ask { frame: request.to_frame(number).into(), unasked_max: 0, first: false, put: None }
+        Ask { frame: request.to_frame(number).into(), unasked_max: 0, first_max: None, put: None }
     }
 }
 
@@ -145,9 +145,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::client::ahead::LANES_FROM;
     use crate::client::filter::Filter;
+    use crate::client::keep;
     use crate::client::plan::GetTarget;
     use crate::protocol::{FRAME_HEADER_LEN, Header, IfExists, Kind};
+    use crate::storage;
 
     fn named(name: &str) -> RemotePath {
         RemotePath::parse(name.as_bytes()).unwrap()
@@ -184,8 +187,15 @@ mod tests {
         let item = |name: &str| GetItem { source: named("x"), target: GetTarget::Local(folder.path().join(name)) };
         let (plain, both) = (GetOptions::default, vec![(Kind::Get, 1), (Kind::Stat, 2)]);
         let stat = vec![(Kind::Stat, 1)];
-        let unasked = |name| FirstAsks::get(&[item(name)], &plain()).frames(None)[0].unasked_max;
-        assert_eq!((unasked("new"), unasked("large")), (UNASKED_FILE_MAX, 0));
+        let server = Endpoint::parse(b"there").unwrap();
+        let get = |name: &str| FirstAsks::get(&server, &[item(name)], &plain()).frames(None).remove(0);
+        let most = |name: &str| (get(name).unasked_max, get(name).first_max);
+        let new = (UNASKED_FILE_MAX, Some(LANES_FROM - 1));
+        assert_eq!((most("new"), most("large")), (new, (0, None)));
+        // Something of a download of the same file to the same name is here.
+        let key = keep::key("there", &named("x"), &named("new"));
+        here(&storage::kept_name(&key), 0);
+        assert_eq!((most("new"), most("newer")), ((UNASKED_FILE_MAX, None), new));
         let mut filter = Filter::default();
         filter.max_size = Some(1);
         for (what, name, options, expected) in [
@@ -196,15 +206,16 @@ mod tests {
             ("not every server has attributes", "new", GetOptions { xattrs: true, ..plain() }, &stat),
             ("it may be left out", "new", GetOptions { filter: filter.into(), ..plain() }, &stat),
         ] {
-            let asks = FirstAsks::get(&[item(name)], &options);
+            let asks = FirstAsks::get(&server, &[item(name)], &options);
             assert_eq!(&kinds(&asks), expected, "{what}");
             assert_eq!(asks.is_fetch(), expected == &both, "{what}");
         }
         let stream = GetItem { source: named("x"), target: GetTarget::Stream };
-        let asks = FirstAsks::get(&[stream], &plain());
+        let asks = FirstAsks::get(&server, &[stream], &plain());
         assert_eq!(kinds(&asks), [(Kind::Get, 1)]);
+        assert_eq!(asks.frames(None)[0].first_max, Some(u64::MAX), "nothing else brings any of it");
         assert!(!asks.is_fetch());
-        assert_eq!(kinds(&FirstAsks::get(&[item("new"), item("large")], &plain())), [], "several");
+        assert_eq!(kinds(&FirstAsks::get(&server, &[item("new"), item("large")], &plain())), [], "several");
     }
 
     #[test]

@@ -23,7 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 #[cfg(test)]
 pub(crate) use self::driver::simulated;
-pub(crate) use self::driver::{EVENTS_MAX, Leases, end, give_up, reported};
+pub(crate) use self::driver::{EVENTS_MAX, Leases};
+pub(in crate::client) use self::driver::{end, give_up, reported};
 pub(crate) use self::exchange::Exchange;
 use crate::buffer::{Buffer, Pool};
 use crate::client::asks::Ask;
@@ -178,8 +179,10 @@ struct Slot {
     wanted: VecDeque<(u64, usize)>,
     /// For a download: at most this much may come unasked.
     unasked_max: u64,
-    /// The first group may come with the answer, or does.
-    first: Option<OwnedSemaphorePermit>,
+    /// The first group of a file of at most so many bytes may come with the answer, or does.
+    first: Option<(u64, OwnedSemaphorePermit)>,
+    /// For a download: it has been answered.
+    is_opened: bool,
     /// The size that the server named.
     size: u64,
     /// For a download: the server has said ahead how it ends.
@@ -200,8 +203,8 @@ type Permits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
 struct Unasked {
     /// All of it, if it has at most so many bytes.
     max: u64,
-    /// The first group of a larger one.
-    first: Option<OwnedSemaphorePermit>,
+    /// The first group of a larger one of at most so many bytes.
+    first: Option<(u64, OwnedSemaphorePermit)>,
 }
 
 impl Session {
@@ -347,12 +350,12 @@ impl Session {
     }
 
     /// Enters what has left with the hello.
-    fn enter_asked(&self, Ask { frame, unasked_max, first, put }: Ask) {
+    fn enter_asked(&self, Ask { frame, unasked_max, first_max, put }: Ask) {
         let (replies, receiver) = mpsc::channel(REPLIES_MAX);
         // It counts like any other, where there is room for it.
         let permit = Arc::clone(&self.0.open).try_acquire_owned().ok();
         // A session that is new has not ended, and has asked for nothing else.
-        let unasked = Unasked { max: unasked_max, first: self.try_want().filter(|_| first) };
+        let unasked = Unasked { max: unasked_max, first: self.want_first(first_max) };
         if let Ok(transfer) = self.enter(replies, (permit, None), unasked, put.as_ref(), |_| Vec::new()) {
             self.desk().asked.push(Asked { frame, transfer, receiver });
         }
@@ -381,15 +384,30 @@ impl Session {
         Ok(Exchange::new(self, transfer, receiver))
     }
 
+    /// Leave to have the first group come with an answer.
+    fn want_first(&self, max: Option<u64>) -> Option<(u64, OwnedSemaphorePermit)> {
+        Some((max?, self.try_want()?))
+    }
+
+    /// Gives up the downloads that left with the hello and are nobody's yet: nobody wants them.
+    pub(crate) fn give_up_gets(&self) {
+        let is_get = |asked: &mut Asked| asked.frame.first() == Some(&(Kind::Get as u8));
+        let given_up: Vec<Asked> = self.desk().asked.extract_if(.., is_get).collect();
+        for Asked { transfer, receiver, .. } in given_up {
+            drop(Exchange::new(self, transfer, receiver));
+        }
+    }
+
     /// Opens a download whose answers go where those of others go. The caller has room for them there: at most
-    /// three for a download of one group.
+    /// three for one that comes unasked.
     ///
     /// # Errors
     /// Why the session has ended.
     pub(crate) async fn get_into(&self, get: &Get, replies: Replies) -> Result<u32> {
         let permit = self.permit(&self.0.open, 1).await?;
-        let first = self.try_want().filter(|_| get.first_max.is_some());
-        let get = Get { first_max: get.first_max.filter(|_| first.is_some()), ..get.clone() };
+        let first = self.want_first(get.first_max);
+        let without = (first.is_none() && get.first_max.is_some()).then(|| Get { first_max: None, ..get.clone() });
+        let get = without.as_ref().unwrap_or(get);
         let unasked = Unasked { max: get.unasked_max, first };
         self.enter(replies, (Some(permit), None), unasked, None, |transfer| vec![get.to_frame(transfer).into()])
     }
@@ -539,6 +557,7 @@ impl Session {
             wanted: VecDeque::new(),
             unasked_max: unasked.max,
             first: unasked.first,
+            is_opened: false,
             size: 0,
             is_foretold: false,
             shelf: Shelf::default(),

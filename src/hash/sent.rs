@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use blake3::hazmat::HasherExt as _;
 
-use super::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_count, group_len, group_offset, merge, merge_root};
+use super::{GroupHash, GroupHasher, GroupValue, Tree, group_count, group_len, group_offset, merge, merge_root};
 use crate::limits::{GROUP_LEN, PART_LEN, SPLIT_GROUPS_MAX};
 
 const PARTS: usize = GROUP_LEN / PART_LEN;
@@ -164,15 +164,16 @@ impl Sent {
         self.known == group_count(self.size)
     }
 
-    /// The root of the file, when all of it was sent so.
+    /// The hashes of its groups, when all of it was sent so.
     #[must_use]
-    pub fn root(&self) -> Option<Root> {
-        if self.is_all() { self.tree.root(self.size) } else { None }
+    pub fn tree(&self) -> Option<&Tree> {
+        self.is_all().then_some(&self.tree)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Root;
     use super::super::tests::bytes;
     use super::*;
 
@@ -185,17 +186,21 @@ mod tests {
         sent.insert(hasher.finish());
     }
 
+    fn root(sent: &Sent) -> Option<Root> {
+        sent.tree().and_then(|tree| tree.root(sent.size))
+    }
+
     /// Sends what is in this order, and nothing before its end makes the whole.
     #[track_caller]
     fn check(size: usize, ranges: &[(usize, usize)]) {
         let content = bytes(size);
         let mut sent = Sent::new(size as u64);
         for &(start, end) in ranges {
-            assert_eq!((sent.is_all(), sent.root()), (false, None), "size {size}, before {start}..{end}");
+            assert!(!sent.is_all() && sent.tree().is_none(), "size {size}, before {start}..{end}");
             send(&mut sent, &content, start, end);
         }
         assert!(sent.is_all(), "size {size}");
-        assert_eq!(sent.root(), Some(Root::of(&content)), "size {size}");
+        assert_eq!(root(&sent), Some(Root::of(&content)), "size {size}");
         assert!(sent.split.is_empty());
     }
 
@@ -214,7 +219,7 @@ mod tests {
         check(2 * G, &[(P, G), (G, 2 * G), (0, 5), (0, P + 9)]);
         check(G + P + 5, &[(G + P, G + P + 5), (0, G - 1), (G, G + P), (3 * P, G)]);
         check(1, &[(0, 1)]);
-        assert_eq!(Sent::new(0).root(), Some(Root::of(b"")));
+        assert_eq!(root(&Sent::new(0)), Some(Root::of(b"")));
     }
 
     #[test]
@@ -228,7 +233,7 @@ mod tests {
         send(&mut sent, &content, 0, P);
         assert!(!sent.is_all());
         send(&mut sent, &content, 3 * P, 4 * P);
-        assert_eq!(sent.root(), Some(Root::of(&content)));
+        assert_eq!(root(&sent), Some(Root::of(&content)));
     }
 
     #[test]

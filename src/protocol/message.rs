@@ -659,8 +659,8 @@ pub struct Get {
     /// Say with [`FinishAhead`] when all was sent, without being asked.
     #[n(2)]
     pub finish_ahead: Option<bool>,
-    /// If it has more than that and at most this many bytes, send the first group with the answer, as though it had been
-    /// asked for by one range.
+    /// If it has more bytes than may come at once, and at most this many, send the first group with the answer, as though
+    /// it had been asked for by one range.
     #[n(3)]
     pub first_max: Option<u64>,
     /// Tell its extended attributes.

@@ -50,9 +50,9 @@ pub(super) struct Read {
 }
 
 impl Opening {
-    /// Whether its first group follows.
-    pub(super) fn sends_first(&self) -> bool {
-        matches!(self, Opening::Large(Got { first: true, .. }))
+    /// Whether it stays open.
+    pub(super) fn is_large(&self) -> bool {
+        matches!(self, Opening::Large(_))
     }
 
     /// Bytes of the frames that it has so far.

@@ -8,7 +8,6 @@ use crate::storage::StoredFile;
 
 pub(super) struct Source {
     pub(super) file: Arc<StoredFile>,
-    /// Held while all of a file is merged into its root: never by who holds up others.
     sent: Mutex<Sent>,
     state: Mutex<State>,
 }
@@ -49,8 +48,10 @@ impl Source {
         let is_all = sent.is_all();
         drop(sent);
         let mut state = self.state();
-        (state.is_all, state.is_as_told) = (is_all, false);
-        state.foretells && is_all
+        // It was, once it was: another connection may have come here first.
+        state.is_all |= is_all;
+        state.is_as_told = false;
+        state.foretells && state.is_all
     }
 
     /// Whether it is to be told that all was sent. It is only once.
@@ -68,9 +69,10 @@ impl Source {
         self.state().is_as_told
     }
 
-    /// The root of what was sent, when that was all. Of a large file that takes a while.
+    /// The root of what was sent, when that was all. Of a large file that takes a while, in which nobody is held up.
     pub(super) fn root(&self) -> Option<Root> {
-        self.hashes().root()
+        let tree = self.hashes().tree().cloned();
+        tree.and_then(|tree| tree.root(self.file.size()))
     }
 
     /// A lane could not read on.

@@ -1,8 +1,8 @@
 //! Directories that are built in one session and take the place of others as a whole. All of it blocks.
 //!
 //! A session builds one at a time. From its answer on, everything below the name is looked up in what is built, by
-//! the store of the session's [`Pass`]: the same requests, rights and quotas hold as for the
-//! same names without it, and once more at the end, for every difference from what was there.
+//! the store of the session's [`Pass`]: the same requests, rights and quotas hold as for the same names without it, and
+//! once more at the end, for every difference from what was there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

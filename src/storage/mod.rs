@@ -56,6 +56,7 @@ mod tests;
 pub use append::{Append, Tail};
 pub use check::Space;
 pub use names::Named;
+pub(crate) use partial::kept_name;
 pub use partial::{KeepPartial, Kept, Partial, PartialKey, list_partials, now, remove_partial};
 pub use publish::{Outcome, Published};
 pub use read::{Cursor, Entry, Listing, StoredFile};
@@ -65,7 +66,6 @@ pub use scrub::Condition;
 pub use tree::{Tree, TreeBuilder, TreeChange, UnfinishedTree, list_trees, remove_tree};
 pub(crate) use upload::is_in_memory;
 pub use upload::{FileMetadata, Made, NewFile, Parents, Staged, Upload};
-pub(crate) use walk::is_hidden;
 pub use xattrs::read_xattrs;
 
 /// The name under which a served root keeps its state: lock and staging.

@@ -340,10 +340,18 @@ impl Store {
     }
 }
 
+/// The hidden name, beside its target, of what is kept of a download with this key.
+pub(crate) fn kept_name(key: &PartialKey) -> String {
+    hidden_name(key, 0)
+}
+
+fn hidden_name(key: &PartialKey, which: usize) -> String {
+    format!("{STATE_NAME}-{}", &digits(key)[32 * which..32 * (which + 1)])
+}
+
 impl Kept {
     fn name(&self, which: usize) -> String {
-        let digits = digits(&self.key);
-        format!("{STATE_NAME}-{}", &digits[32 * which..32 * (which + 1)])
+        hidden_name(&self.key, which)
     }
 
     /// Records what is held, for another run.

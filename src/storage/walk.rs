@@ -106,7 +106,7 @@ impl Shared {
 }
 
 /// Whether this is a name of a staging file beside its target.
-pub(crate) fn is_hidden(name: &[u8]) -> bool {
+pub(super) fn is_hidden(name: &[u8]) -> bool {
     name.strip_prefix(HIDDEN_PREFIX)
         .is_some_and(|rest| rest.len() == 32 && rest.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
 }

@@ -6,16 +6,18 @@
 //! dropped, which ends it on the server, and whatever it failed with is of no concern.
 
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::{GetOptions, Job, blocking};
 use crate::client::ahead::LANES_FROM;
+use crate::client::keep;
 use crate::client::plan::{self, GetItem, GetTarget};
 use crate::client::session::Exchange;
 use crate::error::Result;
 use crate::limits::{NEAR_ROUND_TRIP, UNASKED_FILE_MAX};
-use crate::path::RemotePath;
+use crate::path::{Component, RemotePath};
 use crate::protocol::{Get, Stat};
 use crate::storage;
 
@@ -59,22 +61,21 @@ fn unasked_max(existing: Option<Existing>) -> Option<u64> {
 }
 
 /// How large a file may be whose first group shall come with the answer, if any. That group is sure to be wanted where
-/// nothing is here of the file: neither a version of it, nor what another run has left, which lies hidden beside it. Where
-/// there is very much beside it, that is not found out. And it has to be the first connection that brings it, which would
-/// be the last to bring its part where there are others.
-fn first_max(target: &Path, existing: Option<Existing>) -> Option<u64> {
-    const LOOKED_AT_MAX: usize = 1024;
+/// nothing is here of the file: neither a version of it, nor what another run has left of it. And a file that is fetched
+/// over several connections is not to have a whole group on the first, which would end last then. Blocks.
+fn first_max(server: &str, source: &RemotePath, target: &Path, existing: Option<Existing>) -> Option<u64> {
     if existing.is_some() {
         return None;
     }
-    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut names = parent.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let is_kept = names.by_ref().take(LOOKED_AT_MAX).any(|name| storage::is_hidden(name.as_bytes()));
-    (!is_kept && names.next().is_none()).then_some(LANES_FROM - 1)
+    let name = Component::new(target.file_name()?.as_bytes()).ok()?;
+    let key = keep::key(server, source, &RemotePath::root().join(name).ok()?);
+    let kept = target.with_file_name(storage::kept_name(&key));
+    let is_none = kept.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    is_none.then_some(LANES_FROM - 1)
 }
 
 /// What the download of the only item that is named begins with: the file itself, and what stands there.
-pub(in crate::client) fn first_gets(item: &GetItem, options: &GetOptions) -> (Option<Get>, Option<Stat>) {
+pub(in crate::client) fn first_gets(item: &GetItem, options: &GetOptions, server: &str) -> (Option<Get>, Option<Stat>) {
     let path = &item.source;
     let get = |unasked_max, first_max| {
         let path = path.clone();
@@ -87,7 +88,7 @@ pub(in crate::client) fn first_gets(item: &GetItem, options: &GetOptions) -> (Op
             let existing = target.metadata().ok().as_ref().map(Existing::of);
             // What attributes cost is asked of a server that is known to have them.
             let is_plain = !options.dry_run && options.filter.is_empty() && !options.xattrs;
-            let get = |unasked_max| get(unasked_max, first_max(target, existing));
+            let get = |unasked_max| get(unasked_max, first_max(server, path, target, existing));
             (unasked_max(existing).filter(|_| is_plain).map(get), Some(stat))
         }
     }
@@ -98,7 +99,7 @@ impl Job {
     /// was handed out counts, taken or not.
     ///
     /// # Errors
-    /// Why there is no session.
+    /// When a task of ours panicked.
     pub(super) async fn open_early(
         &self,
         source: &RemotePath,
@@ -108,17 +109,23 @@ impl Job {
         if self.dry_run || !self.filter.is_empty() || self.client.redeems_invite() {
             return Ok(None);
         }
-        let Some(unasked_max) = unasked_max(existing) else { return Ok(None) };
-        let target = target.to_path_buf();
-        let first_max = blocking(move || Ok(first_max(&target, existing))).await?;
-        let (session, get) = (self.session().await?, Get { first_max, ..self.get_message(source, unasked_max) });
-        if let Some(asked) = session.claim(&get) {
+        // Should there be none, or should it break, the request that comes next meets that too, and knows what to do.
+        let Ok(session) = self.session().await else { return Ok(None) };
+        let get = match unasked_max(existing) {
+            None => None,
+            Some(unasked_max) => {
+                let (server, path) = (self.client.server_name().to_owned(), source.clone());
+                let target = target.to_path_buf();
+                let first_max = blocking(move || Ok(first_max(&server, &path, &target, existing))).await?;
+                Some(Get { first_max, ..self.get_message(source, unasked_max) })
+            }
+        };
+        if let Some(asked) = get.as_ref().and_then(|get| session.claim(get)) {
             return Ok(Some(asked));
         }
-        if session.round_trip() < NEAR_ROUND_TRIP {
-            return Ok(None);
-        }
-        // Should the connection have broken, the request that comes next meets that too, and knows what to do.
+        // What is here is not what it was when that was asked.
+        session.give_up_gets();
+        let Some(get) = get.filter(|_| session.round_trip() >= NEAR_ROUND_TRIP) else { return Ok(None) };
         Ok(session.open_get(&get).await.ok())
     }
 }

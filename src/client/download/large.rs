@@ -588,12 +588,14 @@ impl Job {
                 }
                 let sink = Sink::Output(Arc::clone(output));
                 let (version, size) = (answer.version.clone(), answer.size);
+                let shelf = exchange.shelf();
+                shelf.tell(self.client.progress());
                 *partial = Some(Partial {
                     version,
                     size,
                     tree: Tree::new(),
                     is_resumed: false,
-                    shelf: Shelf::default(),
+                    shelf,
                     confirmed: 0,
                     next: 0,
                     sink,

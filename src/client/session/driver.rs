@@ -249,7 +249,7 @@ pub(super) async fn drive(mut connection: Connection, session: Session, pool: Po
 
 /// Ends a connection in order. How it goes is a courtesy: where a server that has answered everything would take a round
 /// trip to say goodbye, too, that is not waited for.
-pub(crate) async fn end(connection: Connection, is_answered: bool) {
+pub(in crate::client) async fn end(connection: Connection, is_answered: bool) {
     let is_far = connection.socket().info().is_some_and(|info| info.rtt_min > NEAR_ROUND_TRIP);
     let ending = async { if is_far && is_answered { connection.leave().await } else { connection.close().await } };
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, ending).await;
@@ -257,7 +257,7 @@ pub(crate) async fn end(connection: Connection, is_answered: bool) {
 
 /// What is not sent yet of a connection that broke, or that nobody answers any more, shall not arrive late: what was
 /// asked for is asked for again over another.
-pub(crate) fn give_up(connection: &Connection, why: ErrorKind) {
+pub(in crate::client) fn give_up(connection: &Connection, why: ErrorKind) {
     if matches!(why, ErrorKind::Connection | ErrorKind::Timeout) {
         connection.socket().give_up();
     }
@@ -331,7 +331,7 @@ fn poll_step(
 
 /// A failure that the server reports. That a person ended this command, or that it tried nothing, is not for a server to
 /// say: exit codes tell it.
-pub(crate) fn reported(error: Error) -> Error {
+pub(in crate::client) fn reported(error: Error) -> Error {
     match error.kind() {
         ErrorKind::Interrupted | ErrorKind::Usage => error.with_kind(ErrorKind::Refused),
         _ => error,
@@ -436,8 +436,12 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
             if answer.size > FILE_SIZE_MAX {
                 return Err(Breach::Excess("bytes of a file").into());
             }
+            if std::mem::replace(&mut slot.is_opened, true) {
+                return Err(unexpected(kind, "the download was answered before"));
+            }
             slot.size = answer.size;
             slot.is_due = answer.unasked;
+            let first = slot.first.take();
             if answer.unasked {
                 if answer.size > slot.unasked_max || !slot.wanted.is_empty() {
                     return Err(Breach::Excess("unasked content").into());
@@ -447,11 +451,11 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
                 }
             } else {
                 slot.unasked_max = 0;
-                if answer.first != Some(true) {
-                    slot.first = None;
-                } else if slot.first.is_none() || answer.size == 0 || !slot.wanted.is_empty() {
-                    return Err(Breach::Excess("unasked content").into());
-                } else {
+                if answer.first == Some(true) {
+                    slot.first = first.filter(|&(max, _)| answer.size > 0 && answer.size <= max);
+                    if slot.first.is_none() {
+                        return Err(Breach::Excess("unasked content").into());
+                    }
                     slot.is_due = true;
                     slot.wanted.push_back((0, group_len(answer.size, 0)));
                 }

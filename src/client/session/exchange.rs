@@ -127,7 +127,8 @@ impl Exchange {
     /// Whether the first group of a download comes without being asked for. It is told once, with the leave that was
     /// taken for it.
     pub(crate) fn take_first(&self) -> Option<OwnedSemaphorePermit> {
-        self.session.desk().slots.get_mut(&self.transfer)?.first.take()
+        let (_, permit) = self.session.desk().slots.get_mut(&self.transfer)?.first.take()?;
+        Some(permit)
     }
 
     /// Where what a broken connection has brought of a group is laid.

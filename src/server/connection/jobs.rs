@@ -1,4 +1,4 @@
-//! What jobs have found, and what the peer is told of it.
+//! What jobs have found, what the peer is told of it, and what is begun next.
 
 use std::sync::Arc;
 

@@ -23,9 +23,9 @@ pub(super) struct Wanted {
     pub(super) transfer: u32,
     offset: u64,
     pub(super) len: usize,
-    /// Of the whole range, when its beginning was sent. Should the rest be another by now, the client finds it by the
-    /// root.
-    hash: Option<RangeHash>,
+    /// Of the whole range, when its beginning was sent, which is so of one at most. Should the rest be another by now, the
+    /// client finds it by the root.
+    hash: Option<Box<RangeHash>>,
 }
 
 /// A range, or what was left of one, that is read ahead.
@@ -67,7 +67,7 @@ impl Flow {
         }
         self.getting = true;
         // Of one download at a time, so that what its client may want is bounded as ever.
-        let mut may_send_first = self.downloads.is_empty() && self.wanted == 0;
+        let mut may_send_first = self.downloads.is_empty();
         let batch: Vec<_> = self.gets.drain(..self.gets.len().min(BATCH_MAX)).collect();
         let spent = Arc::clone(&self.session.spent);
         self.spawn(move |shared, who| {
@@ -82,7 +82,7 @@ impl Flow {
                 }
                 let open = || requests::get(shared, who, &mut parents, transfer, &get, may_send_first);
                 let opening = spent.during(On::Disk, open);
-                may_send_first &= !opening.as_ref().is_ok_and(Opening::sends_first);
+                may_send_first &= !opening.as_ref().is_ok_and(Opening::is_large);
                 rest = rest.saturating_sub(opening.as_ref().map_or(0, Opening::len));
                 opened.push((transfer, get.path, opening));
             }
@@ -159,6 +159,7 @@ impl Flow {
             let spent = Arc::clone(&self.session.spent);
             self.next_slot += 1;
             let is_left_over = hash.is_some();
+            let hash = hash.map(|hash| *hash);
             let slot = Slot { id, transfer, start: offset, offset, rest: len, content: None, hash, is_left_over };
             self.slots.push_back(slot);
             let tasks = self.shared.tasks.clone();
@@ -226,7 +227,7 @@ impl Flow {
         while let Some(slot) = self.slots.pop_back() {
             take_back(&self.who, &slot);
             let Slot { transfer, offset, rest, .. } = slot;
-            let hash = slot.hash.filter(|_| slot.is_left_over || offset > slot.start);
+            let hash = slot.hash.filter(|_| slot.is_left_over || offset > slot.start).map(Box::new);
             self.wants.push_front(Wanted { transfer, offset, len: rest, hash });
         }
         true
