@@ -1,8 +1,9 @@
 //! Downloads in the simulation: the client as it is, from `Client::get` to its own disk, but for its connections.
 //!
 //! One client fetches the names that others store, replace, move and remove meanwhile, one of them or both at once. Its
-//! connections are cut, its disk fails, it is killed and its power goes. What it is told as done has to be the whole of one version that had the
-//! name at some moment between the beginning and the end, durably; its final names never stand for anything but that.
+//! connections are cut, its disk fails, it is killed and its power goes. What it is told as done has to be the whole of
+//! one version that had the name at some moment between the beginning and the end, durably; its final names never stand
+//! for anything but that.
 
 use std::sync::Mutex;
 

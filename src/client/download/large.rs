@@ -313,8 +313,7 @@ impl Job {
         }
         let (version, sink) = (answer.version.clone(), Sink::File(upload));
         let is_resumed = tree.first_known().is_some();
-        let shelf = exchange.shelf();
-        shelf.tell(self.client.progress());
+        let shelf = exchange.shelf(self.client.progress());
         Ok(Partial { version, size, tree, is_resumed, shelf, confirmed: 0, next: 0, sink, keeper })
     }
 
@@ -588,8 +587,7 @@ impl Job {
                 }
                 let sink = Sink::Output(Arc::clone(output));
                 let (version, size) = (answer.version.clone(), answer.size);
-                let shelf = exchange.shelf();
-                shelf.tell(self.client.progress());
+                let shelf = exchange.shelf(self.client.progress());
                 *partial = Some(Partial {
                     version,
                     size,

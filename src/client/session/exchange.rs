@@ -131,9 +131,11 @@ impl Exchange {
         Some(permit)
     }
 
-    /// Where what a broken connection has brought of a group is laid.
-    pub(crate) fn shelf(&self) -> Shelf {
-        self.session.desk().slots.get(&self.transfer).map(|slot| slot.shelf.clone()).unwrap_or_default()
+    /// Where what a broken connection has brought of a group is laid, which calls this.
+    pub(crate) fn shelf(&self, progress: impl Fn() + Send + Sync + 'static) -> Shelf {
+        let shelf = self.session.desk().slots.get(&self.transfer).map(|slot| slot.shelf.clone()).unwrap_or_default();
+        shelf.tell(progress);
+        shelf
     }
 
     /// Asks for groups of a download: index and length of each.

@@ -1,8 +1,8 @@
 //! The content that a connection moves: uploads into group buffers, downloads out of them.
 //!
-//! [`Flow`] is the [`Handler`](crate::net::Handler) of its connection. It leases a buffer when bytes of a group come, has the group hashed
-//! and written by a disk thread when it is whole, and reads wanted ranges ahead. What a job found comes back as a
-//! [`Job`] through [`Flow::poll_job`].
+//! [`Flow`] is the [`Handler`](crate::net::Handler) of its connection. It leases a buffer when bytes of a group come,
+//! has the group hashed and written by a disk thread when it is whole, and reads wanted ranges ahead. What a job found
+//! comes back as a [`Job`] through [`Flow::poll_job`].
 
 mod content;
 mod downloads;

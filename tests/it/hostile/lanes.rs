@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use sealift::ErrorKind;
+use sealift::access::Access;
 use sealift::hash::Root;
 use sealift::limits::JOINS_MAX;
 use sealift::protocol::*;
@@ -649,4 +650,27 @@ async fn no_end_is_told_ahead_that_would_be_a_failure() {
     silent(&mut peer, 1).await;
     peer.send(1, &Close {}).await;
     assert_eq!(peer.answer(1).await, Err(ErrorKind::Rotten));
+}
+
+/// What is handed out over an invite counts when it is asked for and when its end is: nothing of it comes ahead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_an_invite_nothing_comes_ahead() {
+    let world = World::with_invites(Access::same_for_all(Rights::ALL, None), &[]).await;
+    let whole = content(PIECE + 5);
+    std::fs::write(world.root().join("there"), &whole).unwrap();
+    let ticket = Ticket::new([7; 32]);
+    let verifier = ticket.verifier().into();
+    let invite = Invite { path: path(""), kind: InviteKind::Download, verifier, seconds: 600, uses: 9, max_size: None };
+    assert_eq!(world.greeted().await.ask(&invite).await.unwrap().0, Kind::Invited);
+    let run = Some(Bytes16([1; 16]));
+    let hello = ClientHello { redeem: Some(ticket), run, ..super::peer::hello() };
+    let mut peer = world.connect_with(world.client(false)).await.unwrap().greet_with(hello).await;
+    let get = Get { finish_ahead: Some(true), first_max: Some(u64::MAX), ..get("there") };
+    let (kind, payload) = peer.ask(&get).await.unwrap();
+    assert_eq!((kind, GetAnswer::from_payload(&payload).unwrap().first), (Kind::GetAnswer, None));
+    silent(&mut peer, 1).await;
+    assert!(fetch(&mut peer, 1, 0, whole.len()).await == whole);
+    silent(&mut peer, 1).await;
+    peer.send(1, &Close {}).await;
+    assert_eq!(next::<Finish>(&mut peer, 1).await, finish(&whole));
 }
