@@ -198,7 +198,7 @@ mod tests {
             assert_eq!(expected.further(round_trip), further, "{round_trip:?}, {expected:?}");
         }
         let fetches = [
-            (ms(100), 0, None, 7),
+            (ms(100), 0, None, 15),
             (ms(100), 0, Some(8), 0),
             (ms(100), u64::MAX, Some(4), 3),
             (ms(20), 0, None, 0),

@@ -18,7 +18,7 @@ use crate::client::atomic::OpenTree;
 use crate::client::connect::{Dialer, Greeted, jittered};
 use crate::client::event::{Event, Events, ItemId};
 use crate::client::invite::Redemption;
-use crate::client::lanes::Place;
+use crate::client::lanes::{Carrier, Place};
 use crate::client::receipts::Receipts;
 use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
@@ -506,6 +506,18 @@ impl Client {
     pub(crate) fn widen_to(&self, session: &Session, count: usize) {
         if self.inner.streams.is_none() {
             self.open_lanes(session, count);
+        }
+    }
+
+    /// Another thread may work on a transfer, as far as [`Client::share_out`] has it, or none shall but the first
+    /// connection's: others want the processors.
+    pub(crate) fn share_out_or_rest(&self, session: &Session, carrier: &Carrier, size: u64, way: Way, has_room: bool) {
+        // A number that was asked for stays.
+        if self.inner.streams.is_none() {
+            carrier.rest(!has_room);
+        }
+        if has_room {
+            self.share_out(session, size, way, true);
         }
     }
 

@@ -93,6 +93,8 @@ struct Carried {
     all_taken: Arc<Notify>,
     /// Groups that are fetched in parts.
     parts: Parts,
+    /// Lanes begin nothing more of it for now.
+    is_resting: bool,
 }
 
 impl Carried {
@@ -231,7 +233,7 @@ impl Lanes {
         let (sender, reports) = mpsc::channel(REPORTS_MAX);
         let all_taken = Arc::new(Notify::new());
         let (notify, parts) = (Arc::clone(&all_taken), Parts::none());
-        let carried = Carried { reports: sender, shelf, work: None, all_taken: notify, parts };
+        let carried = Carried { reports: sender, shelf, work: None, all_taken: notify, parts, is_resting: false };
         self.lock().transfers.insert(transfer, carried);
         Carrier { lanes: self.clone(), transfer, reports, all_taken }
     }
@@ -420,7 +422,7 @@ impl Lanes {
     /// The next group for the first connection, whose task is woken when there is one.
     pub(crate) fn take_first(&self, cx: &Context<'_>) -> Option<Group> {
         let mut state = self.lock();
-        let group = state.take();
+        let group = state.take(true);
         if group.is_none() {
             state.first = Some(cx.waker().clone());
         }
@@ -455,9 +457,11 @@ impl State {
         self.lanes.values_mut().filter_map(|lane| lane.waker.take()).for_each(Waker::wake);
     }
 
-    /// The next group to be sent.
-    fn take(&mut self) -> Option<Group> {
-        let group = self.queue.pop_front().map(Queued::take)?;
+    /// The next group to be sent, by the first connection or by a lane.
+    fn take(&mut self, is_first: bool) -> Option<Group> {
+        let rests = |transfer| self.transfers.get(&transfer).is_some_and(|carried| carried.is_resting);
+        let next = self.queue.iter().position(|queued| is_first || !rests(queued.group.transfer))?;
+        let group = self.queue.remove(next).map(Queued::take)?;
         if !self.queue.iter().any(|queued| queued.group.transfer == group.transfer)
             && let Some(carried) = self.transfers.get(&group.transfer)
         {
@@ -498,13 +502,25 @@ impl Carrier {
         }
     }
 
+    /// Lanes begin no more groups of it from now on, or do again. What they have begun they bring to its end. Not for
+    /// groups that may be asked for in parts: a part that is to be asked for again waits for a lane.
+    pub(crate) fn rest(&self, is_resting: bool) {
+        let mut state = self.lanes.lock();
+        let Some(carried) = state.transfers.get_mut(&self.transfer) else { return };
+        if std::mem::replace(&mut carried.is_resting, is_resting) != is_resting {
+            state.wake();
+        }
+    }
+
     /// Asks for groups of a file of this size over the lanes that owe few: those that `next` gives, of which there are
     /// at most `left`.
     pub(crate) fn ask(&self, size: u64, left: u64, mut next: impl FnMut() -> Option<u64>) -> Asked {
         let mut state = self.lanes.lock();
         let State { lanes, transfers, opening, .. } = &mut *state;
         let mut asked = Asked { groups: 0, is_end: false };
-        let Some(Carried { parts, shelf, .. }) = transfers.get_mut(&self.transfer) else { return asked };
+        let Some(Carried { parts, shelf, is_resting: false, .. }) = transfers.get_mut(&self.transfer) else {
+            return asked;
+        };
         asked.is_end = parts.is_time(left, lanes.len());
         let share = parts.share(left, lanes.len() + *opening);
         for lane in lanes.values_mut() {
@@ -610,8 +626,9 @@ impl Drop for Carrier {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc as std_mpsc;
-    use std::task::Poll;
+    use std::task::{Poll, Wake};
 
     use super::front::UNPROVEN_MAX;
     use super::pace::WANTED_MIN;
@@ -715,6 +732,48 @@ mod tests {
         let (rest, ()) = tokio::join!(carrier.next_of_rest(), at_work);
         assert_eq!(rest.map(|(group, _)| group), Some(5));
         assert!(carrier.next_of_rest().await.is_none());
+    }
+
+    /// What a lane takes of an upload, and is asked for of a download.
+    #[tokio::test]
+    async fn lanes_begin_nothing_more_of_a_transfer_that_rests() {
+        let lanes = Lanes::new();
+        let carriers = [7, 8].map(|transfer| lanes.carry(transfer, Shelf::default()));
+        assert_eq!(lanes.missing(2), 1);
+        let number = lanes.enter(Place::Thread).unwrap();
+        let mut front = Front::let_in(&lanes, number, Place::Thread, &Pool::new(4 * GROUP_LEN));
+        let mut groups = 10..20;
+        let mut ask = || carriers[0].ask(20 * GROUP_LEN as u64, 10, || groups.next()).groups;
+        carriers[0].rest(true);
+        assert_eq!(ask(), 0);
+        for (carrier, group) in [(0, 0), (1, 0), (0, 1), (0, 2)] {
+            carriers[carrier].send(group, group_offset(group), Bytes::from_static(b"x")).await.unwrap();
+        }
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        let mut cx = Context::from_waker(&waker);
+        let mut taken = || match front.poll_data(&mut cx) {
+            Poll::Ready((transfer, offset, _)) => Some((transfer, offset / GROUP_LEN as u64)),
+            Poll::Pending => None,
+        };
+        assert_eq!((taken(), taken()), (Some((8, 0)), None), "the other one does not rest");
+        let first = |waker| lanes.take_first(&Context::from_waker(waker)).map(|group| (group.transfer, group.index));
+        assert_eq!(first(&waker), Some((7, 0)), "the first connection goes on");
+        let before = wakes.0.load(Ordering::Relaxed);
+        carriers[0].rest(true);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), before, "nothing changed");
+        carriers[0].rest(false);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), before + 1, "there is something to take");
+        assert_eq!((taken(), ask()), (Some((7, 1)), WANTED_MIN));
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     #[test]

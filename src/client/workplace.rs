@@ -60,20 +60,20 @@ pub(crate) fn threads(all: usize, shares_machine: bool) -> usize {
 const LOOK_AFTER: usize = 32;
 /// What a thread may wait, as a part of what it runs, for there to be room. With one client, that of a download was seen
 /// to wait a fifth of the time that it ran, and with a second one as long; that of an upload, which has less to do than
-/// the server, next to nothing, and with seven others as long.
+/// the server, next to nothing, and with seven others as long. Two of a client alone wait a fifth to nine tenths each.
 const WAITED_DOWN: u64 = 2;
 const WAITED_UP: u64 = 16;
-/// So many looks one after the other have to say so.
-const LOOKS_DOWN: usize = 1;
-const LOOKS_UP: usize = 2;
+/// So many looks one after the other have to say the same: who begins a moment before others is alone at the first one.
+const LOOKS: usize = 2;
 
 /// Looks at whether the thread of a connection gets a processor when it wants one. Where others want it, too, another
-/// thread makes nothing faster, and all of them slower.
+/// thread makes nothing faster, and all of them slower; and whoever has two takes twice its share.
 pub(crate) struct Room {
     way: Way,
     groups: usize,
-    /// Looks that said so, one after the other.
-    seen: usize,
+    /// Looks one after the other that said that there is room, and that there is none.
+    there: usize,
+    gone: usize,
     /// Where the system tells of the thread that reads it.
     statistics: PathBuf,
     before: Option<Times>,
@@ -93,25 +93,33 @@ impl Room {
     }
 
     fn told_by(statistics: PathBuf, way: Way) -> Room {
-        Room { way, groups: 0, seen: 0, before: Times::read(&statistics), statistics }
+        Room { way, groups: 0, there: 0, gone: 0, before: Times::read(&statistics), statistics }
     }
 
-    /// Another group is done. Whether this thread has waited little while the last ones were; false between two looks,
-    /// and where the system does not tell.
-    pub(crate) fn is_there(&mut self) -> bool {
+    /// Another group is done. Whether there is room for another thread, as this one has waited little while the last
+    /// groups were, or none, as it has waited longer than it ran. None where neither is so, between two looks, and where
+    /// the system does not tell.
+    pub(crate) fn look(&mut self) -> Option<bool> {
         self.groups += 1;
         if !self.groups.is_multiple_of(LOOK_AFTER) {
-            return false;
+            return None;
         }
-        let (part, needed) = match self.way {
-            Way::Up => (WAITED_UP, LOOKS_UP),
-            Way::Down => (WAITED_DOWN, LOOKS_DOWN),
+        let part = match self.way {
+            Way::Up => WAITED_UP,
+            Way::Down => WAITED_DOWN,
         };
         let now = Times::read(&self.statistics);
         let before = std::mem::replace(&mut self.before, now);
-        let is_there = before.zip(now).is_some_and(|(before, now)| now.has_mostly_run_since(before, part));
-        self.seen = if is_there { self.seen + 1 } else { 0 };
-        self.seen >= needed
+        let passed = before.zip(now).map(|(before, now)| now.since(before));
+        self.there = if passed.is_some_and(|passed| passed.waited < passed.ran / part) { self.there + 1 } else { 0 };
+        self.gone = if passed.is_some_and(|passed| passed.waited > passed.ran) { self.gone + 1 } else { 0 };
+        if self.there >= LOOKS {
+            Some(true)
+        } else if self.gone >= LOOKS {
+            Some(false)
+        } else {
+            None
+        }
     }
 }
 
@@ -126,10 +134,8 @@ impl Times {
         Some(Times { ran: next()?, waited: next()? })
     }
 
-    /// Whether it waited for less than one part in so many of what it ran.
-    fn has_mostly_run_since(self, before: Times, part: u64) -> bool {
-        let (ran, waited) = (self.ran.saturating_sub(before.ran), self.waited.saturating_sub(before.waited));
-        waited < ran / part
+    fn since(self, before: Times) -> Times {
+        Times { ran: self.ran.saturating_sub(before.ran), waited: self.waited.saturating_sub(before.waited) }
     }
 }
 
@@ -169,37 +175,41 @@ mod tests {
         assert_eq!(Times::parse("399873982 92243924 572\n"), Some(times(399_873_982, 92_243_924)));
         assert_eq!(Times::parse("399873982"), None);
         assert_eq!(Times::parse("0 x 0"), None);
-        let before = times(1000, 5000);
-        let cases = [((2000, 5200), true), ((2000, 5499), true), ((2000, 5500), false), ((2000, 7000), false)];
-        for ((ran, waited), expected) in cases {
-            assert_eq!(times(ran, waited).has_mostly_run_since(before, 2), expected, "{ran}, {waited}");
-        }
-        assert!(times(2000, 5061).has_mostly_run_since(before, 16));
-        assert!(!times(2000, 5062).has_mostly_run_since(before, 16));
-        // Of another thread, or of nothing at all.
-        assert!(!times(500, 100).has_mostly_run_since(before, 2) && !before.has_mostly_run_since(before, 2));
+        assert_eq!(times(2000, 5200).since(times(1000, 5000)), times(1000, 200));
+        assert_eq!(times(500, 100).since(times(1000, 5000)), times(0, 0), "of another thread");
     }
 
-    /// What is told at each look, and whether there is room then for a further connection of a download and of an upload:
-    /// on a machine that is free, on one where others want the processors, and where the system says nothing.
+    /// What is told at each look, and what is known of the room then for a further connection of a download and of an
+    /// upload: on a machine that is free, on one where others want the processors, and where the system says nothing.
     #[test]
-    fn there_is_room_after_some_groups_where_the_thread_gets_its_processor() {
+    fn there_is_room_where_the_thread_gets_its_processor_and_none_where_others_have_it() {
+        const YES: Option<bool> = Some(true);
+        const NO: Option<bool> = Some(false);
         let folder = tempfile::tempdir().unwrap();
         let statistics = folder.path().join("schedstat");
         std::fs::write(&statistics, "500 700 1\n").unwrap();
         let mut rooms = [Way::Down, Way::Up].map(|way| Room::told_by(statistics.clone(), way));
         let looks = [
-            (Some("1500 800 2\n"), [true, false]),
-            (Some("2500 1300 3\n"), [false, false]),
-            (Some("3500 2300 4\n"), [false, false]),
-            (Some("4500 2300 5\n"), [true, false]),
-            (None, [false, false]),
-            (Some("5500 2300 6\n"), [false, false]),
-            (Some("6500 2300 7\n"), [true, false]),
-            (Some("7500 2361 8\n"), [true, true]),
-            (Some("8500 2423 9\n"), [true, false]),
-            (Some("9500 2484 10\n"), [true, false]),
-            (Some("10500 2484 11\n"), [true, true]),
+            // Alone at first.
+            (Some("1500 800 2\n"), [None, None]),
+            (Some("2500 1300 3\n"), [None, None]),
+            (Some("3500 2299 4\n"), [None, None]),
+            (Some("4500 2798 5\n"), [None, None]),
+            (Some("5500 3297 6\n"), [YES, None]),
+            (None, [None, None]),
+            (Some("6500 3297 7\n"), [None, None]),
+            (Some("7500 3297 8\n"), [None, None]),
+            (Some("8500 3358 9\n"), [YES, YES]),
+            (Some("9500 3420 10\n"), [YES, None]),
+            (Some("10500 3481 11\n"), [YES, None]),
+            (Some("11500 3542 12\n"), [YES, YES]),
+            // As long as it runs is neither.
+            (Some("12500 4542 13\n"), [None, None]),
+            (Some("13500 5543 14\n"), [None, None]),
+            (Some("14500 6544 15\n"), [NO, NO]),
+            (Some("14500 6545 16\n"), [NO, NO]),
+            (Some("15500 7545 17\n"), [None, None]),
+            (Some("16500 8546 18\n"), [None, None]),
         ];
         for (number, (told, expected)) in looks.into_iter().enumerate() {
             match told {
@@ -207,9 +217,9 @@ mod tests {
                 None => std::fs::remove_file(&statistics).unwrap(),
             }
             for _ in 1..LOOK_AFTER {
-                assert_eq!(rooms.each_mut().map(Room::is_there), [false, false], "before look {number}");
+                assert_eq!(rooms.each_mut().map(Room::look), [None, None], "before look {number}");
             }
-            assert_eq!(rooms.each_mut().map(Room::is_there), expected, "look {number}: {told:?}");
+            assert_eq!(rooms.each_mut().map(Room::look), expected, "look {number}: {told:?}");
         }
     }
 

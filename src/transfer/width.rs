@@ -25,9 +25,9 @@ const SHARE_MIN: u64 = 4 * MIB as u64;
 const COUNT_MAX: usize = 16;
 /// The most at the beginning, before anything was measured, the first counted: one more may still join.
 const COUNT_FIRST_MAX: usize = JOINS_MAX;
-/// Connections at the beginning of a download whose size is not known yet, and how long a round trip has to be that it
-/// is worth having them in vain: about as many as browsers open to one host without knowing what will come.
-const COUNT_UNKNOWN: usize = 8;
+/// Connections at most at the beginning of a download whose size is not known yet, and how long a round trip has to be
+/// that it is worth having them in vain: each is some 4 KiB of handshake, of both sides.
+const COUNT_UNKNOWN: usize = 16;
 const UNKNOWN_FROM: Duration = Duration::from_millis(50);
 /// A path on which so little is under way while packets are lost is held up by the loss.
 const WINDOW_LOSSY: u64 = 3 * MIB as u64 / 2;
@@ -89,7 +89,7 @@ impl Width {
     /// For a download of which it is not known whether it is large, over a path with this round trip.
     #[must_use]
     pub fn of_unknown(rtt: Duration) -> usize {
-        if rtt < UNKNOWN_FROM { 1 } else { COUNT_UNKNOWN }
+        if rtt < UNKNOWN_FROM { 1 } else { Width::first(rtt, u64::MAX, Way::Down).min(COUNT_UNKNOWN) }
     }
 
     /// With so many connections at the beginning.
@@ -166,9 +166,8 @@ mod tests {
             let first = (Width::first(rtt, size, Way::Up), Width::first(rtt, size, Way::Down));
             assert_eq!(first, (up, down), "{rtt:?}, {size} bytes");
         }
-        for (rtt, count) in [(MS / 20, 1), (49 * MS, 1), (50 * MS, 8), (300 * MS, 8)] {
+        for (rtt, count) in [(MS / 20, 1), (49 * MS, 1), (50 * MS, 12), (100 * MS, 16), (300 * MS, 16)] {
             assert_eq!(Width::of_unknown(rtt), count, "{rtt:?}");
-            assert!(Width::first(rtt, GIB, Way::Down) >= count, "{rtt:?}");
         }
     }
 

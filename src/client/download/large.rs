@@ -513,9 +513,8 @@ impl Job {
                     match written.map_err(panicked).and_then(|written| written) {
                         Ok((index, hash)) => {
                             partial.saved(index, hash, item);
-                            if room.as_mut().is_some_and(Room::is_there) {
-                                room = None;
-                                self.client.share_out(session, partial.size, Way::Down, true);
+                            if let Some(has_room) = room.as_mut().and_then(Room::look) {
+                                self.client.share_out_or_rest(session, &carrier, partial.size, Way::Down, has_room);
                             }
                         }
                         Err(error) => break Err(error),

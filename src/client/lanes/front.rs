@@ -157,7 +157,7 @@ impl Handler for Front {
             let mut state = self.lanes.lock();
             let Some(lane) = state.lanes.get(&self.number) else { return Poll::Pending };
             let may_take = lane.under_way.len() < lane.pace.groups();
-            let group = if may_take { state.take() } else { None };
+            let group = if may_take { state.take(false) } else { None };
             let Some(lane) = state.lanes.get_mut(&self.number) else { return Poll::Pending };
             match &group {
                 Some(group) => drop(lane.under_way.insert((group.transfer, group.index), Instant::now())),

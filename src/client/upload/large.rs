@@ -443,9 +443,9 @@ impl Job {
                             }
                         }
                         item.begin_group(group, from);
-                        if room.as_mut().is_some_and(Room::is_there) {
-                            room = None;
-                            self.client.share_out(exchange.session(), content.size(), Way::Up, true);
+                        if let Some(has_room) = room.as_mut().and_then(Room::look) {
+                            let (session, size) = (exchange.session(), content.size());
+                            self.client.share_out_or_rest(session, &carrier, size, Way::Up, has_room);
                         }
                     } else {
                         item.advance_group(group, len, from);
