@@ -24,6 +24,7 @@ use crate::client::remote::Endpoint;
 use crate::client::session::{Reply, Session};
 use crate::client::stalls::{Cause, Stalls, Waited};
 use crate::client::walk::SourceVersion;
+use crate::client::workplace::{AnotherThread, another_thread};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Root;
 use crate::limits::{CLIENT_PROGRESS_TIMEOUT, MIB, NEAR_ROUND_TRIP, RETRY_BACKOFF};
@@ -38,8 +39,6 @@ use crate::transfer::{Way, Width};
 
 /// Bytes of content that a client holds at once, in groups: read ahead, on their way, or to be written.
 const CLIENT_BUFFERS: usize = 48 * MIB;
-/// A download is worth a second thread from this size on: that takes a handshake, of which both sides have a millisecond.
-const THREADS_FROM: u64 = 64 * MIB as u64;
 /// Attempts at a file that changes every time it is read, or arrives as another one.
 const CHANGED_MAX: u32 = 5;
 /// How often the progress of an item is told at most.
@@ -509,32 +508,17 @@ impl Client {
         }
     }
 
-    /// Another thread may work on a transfer, as far as [`Client::share_out`] has it, or none shall but the first
-    /// connection's: others want the processors.
-    pub(crate) fn share_out_or_rest(&self, session: &Session, carrier: &Carrier, size: u64, way: Way, has_room: bool) {
-        // A number that was asked for stays.
-        if self.inner.streams.is_none() {
-            carrier.rest(!has_room);
-        }
-        if has_room {
-            self.share_out(session, size, way, true);
-        }
-    }
-
-    /// Opens further connections, so that another thread works on a transfer of this size whose groups are worked on
-    /// where its first connection is: one of this side for a download, one of the server for an upload. That is when
-    /// there is room for it, or, of a download, in any case where the number of connections is fixed.
-    pub(crate) fn share_out(&self, session: &Session, size: u64, way: Way, has_room: bool) {
-        let (from, count) = match self.inner.streams {
-            // All that there are to be were opened at the beginning.
-            Some(_) if way == Way::Up => return,
-            Some(streams) => (LANES_FROM, session.threads().min(usize::from(streams))),
-            None if has_room => (THREADS_FROM, session.threads()),
-            None => return,
-        };
-        if size >= from {
-            let place = if way == Way::Up { Place::Task } else { Place::Thread };
-            self.open_lanes_on(session, count, place);
+    /// Has another thread work on a transfer of this size whose groups are worked on where its first connection is, over
+    /// a connection of its own, or has it rest: see [`another_thread`].
+    pub(crate) fn share_out(&self, session: &Session, carrier: &Carrier, size: u64, way: Way, has_room: Option<bool>) {
+        match another_thread(size, way, self.inner.streams.map(usize::from), session.threads(), has_room) {
+            AnotherThread::AsItIs => {}
+            AnotherThread::Rests => carrier.rest(true),
+            AnotherThread::Works(count) => {
+                carrier.rest(false);
+                let place = if way == Way::Up { Place::Task } else { Place::Thread };
+                self.open_lanes_on(session, count, place);
+            }
         }
     }
 

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::JoinSet;
 
+use crate::client::ahead::LANES_FROM;
 use crate::client::blocking::spawn_blocking_in;
+use crate::limits::MIB;
 use crate::transfer::Way;
 
 /// Where the groups of one transfer are worked on.
@@ -54,6 +56,40 @@ pub(crate) fn processors(all: usize, shares_machine: bool) -> usize {
 /// busy all the time.
 pub(crate) fn threads(all: usize, shares_machine: bool) -> usize {
     if shares_machine { all.clamp(1, 2) } else { 1 }
+}
+
+/// A transfer is worth another thread from this size on: that takes a handshake, of which both sides have a millisecond,
+/// and the looks at whether there is room for it take the first half of so much.
+const THREADS_FROM: u64 = 128 * MIB as u64;
+
+/// What another thread does for a transfer whose groups are worked on [`Workplace::Here`]: one of this side for a
+/// download, one of the server for an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AnotherThread {
+    /// What it has done so far.
+    AsItIs,
+    /// Its part, with so many connections that there are to be in all.
+    Works(usize),
+    /// It begins nothing more.
+    Rests,
+}
+
+/// Decides that for a transfer of this size, of which so many connections were asked for, if any, and which is worth so
+/// many threads. Whether there is room for another is not known at the beginning; where others want the processors there
+/// is none. A number that was asked for is kept to from the beginning, whatever the room; an upload has it already.
+pub(crate) fn another_thread(
+    size: u64,
+    way: Way,
+    streams: Option<usize>,
+    threads: usize,
+    has_room: Option<bool>,
+) -> AnotherThread {
+    match (streams, has_room) {
+        (Some(streams), _) if way == Way::Down && size >= LANES_FROM => AnotherThread::Works(threads.min(streams)),
+        (None, Some(true)) if size >= THREADS_FROM => AnotherThread::Works(threads),
+        (None, Some(false)) => AnotherThread::Rests,
+        _ => AnotherThread::AsItIs,
+    }
 }
 
 /// Groups between two looks.
@@ -166,6 +202,32 @@ mod tests {
         let cases = [(1, true, 1), (2, true, 2), (3, true, 2), (64, true, 2), (1, false, 1), (8, false, 1)];
         for (all, shares, expected) in cases {
             assert_eq!(threads(all, shares), expected, "{all} processors, shared: {shares}");
+        }
+    }
+
+    #[test]
+    fn another_thread_works_where_there_is_room_and_rests_where_there_is_none() {
+        use AnotherThread::{AsItIs, Rests, Works};
+        const LARGE: u64 = 128 << 20;
+        let (any, no) = (None, Some(false));
+        let cases = [
+            ("at its beginning", LARGE, Way::Down, any, 2, None, AsItIs),
+            ("there is room", LARGE, Way::Down, any, 2, Some(true), Works(2)),
+            ("there is room", LARGE, Way::Up, any, 2, Some(true), Works(2)),
+            ("half of it is over", LARGE - 1, Way::Down, any, 2, Some(true), AsItIs),
+            ("others want the processors", LARGE, Way::Down, any, 2, no, Rests),
+            ("others want the processors", LARGE, Way::Up, any, 2, no, Rests),
+            ("two were asked for", 2 << 20, Way::Down, Some(2), 2, None, Works(2)),
+            ("two were asked for", LARGE, Way::Down, Some(2), 2, no, Works(2)),
+            ("it gets no second one", (2 << 20) - 1, Way::Down, Some(2), 2, None, AsItIs),
+            ("one was asked for", LARGE, Way::Down, Some(1), 2, Some(true), Works(1)),
+            ("more than it is worth", LARGE, Way::Down, Some(8), 2, None, Works(2)),
+            ("it has them already", LARGE, Way::Up, Some(2), 2, Some(true), AsItIs),
+            ("it has them already", LARGE, Way::Up, Some(2), 2, no, AsItIs),
+        ];
+        for (why, size, way, streams, threads, has_room, expected) in cases {
+            let does = another_thread(size, way, streams, threads, has_room);
+            assert_eq!(does, expected, "{why}: {size} bytes, {way:?}, {streams:?}, {has_room:?}");
         }
     }
 

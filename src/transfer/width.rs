@@ -26,7 +26,7 @@ const COUNT_MAX: usize = 16;
 /// The most at the beginning, before anything was measured, the first counted: one more may still join.
 const COUNT_FIRST_MAX: usize = JOINS_MAX;
 /// Connections at most at the beginning of a download whose size is not known yet, and how long a round trip has to be
-/// that it is worth having them in vain: each is some 4 KiB of handshake, of both sides.
+/// that it is worth having them in vain: each is 4 KiB of handshake, half from either side.
 const COUNT_UNKNOWN: usize = 16;
 const UNKNOWN_FROM: Duration = Duration::from_millis(50);
 /// A path on which so little is under way while packets are lost is held up by the loss.

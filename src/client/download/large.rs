@@ -398,7 +398,7 @@ impl Job {
         if room.is_some() {
             let (sink, stalls) = (partial.sink.clone(), Arc::clone(self.client.stalls()));
             carrier.let_work(Arc::new(move |index, buffer| save(&sink, &stalls, index, std::slice::from_ref(&buffer))));
-            self.client.share_out(session, partial.size, Way::Down, false);
+            self.client.share_out(session, &carrier, partial.size, Way::Down, None);
         }
         if !is_ordered {
             self.client.widen(session, partial.size, Way::Down);
@@ -513,8 +513,9 @@ impl Job {
                     match written.map_err(panicked).and_then(|written| written) {
                         Ok((index, hash)) => {
                             partial.saved(index, hash, item);
-                            if let Some(has_room) = room.as_mut().and_then(Room::look) {
-                                self.client.share_out_or_rest(session, &carrier, partial.size, Way::Down, has_room);
+                            let has_room = room.as_mut().and_then(Room::look);
+                            if has_room.is_some() {
+                                self.client.share_out(session, &carrier, partial.size, Way::Down, has_room);
                             }
                         }
                         Err(error) => break Err(error),

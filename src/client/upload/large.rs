@@ -443,9 +443,10 @@ impl Job {
                             }
                         }
                         item.begin_group(group, from);
-                        if let Some(has_room) = room.as_mut().and_then(Room::look) {
+                        let has_room = room.as_mut().and_then(Room::look);
+                        if has_room.is_some() {
                             let (session, size) = (exchange.session(), content.size());
-                            self.client.share_out_or_rest(session, &carrier, size, Way::Up, has_room);
+                            self.client.share_out(session, &carrier, size, Way::Up, has_room);
                         }
                     } else {
                         item.advance_group(group, len, from);
