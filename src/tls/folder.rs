@@ -113,7 +113,7 @@ pub fn make(request: &Request, now: OffsetDateTime) -> Result<Report> {
     }
 
     let mut items = vec![ca];
-    for wish in wishes(request, &folder, now, &mut notes)? {
+    for wish in wishes(request, &folder, now)? {
         items.push(folder.ensure_leaf(&authority, &wish, request, now, &mut notes)?);
     }
     let server = folder.certificate(SERVER)?;
@@ -255,7 +255,7 @@ struct Wish {
     new_key: bool,
 }
 
-fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime, notes: &mut Vec<String>) -> Result<Vec<Wish>> {
+fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime) -> Result<Vec<Wish>> {
     let force_all = request.force && request.clients.is_empty();
     let mut names = vec![ClientName::default()];
     for name in &request.clients {
@@ -272,6 +272,7 @@ fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime, notes: &mut V
             }
         }
     } else {
+        // Of clients that are not named, what is near its end is renewed.
         for known in folder.issued.clients() {
             if names.iter().all(|name| name.as_str() != known)
                 && let Ok(certificate) = folder.certificate(known)
@@ -279,10 +280,7 @@ fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime, notes: &mut V
                 && !folder.issued.is_revoked(&facts.serial)
                 && facts.not_after < now + RENEWAL
             {
-                notes.push(format!(
-                    "{known}.pem ends on {}: `sealift certs --client {known}` renews it",
-                    day(facts.not_after)
-                ));
+                names.push(known.parse()?);
             }
         }
     }

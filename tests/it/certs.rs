@@ -246,12 +246,25 @@ fn new_hosts_and_days_issue_again_from_the_same_key() {
     let days = (again.not_after - time::OffsetDateTime::now_utc()).whole_hours();
     assert_eq!((days + 1) / 24, 100);
 
-    // Under 30 days left: renewed without being asked.
+    // Under 30 days left: renewed without being asked, whether or not it is named.
+    place.succeed(&["--client", "alice", "--client", "bob", "--client", "carol", "--client", "dave"]);
+    place.succeed(&["--days", "29", "--client", "alice", "--client", "bob", "--client", "carol"]);
     place.succeed(&["--days", "29"]);
-    let serial = place.facts("certs/client.pem").serial;
-    place.succeed(&[]);
-    assert_ne!(place.facts("certs/client.pem").serial, serial);
+    place.succeed(&["--revoke", "bob"]);
+    fs::remove_file(place.path("certs/carol-key.pem")).unwrap();
+    let stems = ["server", "client", "alice", "bob", "carol", "dave"];
+    let of_each = |place: &Place| stems.map(|stem| place.facts(&format!("certs/{stem}.pem")).serial);
+    let pins = ["client", "alice"].map(|stem| place.pin(&format!("certs/{stem}.pem")));
+    let before = of_each(&place);
+    let said = place.succeed(&[]);
+    let after = of_each(&place);
+    let is_renewed: Vec<bool> = before.iter().zip(&after).map(|(before, after)| before != after).collect();
+    assert_eq!(is_renewed, [true, true, true, false, false, false], "revoked, without a key, far from its end: {said}");
+    assert_eq!(["client", "alice"].map(|stem| place.pin(&format!("certs/{stem}.pem"))), pins);
+    assert!(said.contains("carol-key.pem is not there: carol.pem is left as it is"), "{said}");
     assert_eq!(place.pin("certs/server.pem"), pin);
+    place.succeed(&[]);
+    assert_eq!(of_each(&place), after, "nothing is near its end any more");
     // Nothing outlives the authority.
     place.succeed(&["--days", "3650"]);
     assert!(place.facts("certs/server.pem").not_after <= place.facts("certs/ca.pem").not_after);
