@@ -79,10 +79,14 @@ impl Groups {
 
     /// No content is taken any more. Who waits is woken to see it.
     pub(super) fn end(&self) {
-        let mut state = self.lock();
-        state.is_over = true;
-        state.file = None;
-        state.wake();
+        let file = {
+            let mut state = self.lock();
+            state.is_over = true;
+            state.wake();
+            state.file.take()
+        };
+        // Not under the lock, which lanes take on threads that others need: the last handle syncs.
+        drop(file);
     }
 
     /// As [`Groups::end`], but what has come is still to be laid to rest.

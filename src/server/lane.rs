@@ -122,7 +122,9 @@ impl<C: Outlet> Lane<C> {
         self.flow.forget_over();
         self.shared.bind(&self.flow.who, &mut self.connection)?;
         let is_idle = self.flow.is_idle() && self.connection.is_flushed();
-        watch.look(self.connection.moved(), is_idle, self.flow.is_working() || self.connection.is_held_back())?;
+        // With nothing to do it waits for its session, whose first connection is held to that deadline.
+        let may_wait = is_idle || self.flow.is_working() || self.connection.is_held_back();
+        watch.look(self.connection.moved(), false, may_wait)?;
         if !is_idle && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { Phase::Syncing } else { Phase::Waiting };
             self.connection.send(0, &Working { phase, done: 0, total: 0, spent: None });

@@ -190,6 +190,12 @@ impl Receiver {
         self.tree.value(group).is_some() || self.open.get(&group) == Some(&whole)
     }
 
+    /// Whether all bytes of some group have come that is not hashed yet.
+    #[must_use]
+    pub fn has_unhashed(&self) -> bool {
+        self.open.keys().any(|&group| self.is_whole(group))
+    }
+
     /// Where the contiguous bytes of a group end.
     fn prefix_end(&self, group: u64) -> u64 {
         let len =
@@ -349,6 +355,17 @@ mod tests {
         receiver.insert(0, GroupHash::of(0, &a));
         assert!(receiver.is_ready());
         assert_eq!(receiver.verdict().unwrap_err().kind(), ErrorKind::Mismatch);
+    }
+
+    #[test]
+    fn a_group_that_has_come_is_unhashed_until_its_hash_is_told() {
+        let mut receiver = Receiver::new(Some(G + 10));
+        receiver.accept(G, 9).unwrap();
+        assert!(!receiver.has_unhashed(), "a byte is missing");
+        receiver.accept(G + 9, 1).unwrap();
+        assert!(receiver.has_unhashed());
+        receiver.insert(1, GroupHash::of(1, &[2; 10]));
+        assert!(!receiver.has_unhashed());
     }
 
     #[test]

@@ -118,9 +118,16 @@ impl Flow {
             .collect();
         for transfer in over {
             self.let_go(transfer);
-            self.uploads.remove(&transfer);
+            // A write of it may still run, which is counted there.
+            if self.uploads.get(&transfer).is_some_and(|upload| upload.writing == 0) {
+                self.uploads.remove(&transfer);
+            }
         }
         let over: Vec<u32> = self.downloads.keys().copied().filter(|&number| !self.session.is_lent(number)).collect();
         over.into_iter().for_each(|transfer| self.end_reads(transfer));
+        self.leasing.take_if(|(waiting, ..)| !self.uploads.contains_key(waiting));
+        if self.uploads.is_empty() && self.downloads.is_empty() {
+            self.mover = None;
+        }
     }
 }

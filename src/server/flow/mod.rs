@@ -214,7 +214,7 @@ pub(super) struct Flow {
     /// Groups that are begun and not whole, those of unasked uploads not counted.
     begun: usize,
     writing: usize,
-    /// It moves large files, or did since it was last without a transfer.
+    /// It moves large files, or did since it was last without a transfer, or a lane was last looked at.
     mover: Option<Mover>,
     /// The client is on this machine.
     is_client_near: bool,
@@ -302,9 +302,9 @@ impl Flow {
         self.is_client_near = true;
     }
 
-    /// Whether a job runs, so that the server owes something.
+    /// Whether a job runs, or memory is waited for, so that the server owes something.
     pub(super) fn is_working(&self) -> bool {
-        !self.jobs.is_empty()
+        !self.jobs.is_empty() || self.leasing.is_some()
     }
 
     /// Whether nothing is open and nothing runs.

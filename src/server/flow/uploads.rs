@@ -303,6 +303,8 @@ impl Flow {
 
     /// Forgets what has come of a group that is another connection's by now, or of no use.
     pub(super) fn let_go(&mut self, transfer: u32) {
+        // Nobody would take it, and others wait.
+        self.leasing.take_if(|(waiting, ..)| *waiting == transfer);
         if let Some(upload) = self.uploads.get_mut(&transfer)
             && upload.open.take().is_some()
         {
@@ -398,11 +400,13 @@ impl Flow {
             self.zero_more(transfer);
             return Ok(());
         }
-        let (is_ready, is_foretold) = {
+        let (is_ready, is_coming) = {
             let groups = upload.groups.lock();
-            (groups.receiver.is_ready(), groups.receiver.is_foretold())
+            let receiver = &groups.receiver;
+            // All of a group has come over a lane that has not begun to write it: that wakes whoever asks here.
+            (receiver.is_ready(), receiver.is_foretold() || receiver.has_unhashed())
         };
-        if !is_ready && is_foretold {
+        if !is_ready && is_coming {
             return Ok(());
         }
         if !is_ready {

@@ -6,8 +6,9 @@ use rustls::ClientConfig;
 use sealift::ErrorKind;
 use sealift::access::Access;
 use sealift::hash::Root;
-use sealift::limits::JOINS_MAX;
+use sealift::limits::{IDLE_TIMEOUT, JOINS_MAX, WORKING_INTERVAL};
 use sealift::protocol::*;
+use tokio::time;
 
 use super::peer::{End, Peer, World, ahead, data, finish, get, path, put, put_small};
 
@@ -93,6 +94,32 @@ async fn one_join_too_many_is_refused_and_the_others_stay() {
     lane.bytes(&group(transfer, 0, &whole)).await;
     written(&mut lane, transfer, &[0]).await;
     finished(&mut first, transfer, &whole).await;
+    drop((first, lane));
+    world.check(&[("x", &whole)]).await;
+}
+
+/// A long run of small files needs its lanes for a large one that comes late.
+#[tokio::test]
+async fn a_lane_with_nothing_to_do_lives_as_long_as_its_session() {
+    let world = World::new().await;
+    let mut first = world.greeted().await;
+    let mut lane = world.lane_of(&first).await;
+    for _ in 0..6 {
+        time::pause();
+        time::sleep(IDLE_TIMEOUT / 2).await;
+        time::resume();
+        assert!(first.is_alive().await);
+    }
+    let whole = content(5);
+    let (transfer, _) = first.begin(&put("x", 5)).await;
+    lane.bytes(&group(transfer, 0, &whole)).await;
+    written(&mut lane, transfer, &[0]).await;
+    finished(&mut first, transfer, &whole).await;
+    time::pause();
+    time::sleep(IDLE_TIMEOUT + WORKING_INTERVAL * 3).await;
+    time::resume();
+    assert_eq!(first.end().await, End::Goodbye(ErrorKind::Timeout));
+    assert_eq!(lane.end().await, End::Goodbye(ErrorKind::Session));
     drop((first, lane));
     world.check(&[("x", &whole)]).await;
 }
