@@ -111,8 +111,8 @@ pub struct ServerFacts {
     pub now: i64,
 }
 
-/// One server, as its client sees it. Clones share the connection. When the last is dropped, the connection is cut;
-/// [`Client::close`] ends it in order.
+/// One server, as its client sees it. Clones share the connection. When the last is dropped, the connection is cut, at
+/// the latest when further connections that were being opened are; [`Client::close`] ends it in order.
 ///
 /// Everything that fails in a way that may pass (a broken connection, a busy server) is tried again until nothing
 /// has got further for [`ClientOptions::timeout`]; refusals never are.
@@ -501,9 +501,9 @@ impl Client {
         self.inner.dialer.forget_begun();
     }
 
-    /// More connections would be better, by what was measured.
-    pub(crate) fn widen_to(&self, session: &Session, count: usize) {
-        if self.inner.streams.is_none() {
+    /// More connections would be better for a transfer of this size, by what was measured.
+    pub(crate) fn widen_to(&self, session: &Session, size: u64, count: usize) {
+        if self.inner.streams.is_none() && size >= LANES_FROM {
             self.open_lanes(session, count);
         }
     }

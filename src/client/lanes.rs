@@ -49,7 +49,8 @@ use crate::transfer::{Seen, Width};
 /// Groups of content that wait to be taken: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
 
-/// Reports of one transfer that are not looked at: there is at most one for each group that is under way.
+/// Reports of one transfer that are not looked at: there is at most one for each group that is under way. Those that only
+/// say that there is something to look at may be lost where there is no room: others are there to be looked at.
 const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (2 * WANTED_MAX + 4);
 
 /// The lanes of one session.
@@ -186,6 +187,14 @@ pub(crate) enum Report {
     MayAsk,
     /// So many connections would be better than those that there are.
     Wider(usize),
+}
+
+/// What is left of a transfer that is taken back from the lanes.
+pub(crate) enum Rest {
+    /// As [`Report::Came`].
+    Came(u64, Vec<Buffer>),
+    /// As [`Report::Worked`].
+    Worked(u64, Result<GroupHash>),
 }
 
 /// What was asked for over lanes.
@@ -507,6 +516,7 @@ impl Carrier {
     pub(crate) fn rest(&self, is_resting: bool) {
         let mut state = self.lanes.lock();
         let Some(carried) = state.transfers.get_mut(&self.transfer) else { return };
+        debug_assert!(!is_resting || !carried.parts.may_be_split(), "a free part would wait for ever");
         if std::mem::replace(&mut carried.is_resting, is_resting) != is_resting {
             state.wake();
         }
@@ -590,18 +600,20 @@ impl Carrier {
         }
     }
 
-    /// Takes the transfer back from the lanes, and tells one after the other what becomes of the groups that one of
-    /// them is working on. After the last, no lane does anything for this transfer.
+    /// Takes the transfer back from the lanes, and tells one after the other the groups that have come and were not
+    /// told yet, and what becomes of those that a lane is working on. After the last, no lane does anything for this
+    /// transfer.
     ///
     /// # Cancel safety
     /// Safe, but for what is said of the end.
-    pub(crate) async fn next_of_rest(&mut self) -> Option<(u64, Result<GroupHash>)> {
+    pub(crate) async fn next_of_rest(&mut self) -> Option<Rest> {
         self.lanes.forget(self.transfer);
         // Who is at work holds a sender, and lets go of all else before that.
         loop {
             match self.reports.recv().await? {
-                Report::Worked(group, worked) => return Some((group, worked)),
-                Report::Sent(_) | Report::Came(..) | Report::Lost(_) | Report::MayAsk | Report::Wider(_) => {}
+                Report::Worked(group, worked) => return Some(Rest::Worked(group, worked)),
+                Report::Came(group, parts) => return Some(Rest::Came(group, parts)),
+                Report::Sent(_) | Report::Lost(_) | Report::MayAsk | Report::Wider(_) => {}
             }
         }
     }
@@ -677,12 +689,30 @@ mod tests {
             assert!(!is_over.await, "it waits for who is at work");
             assert!(lanes.0.state.lock().unwrap().transfers.is_empty());
             go.send(()).unwrap();
-            let (group, worked) = rest.await.unwrap();
+            let Some(Rest::Worked(group, worked)) = rest.await else { panic!("nobody was at work") };
             assert_eq!(worked.unwrap().value, GroupHash::of(group, &[3; GROUP_LEN]).value);
         }
         assert!(carrier.next_of_rest().await.is_none());
         assert_eq!(Arc::strong_count(&file), 1, "nobody holds the file any more");
         lane.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_came_and_was_not_looked_at_is_told_at_the_end() {
+        let lanes = Lanes::new();
+        let mut carrier = lanes.carry(7, Shelf::default());
+        assert_eq!(lanes.missing(2), 1);
+        let number = lanes.enter(Place::Task).unwrap();
+        let mut groups = 0..2;
+        assert_eq!(carrier.ask(2 * GROUP_LEN as u64, 2, || groups.next()).groups, 2);
+        let mut front = Front::let_in(&lanes, number, Place::Task, &Pool::new(4 * GROUP_LEN));
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Ok(space)) = front.poll_space(&mut cx, 7, 0, GROUP_LEN) else { panic!("no space") };
+        space.fill(3);
+        front.filled(7, 0, GROUP_LEN).unwrap();
+        let Some(Rest::Came(0, parts)) = carrier.next_of_rest().await else { panic!("it is lost") };
+        assert!(parts.len() == 1 && parts[0].iter().all(|&byte| byte == 3));
+        assert!(carrier.next_of_rest().await.is_none());
     }
 
     #[tokio::test]
@@ -730,7 +760,7 @@ mod tests {
             drop(reports.try_send(Report::Worked(5, Ok(GroupHash::of(5, b"x")))));
         };
         let (rest, ()) = tokio::join!(carrier.next_of_rest(), at_work);
-        assert_eq!(rest.map(|(group, _)| group), Some(5));
+        assert!(matches!(rest, Some(Rest::Worked(5, Ok(_)))));
         assert!(carrier.next_of_rest().await.is_none());
     }
 

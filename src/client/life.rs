@@ -46,18 +46,25 @@ impl Life {
     }
 
     /// Once a second: whether the server is still there, and whether we should say that we are. `is_open`: something
-    /// is; `is_due`: the server owes an answer.
+    /// is; `is_due`: the server owes an answer; `is_full`: nothing is read, for want of memory of ours.
     ///
     /// # Errors
     /// `Timeout` when nothing was heard, or nothing got further, for too long.
-    pub(crate) fn tick(&mut self, connection: &mut Connection, is_open: bool, is_due: bool) -> Result<()> {
+    pub(crate) fn tick(
+        &mut self,
+        connection: &mut Connection,
+        is_open: bool,
+        is_due: bool,
+        is_full: bool,
+    ) -> Result<()> {
         let now = Instant::now();
         let traffic = connection.traffic();
         if traffic.sent != self.sent {
             (self.sent, self.told) = (traffic.sent, now);
         }
-        // What our own limit holds back is not the server's fault.
-        let is_waiting = is_open && (is_due || !connection.is_flushed()) && !connection.is_held_back();
+        // What our own limit holds back, or our disk, is not the server's fault.
+        let is_ours = is_full || connection.is_held_back();
+        let is_waiting = is_open && (is_due || !connection.is_flushed()) && !is_ours;
         self.patience.look(now, traffic.received, traffic.sent, is_waiting)?;
         if is_open
             && now.duration_since(self.told) >= WORKING_INTERVAL

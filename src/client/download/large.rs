@@ -15,7 +15,7 @@ use crate::buffer::Buffer;
 use crate::client::api::{Item, random_id};
 use crate::client::event::{Event, Outcome};
 use crate::client::keep::{self, Found, Keeper};
-use crate::client::lanes::{Pace, Report};
+use crate::client::lanes::{Pace, Report, Rest};
 use crate::client::session::{Exchange, Reply, Session};
 use crate::client::shelf::Shelf;
 use crate::client::stalls::{Cause, Stalls};
@@ -394,7 +394,9 @@ impl Job {
         if !is_ordered && session.round_trip() >= NEAR_ROUND_TRIP {
             carrier.let_split(self.client.pool(), session.round_trip());
         }
-        let mut room = (is_here && !is_ordered).then(|| Room::new(Way::Down));
+        // Further connections over a long link are no threads beside this one, and do not rest.
+        let is_shared_out = is_here && !is_ordered && session.round_trip() < NEAR_ROUND_TRIP && session.threads() > 1;
+        let mut room = is_shared_out.then(|| Room::new(Way::Down));
         if room.is_some() {
             let (sink, stalls) = (partial.sink.clone(), Arc::clone(self.client.stalls()));
             carrier.let_work(Arc::new(move |index, buffer| save(&sink, &stalls, index, std::slice::from_ref(&buffer))));
@@ -506,7 +508,12 @@ impl Job {
                         elsewhere -= 1;
                         again.push_back(index);
                     }
-                    Report::Wider(count) => self.client.widen_to(session, count),
+                    Report::Wider(count) => {
+                        // A stream keeps to the first connection.
+                        if !is_ordered {
+                            self.client.widen_to(session, partial.size, count);
+                        }
+                    }
                     Report::MayAsk | Report::Sent(_) => {}
                 },
                 Some(written) = writes.join_next() => {
@@ -524,14 +531,22 @@ impl Job {
             }
             self.client.stalls().since(if is_full { Cause::Saving } else { Cause::Content }, begun.into_std());
         };
-        // What came before a failure is kept: the next attempt goes on from there.
-        while let Some(written) = writes.join_next().await {
-            if let Ok(Ok((index, hash))) = written {
-                partial.saved(index, hash, item);
+        // What came before a failure is kept: the next attempt goes on from there. Where it was the failure of a
+        // write, nothing is written any more.
+        let is_written = result.as_ref().is_err_and(|error| error.kind().is_retryable());
+        while let Some(rest) = carrier.next_of_rest().await {
+            match rest {
+                Rest::Came(index, parts) if is_written => write(&mut writes, partial.sink.clone(), index, parts),
+                Rest::Came(..) => {}
+                Rest::Worked(index, worked) => {
+                    if let Ok(hash) = worked {
+                        partial.saved(index, hash, item);
+                    }
+                }
             }
         }
-        while let Some((index, worked)) = carrier.next_of_rest().await {
-            if let Ok(hash) = worked {
+        while let Some(written) = writes.join_next().await {
+            if let Ok(Ok((index, hash))) = written {
                 partial.saved(index, hash, item);
             }
         }

@@ -193,9 +193,12 @@ impl Front {
             !lane.under_way.is_empty() || lane.wanted.values().any(|wanted| !wanted.ranges.is_empty())
         };
         while ticks.poll_tick(cx).is_ready() {
-            life.tick(connection, is_due, is_due)?;
-            let state = self.lanes.lock();
-            self.filling.retain(|transfer, _| state.transfers.contains_key(transfer));
+            {
+                let state = self.lanes.lock();
+                self.leases.retain(|transfer| state.transfers.contains_key(&transfer));
+                self.filling.retain(|transfer, _| state.transfers.contains_key(transfer));
+            }
+            life.tick(connection, is_due, is_due, self.leases.is_waiting())?;
         }
         let mut events = 0;
         while let Poll::Ready(event) = connection.poll_next(cx, self) {

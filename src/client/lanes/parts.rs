@@ -80,6 +80,11 @@ impl Parts {
         Parts { splitting, groups: std::mem::take(&mut self.groups) }
     }
 
+    /// Whether groups may be split from some time on.
+    pub(super) fn may_be_split(&self) -> bool {
+        self.splitting.is_some()
+    }
+
     /// Splits groups from now on, in buffers of this pool, for lanes to a server that is so far away.
     pub(super) fn let_split(&mut self, pool: Pool, round_trip: Duration) {
         let ahead = round_trip * 3 / 2 + Duration::from_millis(50);

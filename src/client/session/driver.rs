@@ -188,6 +188,16 @@ impl Leases {
         Leases { pool, wait: None }
     }
 
+    /// Whether a buffer is waited for, so that nothing is read.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.wait.is_some()
+    }
+
+    /// Waits no more for transfers of which this says so.
+    pub(crate) fn retain(&mut self, is_wanted: impl Fn(u32) -> bool) {
+        self.wait.take_if(|(transfer, ..)| !is_wanted(*transfer));
+    }
+
     /// A buffer for a transfer, now or when there is room.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, transfer: u32, len: usize) -> Poll<Buffer> {
         if let Some(buffer) = self.pool.try_lease(len) {
@@ -282,8 +292,9 @@ fn poll_step(
     while ticks.poll_tick(cx).is_ready() {
         let desk = session.desk();
         let (is_open, is_due) = (!desk.slots.is_empty(), desk.slots.values().any(|slot| slot.is_due));
+        front.leases.retain(|transfer| desk.slots.contains_key(&transfer));
         drop(desk);
-        life.tick(connection, is_open, is_due)?;
+        life.tick(connection, is_open, is_due, front.leases.is_waiting())?;
         session.lanes().look(connection, life.age());
         front.seen.look(connection, &session.0.stalls);
         // What was being received for exchanges that have ended meanwhile.
@@ -486,3 +497,28 @@ fn deliver(session: &Session, kind: Kind, transfer: u32, reply: Reply) -> Result
 #[cfg(test)]
 #[path = "../../../tests/sim/line.rs"]
 pub(crate) mod simulated;
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_waited_for_until_it_comes_or_its_transfer_is_gone() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let pool = Pool::new(GROUP_LEN);
+        let mut leases = Leases::new(pool.clone());
+        let Poll::Ready(first) = leases.poll(&mut cx, 1, GROUP_LEN) else { panic!("there is room") };
+        assert!(!leases.is_waiting());
+        assert!(leases.poll(&mut cx, 2, GROUP_LEN).is_pending());
+        leases.retain(|transfer| transfer == 2);
+        assert!(leases.is_waiting());
+        leases.retain(|transfer| transfer != 2);
+        assert!(!leases.is_waiting(), "nobody wants it any more");
+        assert!(leases.poll(&mut cx, 3, GROUP_LEN).is_pending());
+        drop(first);
+        assert!(leases.poll(&mut cx, 3, GROUP_LEN).is_ready());
+        assert!(!leases.is_waiting());
+    }
+}

@@ -21,7 +21,7 @@ use crate::client::workplace::{Room, Workplace};
 use crate::client::zeros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
-use crate::limits::{GROUP_LEN, ZERO_RUNS_MAX};
+use crate::limits::{GROUP_LEN, NEAR_ROUND_TRIP, ZERO_RUNS_MAX};
 use crate::protocol::{self, Finish, Holding, IfExists, Put, Stored};
 use crate::storage;
 use crate::transfer::{Decision, Runs, Sender, Taken, Way};
@@ -365,8 +365,12 @@ impl Job {
         let mut reads: JoinSet<Result<Read>> = JoinSet::new();
         let mut carrier = exchange.carry(&Shelf::default());
         self.client.widen(exchange.session(), content.size(), Way::Up);
-        let workplace = exchange.session().workplace(content.is_in_memory());
-        let mut room = (workplace == Workplace::Here).then(|| Room::new(Way::Up));
+        let session = exchange.session();
+        let workplace = session.workplace(content.is_in_memory());
+        // Further connections over a long link are no threads beside this one, and do not rest.
+        let is_near = session.round_trip() < NEAR_ROUND_TRIP;
+        let is_shared_out = workplace == Workplace::Here && is_near && session.threads() > 1;
+        let mut room = is_shared_out.then(|| Room::new(Way::Up));
         let takes_zeros = exchange.session().hello().zeros == Some(true);
         let mut zeros = Runs::default();
         let mut foretold: Option<Finish> = None;
@@ -459,7 +463,7 @@ impl Job {
                         item.advance_group(group, len, len);
                     }
                     Report::Lost(group) => sender.give_back(group),
-                    Report::Wider(count) => self.client.widen_to(exchange.session(), count),
+                    Report::Wider(count) => self.client.widen_to(exchange.session(), content.size(), count),
                     Report::MayAsk | Report::Came(..) | Report::Worked(..) => {}
                 },
                 reply = exchange.next() => if let Some(end) = heard(exchange, sender, &mut foretold, reply?)? {
