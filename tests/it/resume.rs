@@ -2,6 +2,7 @@
 //! F01, F02, D01, D11). What is stored is right whatever is held; what is held is not sent again.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -13,7 +14,9 @@ use sealift::hash::GroupHash;
 use sealift::transfer::{Ledger, Record};
 use serde_json::Value;
 
-use crate::rig::{Cut, Mount, Plan, Proxy, Ran, Server, World, binary, content, hash_of, leftovers, remote, until};
+use crate::rig::{
+    Cut, Hook, Mount, Plan, Proxy, Ran, Server, World, binary, content, hash_of, leftovers, remote, until,
+};
 
 const MIB: usize = 1 << 20;
 const STEP: u64 = 64 << 10;
@@ -59,23 +62,34 @@ fn start(server: &Server, source: &Path, target: &str) -> Child {
     command.arg(source).arg(target).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Begins an upload over a slow link and kills its client once so many bytes have passed.
+/// Runs a client over a link that calls what it is given when the client is to be killed. Later connections over the
+/// same link come through.
 #[track_caller]
-fn interrupt(server: &Server, source: &Path, name: &str, at: u64) {
+fn kill(server: &Server, plan: impl Fn(Hook) -> Plan + Send + 'static, start: impl FnOnce(u16) -> Child) -> Proxy {
     let victim = Arc::new(AtomicI32::new(0));
     let dying = Arc::clone(&victim);
-    let proxy = Proxy::new(server.port, move |_| {
+    let proxy = Proxy::new(server.port, move |number| {
+        if number > 0 {
+            return Plan::default();
+        }
         let dying = Arc::clone(&dying);
-        let hook: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+        plan(Arc::new(move || {
             let pid = until("the client is known", || Pid::from_raw(dying.load(Ordering::SeqCst)));
             let _ = kill_process(pid, Signal::KILL);
-        });
-        Plan { up: Some((at, hook)), rate: Some(4 * SLOW), ..Plan::default() }
+        }))
     });
-    let client = start(server, source, &remote(proxy.port, name));
+    let client = start(proxy.port);
     victim.store(Pid::from_child(&client).as_raw_nonzero().get(), Ordering::SeqCst);
     let output = client.wait_with_output().unwrap();
     assert!(!output.status.success(), "it was to be killed: {output:?}");
+    proxy
+}
+
+/// Begins an upload over a slow link and kills its client once so many bytes have passed.
+#[track_caller]
+fn interrupt(server: &Server, source: &Path, name: &str, at: u64) {
+    let plan = move |kills| Plan { up: Some((at, kills)), rate: Some(4 * SLOW), ..Plan::default() };
+    kill(server, plan, |port| start(server, source, &remote(port, name)));
 }
 
 #[track_caller]
@@ -549,4 +563,87 @@ fn on_a_file_system_that_shares_blocks_only_what_changed_is_written() {
     assert_eq!((&ran.summary()["unchanged"], number(&ran, "bytes_moved")), (&1.into(), 0), "{ran:?}");
     check_stored(&world, "x", &bytes);
     drop(server);
+}
+
+/// What lies hidden beside the targets of downloads.
+fn beside(world: &World) -> Vec<PathBuf> {
+    let there = fs::read_dir(world.path("")).unwrap().map(|entry| entry.unwrap().path());
+    there.filter(|path| path.file_name().unwrap().as_bytes().starts_with(b".sealift-")).collect()
+}
+
+/// Cases F01, D11: what came of a download is used by the next run as far as it is right, whatever became of it, and of
+/// the server's file, in between.
+#[test]
+fn a_killed_download_goes_on_with_what_is_right() {
+    let len = 9 * MIB + 5;
+    let old = content(40, len);
+    let other_group = [&old[..MIB], &content(41, MIB), &old[2 * MIB..]].concat();
+    let all_of_it = len as u64;
+    let most = (len - 2 * MIB) as u64;
+    let cases = [
+        ("the same", old.clone(), false, 0..=most),
+        ("one group is another", other_group, false, MIB as u64..=most + MIB as u64),
+        ("all of it is another", content(42, len), false, all_of_it..=all_of_it),
+        ("what came was damaged", old.clone(), true, MIB as u64..=most + MIB as u64),
+    ];
+    for (what, new, is_damaged, moved) in cases {
+        let world = World::new();
+        let server = world.serve();
+        let (there, target) = (world.root().join("x"), world.path("down"));
+        fs::write(&there, &old).unwrap();
+        let plan = |kills| Plan { down: Some((7_500_000, kills)), rate: Some(SLOW / 2), ..Plan::default() };
+        let proxy = kill(&server, plan, |port| {
+            let mut command = server.client(&["get", "--json", &remote(port, "x")]);
+            command.arg(&target).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        });
+        assert!(!target.exists(), "{what}");
+        let mut kept = beside(&world);
+        kept.sort_by_key(|path| fs::metadata(path).unwrap().len());
+        assert_eq!(kept.len(), 2, "{what}: a record and content: {kept:?}");
+        if is_damaged {
+            let file = fs::OpenOptions::new().read(true).write(true).open(&kept[1]).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, 1000).unwrap();
+            file.write_all_at(&[byte[0] ^ 4], 1000).unwrap();
+        }
+        if new != old {
+            fs::write(&there, &new).unwrap();
+        }
+        // What is kept is known by the server's name, which for the client is that of the link.
+        let ran = server.run("get", [remote(proxy.port, "x").as_ref(), target.as_os_str()]);
+        assert_eq!(ran.code, 0, "{what}: {ran:?}");
+        assert!(fs::read(&target).unwrap() == new, "{what}: other content");
+        assert!(moved.contains(&number(&ran, "bytes_moved")), "{what}: {moved:?}: {ran:?}");
+        assert!(beside(&world).is_empty(), "{what}");
+    }
+}
+
+/// A stream cannot be read again: it fails when it is cut, unless it was written down before.
+#[test]
+fn a_spooled_stream_goes_on_and_another_fails() {
+    let world = World::new();
+    let server = world.serve();
+    let bytes = content(43, 5 * MIB + 3);
+    let source = world.file("x", &bytes);
+    for is_spooled in [false, true] {
+        let proxy = Proxy::new(server.port, |number| Plan {
+            cut_up: (number == 0).then_some((2_500_000, Cut::End)),
+            rate: Some(2 * SLOW),
+            ..Plan::default()
+        });
+        let target = remote(proxy.port, "x");
+        let args: &[&str] = if is_spooled { &["put", "--json", "--spool"] } else { &["put", "--json"] };
+        let output = server.client(args).args(["-", &target]).stdin(fs::File::open(&source).unwrap()).output().unwrap();
+        let ran = Ran::of(output);
+        if is_spooled {
+            assert_eq!(ran.code, 0, "{ran:?}");
+            check_stored(&world, "x", &bytes);
+            assert_eq!(number(&ran, "retries"), 1, "{ran:?}");
+            assert!(proxy.bytes().0 < bytes.len() as u64 + 500_000, "what was held was sent again: {ran:?}");
+        } else {
+            assert_ne!(ran.code, 0, "{ran:?}");
+            assert!(ran.failures().contains("--spool"), "what would help is said: {ran:?}");
+            assert!(!world.root().join("x").exists());
+        }
+    }
 }

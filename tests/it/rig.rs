@@ -489,7 +489,7 @@ pub(crate) enum Cut {
     Silence,
 }
 
-type Hook = Arc<dyn Fn() + Send + Sync>;
+pub(crate) type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// What happens to one connection, by the number of bytes that have passed in one direction.
 #[derive(Clone, Default)]

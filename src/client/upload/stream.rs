@@ -130,7 +130,7 @@ impl Job {
         }
         // Until the first byte has left it can be tried again; then it cannot, as nobody can read it once more.
         let mut retry = self.client.retry();
-        let mut exchange = loop {
+        let exchange = loop {
             match self.open_stream(&put).await {
                 Ok(Opened::Exchange(exchange)) => break exchange,
                 Ok(Opened::Skipped(stored)) => {
@@ -140,6 +140,22 @@ impl Job {
                 Err(error) => retry.after(error).await?,
             }
         };
+        let sent = self.send_blocks(exchange, first, &mut blocks, check, item).await;
+        sent.map_err(|error| match error.kind().is_retryable() {
+            true => error.context("a stream cannot be read again (with `--spool` it goes on)"),
+            false => error,
+        })
+    }
+
+    /// Sends a stream to its end, once.
+    async fn send_blocks(
+        &self,
+        mut exchange: Exchange,
+        first: Block,
+        blocks: &mut mpsc::Receiver<Result<Block>>,
+        check: StreamCheck,
+        item: &mut Item,
+    ) -> Result<(Stored, Root, u64)> {
         let (mut tree, mut size, mut block) = (Tree::new(), 0_u64, first);
         loop {
             let (index, content) = (size / GROUP_LEN as u64, block.content);
@@ -159,7 +175,7 @@ impl Job {
                 break;
             }
             tokio::select! {
-                next = self.client.stalls().during(Cause::Source, next_block(&mut blocks)) => block = next?,
+                next = self.client.stalls().during(Cause::Source, next_block(blocks)) => block = next?,
                 reply = exchange.next() => {
                     let reply = reply?;
                     return Err(exchange.unexpected(&reply));
