@@ -620,7 +620,7 @@ pub enum UploadsCommand {
     override_usage = "sealift serve --root DIR (--certs DIR | --cert F --key F) [OPTIONS]",
     after_help = "\
 Prints `listening on ADDR:PORT` once it accepts; logs go to standard error.
-SIGTERM and ctrl-C let transfers reach a checkpoint, a second one stops at once.
+SIGTERM and ctrl-C let transfers go on for up to 30 s, a second one stops at once.
 
 Example:
   sealift serve --root /srv/files --certs certs --listen 0.0.0.0:7443"
@@ -678,7 +678,7 @@ pub struct ServeArgs {
     /// Validate everything and exit
     #[arg(long)]
     pub check: bool,
-    /// Print every limit and exit
+    /// Print the limits and exit
     #[arg(long)]
     pub show_limits: bool,
     /// Log more: -v messages, -vv frames

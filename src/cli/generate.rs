@@ -105,9 +105,14 @@ fn shown_commands() -> clap::Command {
 }
 
 fn pages(directory: &Path) -> Result<()> {
-    let mut command = shown_commands();
+    let mut command = with_all_flags(shown_commands());
     command.build();
     page(&command, directory)
+}
+
+/// A command whose flags are all shown: a manual page need not fit a screen.
+fn with_all_flags(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| arg.hide(false)).mut_subcommands(with_all_flags)
 }
 
 fn page(command: &clap::Command, directory: &Path) -> Result<()> {

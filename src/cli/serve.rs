@@ -333,7 +333,7 @@ fn logging(args: &ServeArgs) {
     // What cannot be written is lost: saying so on standard error, which is where it was to go, would end the process.
     let logs = logs.log_internal_errors(false);
     // A second subscriber is only set up by tests that run the command twice in one process.
-    let _ = logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init();
+    let _ = logs.try_init();
 }
 
 /// How many of the connections of one address may not have said hello: whoever may have more of them may also make more
