@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -37,6 +38,17 @@ struct Inner {
     budget: Arc<Semaphore>,
     page_count: usize,
     kept: Mutex<Vec<Vec<u8>>>,
+    /// How much work is under way that gives buffers back.
+    emptying: AtomicUsize,
+}
+
+/// Work that gives buffers back at its end, while this lives: see [`Pool::emptying`].
+pub struct Emptying(Arc<Inner>);
+
+impl Drop for Emptying {
+    fn drop(&mut self) {
+        self.0.emptying.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pool {
@@ -46,7 +58,9 @@ impl Pool {
     pub fn new(budget: usize) -> Pool {
         let page_count = (budget.max(GROUP_LEN) / BUFFER_ALIGN).min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
         let budget = Arc::new(Semaphore::new(page_count));
-        Pool { inner: Arc::new(Inner { budget, page_count, kept: Mutex::new(Vec::new()) }) }
+        Pool {
+            inner: Arc::new(Inner { budget, page_count, kept: Mutex::new(Vec::new()), emptying: AtomicUsize::new(0) }),
+        }
     }
 
     /// A buffer of `len` bytes, if the budget has room for it now. Its content is arbitrary: what an earlier user
@@ -74,6 +88,19 @@ impl Pool {
             .await
             .expect("the budget is never closed");
         self.fill(len, permit)
+    }
+
+    /// Says that work is begun which gives buffers back at its end. Keep the answer until then.
+    #[must_use]
+    pub fn emptying(&self) -> Emptying {
+        self.inner.emptying.fetch_add(1, Ordering::Relaxed);
+        Emptying(Arc::clone(&self.inner))
+    }
+
+    /// Whether such work is under way.
+    #[must_use]
+    pub fn is_emptied(&self) -> bool {
+        self.inner.emptying.load(Ordering::Relaxed) > 0
     }
 
     /// Bytes that are free now.

@@ -46,7 +46,7 @@ impl Life {
     }
 
     /// Once a second: whether the server is still there, and whether we should say that we are. `is_open`: something
-    /// is; `is_due`: the server owes an answer; `is_full`: nothing is read, for want of memory of ours.
+    /// is; `is_due`: the server owes an answer; `is_full`: nothing is read until work of ours is done.
     ///
     /// # Errors
     /// `Timeout` when nothing was heard, or nothing got further, for too long.

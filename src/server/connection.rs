@@ -297,7 +297,7 @@ impl<C: Outlet> Driver<C> {
         watch.look(
             self.connection.moved(),
             self.is_idle(),
-            self.flow.is_working() || self.connection.is_held_back(),
+            self.flow.holds_up(self.connection.control_queued()) || self.connection.is_held_back(),
         )?;
         if !self.is_idle() {
             // Certificates and revocation lists end by themselves.

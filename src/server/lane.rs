@@ -123,7 +123,8 @@ impl<C: Outlet> Lane<C> {
         self.shared.bind(&self.flow.who, &mut self.connection)?;
         let is_idle = self.flow.is_idle() && self.connection.is_flushed();
         // With nothing to do it waits for its session, whose first connection is held to that deadline.
-        let may_wait = is_idle || self.flow.is_working() || self.connection.is_held_back();
+        let holds_up = self.flow.holds_up(self.connection.control_queued()) || self.connection.is_held_back();
+        let may_wait = is_idle || holds_up;
         watch.look(self.connection.moved(), false, may_wait)?;
         if !is_idle && (self.connection.is_flushed() || self.connection.is_held_back()) {
             let phase = if self.flow.is_working() { Phase::Syncing } else { Phase::Waiting };

@@ -113,8 +113,15 @@ pub fn make(request: &Request, now: OffsetDateTime) -> Result<Report> {
     }
 
     let mut items = vec![ca];
-    for wish in wishes(request, &folder, now)? {
-        items.push(folder.ensure_leaf(&authority, &wish, request, now, &mut notes)?);
+    for wish in wishes(request, &folder, now, &mut notes)? {
+        match folder.ensure_leaf(&authority, &wish, request, now, &mut notes) {
+            Ok(item) => items.push(item),
+            // Nobody asked for it: it keeps nothing else from being done.
+            Err(error) if wish.is_renewal => {
+                notes.push(format!("{}.pem ends soon, and could not be renewed: {}", wish.stem, error.chain()));
+            }
+            Err(error) => return Err(error),
+        }
     }
     let server = folder.certificate(SERVER)?;
     let pin = Pin::of_public_key(&Facts::parse(&server)?.public_key);
@@ -252,10 +259,14 @@ struct Wish {
     kind: Kind,
     /// Asked for by name, so that what stands against it is an error and not a note.
     is_explicit: bool,
+    /// Of a client that nobody named, whose certificate is near its end.
+    is_renewal: bool,
     new_key: bool,
+    /// Days that its certificate is renewed for, unless others are asked for.
+    days: u32,
 }
 
-fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime) -> Result<Vec<Wish>> {
+fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime, notes: &mut Vec<String>) -> Result<Vec<Wish>> {
     let force_all = request.force && request.clients.is_empty();
     let mut names = vec![ClientName::default()];
     for name in &request.clients {
@@ -271,8 +282,9 @@ fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime) -> Result<Vec
                 names.push(name);
             }
         }
-    } else {
-        // Of clients that are not named, what is near its end is renewed.
+    }
+    let mut renewals = Vec::new();
+    if !request.new_authority {
         for known in folder.issued.clients() {
             if names.iter().all(|name| name.as_str() != known)
                 && let Ok(certificate) = folder.certificate(known)
@@ -280,7 +292,16 @@ fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime) -> Result<Vec
                 && !folder.issued.is_revoked(&facts.serial)
                 && facts.not_after < now + RENEWAL
             {
-                names.push(known.parse()?);
+                // Short ones, and those that have ended, may be meant to end.
+                let days = (facts.not_after - facts.not_before).whole_days();
+                let days = u32::try_from(days).ok().filter(|&days| Duration::days(i64::from(days)) > RENEWAL);
+                match days.filter(|_| now < facts.not_after) {
+                    Some(days) => renewals.push((known.to_owned(), days)),
+                    None => notes.push(format!(
+                        "{known}.pem ends on {}: `sealift certs --client {known}` renews it",
+                        day(facts.not_after)
+                    )),
+                }
             }
         }
     }
@@ -288,7 +309,9 @@ fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime) -> Result<Vec
         stem: SERVER.to_owned(),
         kind: Kind::Server,
         is_explicit: !request.hosts.is_empty(),
+        is_renewal: false,
         new_key: force_all,
+        days: LEAF_DAYS,
     };
     let clients = names.into_iter().map(|name| {
         let is_explicit = request.clients.contains(&name);
@@ -296,10 +319,20 @@ fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime) -> Result<Vec
             stem: name.to_string(),
             kind: Kind::Client,
             is_explicit,
+            is_renewal: false,
             new_key: force_all && name == ClientName::default() || request.force && is_explicit,
+            days: LEAF_DAYS,
         }
     });
-    Ok(std::iter::once(server).chain(clients).collect())
+    let renewals = renewals.into_iter().map(|(stem, days)| Wish {
+        stem,
+        kind: Kind::Client,
+        is_explicit: false,
+        is_renewal: true,
+        new_key: false,
+        days,
+    });
+    Ok(std::iter::once(server).chain(clients).chain(renewals).collect())
 }
 
 /// What there is of a pair of files.
@@ -440,6 +473,7 @@ impl Folder {
         notes: &mut Vec<String>,
     ) -> Result<Item> {
         let stem = wish.stem.as_str();
+        let made_for = request.days.unwrap_or(LEAF_DAYS);
         let mut hosts = match wish.kind {
             Kind::Server => ["localhost", "127.0.0.1", "::1"].iter().map(|host| host.parse()).collect::<Result<_>>()?,
             Kind::Client => Vec::new(),
@@ -459,17 +493,17 @@ impl Folder {
             }
             merge_hosts(&mut hosts, wish, request);
             let key = self.new_key(authority, stem)?;
-            return self.issue(authority, wish, &hosts, &key, request, now, Outcome::Made);
+            return self.issue(authority, wish, &hosts, &key, made_for, now, Outcome::Made);
         }
         match self.find(stem)? {
             Found::Nothing => {
                 merge_hosts(&mut hosts, wish, request);
                 let key = self.new_key(authority, stem)?;
-                self.issue(authority, wish, &hosts, &key, request, now, Outcome::Made)
+                self.issue(authority, wish, &hosts, &key, made_for, now, Outcome::Made)
             }
             Found::KeyOnly(key) => {
                 merge_hosts(&mut hosts, wish, request);
-                self.issue(authority, wish, &hosts, &key, request, now, Outcome::Made)
+                self.issue(authority, wish, &hosts, &key, made_for, now, Outcome::Made)
             }
             Found::CertificateOnly(facts) => {
                 let missing = format!("{} is not there", self.path(&format!("{stem}-key.pem")).display());
@@ -510,13 +544,16 @@ impl Folder {
                     hosts = earlier_hosts(&facts, &hosts);
                 }
                 let has_new_hosts = merge_hosts(&mut hosts, wish, request);
-                let is_asked_for = request.days.is_some() && (wish.is_explicit || request.clients.is_empty());
-                let is_near_end = facts.not_after < now + RENEWAL
-                    && authority.end_of(LEAF_DAYS, now) > facts.not_after + Duration::DAY;
+                let is_meant = wish.is_explicit || request.clients.is_empty() && !wish.is_renewal;
+                let asked = request.days.filter(|_| is_meant);
+                let days = asked.unwrap_or(wish.days);
+                let is_asked_for = asked.is_some();
+                let is_near_end =
+                    facts.not_after < now + RENEWAL && authority.end_of(days, now) > facts.not_after + Duration::DAY;
                 if is_current && !has_new_hosts && !is_asked_for && !is_near_end {
                     return Ok(item(stem, Outcome::Kept, &facts));
                 }
-                self.issue(authority, wish, &hosts, &key, request, now, Outcome::Renewed)
+                self.issue(authority, wish, &hosts, &key, days, now, Outcome::Renewed)
             }
         }
     }
@@ -536,7 +573,7 @@ impl Folder {
         wish: &Wish,
         hosts: &[Host],
         key: &Key,
-        request: &Request,
+        days: u32,
         now: OffsetDateTime,
         outcome: Outcome,
     ) -> Result<Item> {
@@ -559,7 +596,7 @@ impl Folder {
                 Subject::Client(&client)
             }
         };
-        let made = authority.issue(subject, key, request.days.unwrap_or(LEAF_DAYS), now)?;
+        let made = authority.issue(subject, key, days, now)?;
         self.issued.entries.push(entry(&made.facts, authority, wish.kind, &wish.stem));
         self.write_issued()?;
         write_file(&self.directory, &file, made.pem.as_bytes(), PUBLIC)?;

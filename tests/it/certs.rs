@@ -6,9 +6,11 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use sealift::tls::folder::{self, Request};
 use sealift::tls::x509::{Facts, RevocationFacts};
 use sealift::tls::{ClientOptions, ClientTls, Pin, ServerOptions, ServerTls, pem};
 use tempfile::TempDir;
+use time::{Duration, OffsetDateTime};
 
 struct Place {
     folder: TempDir,
@@ -246,28 +248,62 @@ fn new_hosts_and_days_issue_again_from_the_same_key() {
     let days = (again.not_after - time::OffsetDateTime::now_utc()).whole_hours();
     assert_eq!((days + 1) / 24, 100);
 
-    // Under 30 days left: renewed without being asked, whether or not it is named.
-    place.succeed(&["--client", "alice", "--client", "bob", "--client", "carol", "--client", "dave"]);
-    place.succeed(&["--days", "29", "--client", "alice", "--client", "bob", "--client", "carol"]);
+    // Under 30 days left: renewed without being asked.
     place.succeed(&["--days", "29"]);
-    place.succeed(&["--revoke", "bob"]);
-    fs::remove_file(place.path("certs/carol-key.pem")).unwrap();
-    let stems = ["server", "client", "alice", "bob", "carol", "dave"];
-    let of_each = |place: &Place| stems.map(|stem| place.facts(&format!("certs/{stem}.pem")).serial);
-    let pins = ["client", "alice"].map(|stem| place.pin(&format!("certs/{stem}.pem")));
-    let before = of_each(&place);
-    let said = place.succeed(&[]);
-    let after = of_each(&place);
-    let is_renewed: Vec<bool> = before.iter().zip(&after).map(|(before, after)| before != after).collect();
-    assert_eq!(is_renewed, [true, true, true, false, false, false], "revoked, without a key, far from its end: {said}");
-    assert_eq!(["client", "alice"].map(|stem| place.pin(&format!("certs/{stem}.pem"))), pins);
-    assert!(said.contains("carol-key.pem is not there: carol.pem is left as it is"), "{said}");
-    assert_eq!(place.pin("certs/server.pem"), pin);
+    let serial = place.facts("certs/client.pem").serial;
     place.succeed(&[]);
-    assert_eq!(of_each(&place), after, "nothing is near its end any more");
+    assert_ne!(place.facts("certs/client.pem").serial, serial);
+    assert_eq!(place.pin("certs/server.pem"), pin);
     // Nothing outlives the authority.
     place.succeed(&["--days", "3650"]);
     assert!(place.facts("certs/server.pem").not_after <= place.facts("certs/ca.pem").not_after);
+}
+
+/// What is near its end is renewed for as long as it lasted, named or not. What is short or has ended may be meant to
+/// end, and what cannot be renewed keeps nothing else from being done.
+#[test]
+fn clients_that_nobody_named_are_renewed_as_they_were() {
+    let place = Place::new();
+    let begun = OffsetDateTime::now_utc();
+    let make = |clients: &[&str], days, after| {
+        let clients = clients.iter().map(|name| name.parse().unwrap()).collect();
+        let request = Request { directory: place.path("certs"), clients, days, ..Request::default() };
+        folder::make(&request, begun + Duration::days(after)).unwrap()
+    };
+    make(&["alice", "bob", "carol", "eve"], None, 0);
+    make(&["gone"], Some(300), 0);
+    make(&["long"], Some(200), 165);
+    make(&["brief"], Some(20), 330);
+    make(&["fresh"], None, 330);
+    place.succeed(&["--revoke", "bob"]);
+    fs::remove_file(place.path("certs/carol-key.pem")).unwrap();
+    fs::copy(place.path("certs/alice-key.pem"), place.path("certs/eve-key.pem")).unwrap();
+    let names = ["server", "client", "alice", "long", "zoe", "bob", "carol", "eve", "gone", "brief", "fresh"];
+    let ends = || {
+        names.map(|name| {
+            place
+                .path(&format!("certs/{name}.pem"))
+                .exists()
+                .then(|| (place.facts(&format!("certs/{name}.pem")).not_after - begun + Duration::HOUR).whole_days())
+        })
+    };
+    let pins = || ["server", "client", "alice", "long"].map(|name| place.pin(&format!("certs/{name}.pem")));
+    let (before, keys) = (ends(), pins());
+    let notes = make(&["zoe"], Some(7), 345).notes.join("\n");
+    let after: Vec<i64> = ends().into_iter().flatten().collect();
+    assert_eq!(after[..5], [710, 710, 710, 545, 352], "{notes}");
+    let kept: Vec<i64> = before[5..].iter().copied().flatten().collect();
+    assert_eq!(after[5..], kept, "{notes}");
+    assert_eq!(pins(), keys);
+    for note in [
+        "carol-key.pem is not there: carol.pem is left as it is",
+        "eve.pem ends soon, and could not be renewed: ",
+        "gone.pem ends on ",
+        "brief.pem ends on ",
+    ] {
+        assert!(notes.contains(note), "{note}: {notes}");
+    }
+    assert!(!notes.contains("bob") && !notes.contains("fresh"), "{notes}");
 }
 
 #[test]

@@ -417,8 +417,11 @@ impl Job {
         let mut pace = Pace::new();
         let mut is_beginning = true;
         let write = |writes: &mut JoinSet<Result<(u64, GroupHash)>>, sink: Sink, index: u64, parts: Vec<Buffer>| {
-            let stalls = Arc::clone(self.client.stalls());
-            workplace.spawn(writes, move || Ok((index, save(&sink, &stalls, index, &parts)?)));
+            let (stalls, emptying) = (Arc::clone(self.client.stalls()), self.client.pool().emptying());
+            workplace.spawn(writes, move || {
+                let _emptying = emptying;
+                Ok((index, save(&sink, &stalls, index, &parts)?))
+            });
         };
         let result = 'moving: loop {
             let Partial { size, tree, next, shelf, .. } = &mut *partial;

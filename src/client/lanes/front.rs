@@ -198,7 +198,7 @@ impl Front {
                 self.leases.retain(|transfer| state.transfers.contains_key(&transfer));
                 self.filling.retain(|transfer, _| state.transfers.contains_key(transfer));
             }
-            life.tick(connection, is_due, is_due, self.leases.is_waiting())?;
+            life.tick(connection, is_due, is_due, self.leases.is_held_up())?;
         }
         let mut events = 0;
         while let Poll::Ready(event) = connection.poll_next(cx, self) {

@@ -188,9 +188,9 @@ impl Leases {
         Leases { pool, wait: None }
     }
 
-    /// Whether a buffer is waited for, so that nothing is read.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.wait.is_some()
+    /// Whether nothing is read because a buffer is waited for that some work of this side will give back.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.wait.is_some() && self.pool.is_emptied()
     }
 
     /// Waits no more for transfers of which this says so.
@@ -294,7 +294,7 @@ fn poll_step(
         let (is_open, is_due) = (!desk.slots.is_empty(), desk.slots.values().any(|slot| slot.is_due));
         front.leases.retain(|transfer| desk.slots.contains_key(&transfer));
         drop(desk);
-        life.tick(connection, is_open, is_due, front.leases.is_waiting())?;
+        life.tick(connection, is_open, is_due, front.leases.is_held_up())?;
         session.lanes().look(connection, life.age());
         front.seen.look(connection, &session.0.stalls);
         // What was being received for exchanges that have ended meanwhile.
@@ -510,15 +510,19 @@ mod tests {
         let pool = Pool::new(GROUP_LEN);
         let mut leases = Leases::new(pool.clone());
         let Poll::Ready(first) = leases.poll(&mut cx, 1, GROUP_LEN) else { panic!("there is room") };
-        assert!(!leases.is_waiting());
+        let work = pool.emptying();
+        assert!(!leases.is_held_up());
         assert!(leases.poll(&mut cx, 2, GROUP_LEN).is_pending());
         leases.retain(|transfer| transfer == 2);
-        assert!(leases.is_waiting());
+        assert!(leases.is_held_up());
+        drop(work);
+        assert!(!leases.is_held_up(), "all that would give one back is the server's");
+        let _work = pool.emptying();
         leases.retain(|transfer| transfer != 2);
-        assert!(!leases.is_waiting(), "nobody wants it any more");
+        assert!(!leases.is_held_up(), "nobody wants it any more");
         assert!(leases.poll(&mut cx, 3, GROUP_LEN).is_pending());
         drop(first);
         assert!(leases.poll(&mut cx, 3, GROUP_LEN).is_ready());
-        assert!(!leases.is_waiting());
+        assert!(!leases.is_held_up());
     }
 }

@@ -302,9 +302,15 @@ impl Flow {
         self.is_client_near = true;
     }
 
-    /// Whether a job runs, or memory is waited for, so that the server owes something.
+    /// Whether a job runs, so that the server owes something.
     pub(super) fn is_working(&self) -> bool {
-        !self.jobs.is_empty() || self.leasing.is_some()
+        !self.jobs.is_empty()
+    }
+
+    /// Whether it holds the peer up: a job runs; or what comes waits for memory, and not for the peer to read its
+    /// answers, of which so many bytes are queued.
+    pub(super) fn holds_up(&self, queued: usize) -> bool {
+        self.is_working() || self.leasing.is_some() && queued <= limits::CONTROL_QUEUE_MAX
     }
 
     /// Whether nothing is open and nothing runs.
