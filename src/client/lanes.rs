@@ -49,8 +49,8 @@ use crate::transfer::{Seen, Width};
 /// Groups of content that wait to be taken: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
 
-/// Reports of one transfer that are not looked at: there is at most one for each group that is under way. Those that only
-/// say that there is something to look at may be lost where there is no room: others are there to be looked at.
+/// Reports of one transfer that are not looked at: there is at most one for each group that is under way, and one for
+/// each part, of which the client's buffers hold fewer than two hundred.
 const REPORTS_MAX: usize = ROOM + (JOINS_MAX + 1) * (2 * WANTED_MAX + 4);
 
 /// The lanes of one session.

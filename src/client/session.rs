@@ -32,9 +32,9 @@ use crate::client::lanes::Lanes;
 use crate::client::receipts::Receipts;
 use crate::client::shelf::Shelf;
 use crate::client::stalls::{Cause, Stalls};
-use crate::client::workplace::{self, Workplace};
+use crate::client::workplace::{self, Room, Workplace};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{DATA_LEN_MAX, GROUP_LEN, KIB, UNASKED_FILE_MAX, WANTED_MAX};
+use crate::limits::{DATA_LEN_MAX, GROUP_LEN, KIB, NEAR_ROUND_TRIP, UNASKED_FILE_MAX, WANTED_MAX};
 use crate::net::Connection;
 use crate::path::RemotePath;
 use crate::protocol::{
@@ -42,6 +42,7 @@ use crate::protocol::{
     Put, PutAnswer, Receipt, ServerHello, Stored, TreeBegun, Values, Volume,
 };
 use crate::tls::{Pin, VerifyingKey};
+use crate::transfer::Way;
 
 /// Groups of content that wait to be written: enough to keep TLS busy while the next are read. 4 MiB.
 const ROOM: usize = 4;
@@ -293,6 +294,14 @@ impl Session {
     /// Where groups of a file are worked on that lies in memory or not.
     pub(crate) fn workplace(&self, is_in_memory: bool) -> Workplace {
         Workplace::of(is_in_memory, self.0.processors)
+    }
+
+    /// What looks at whether another thread may work on a transfer, with a connection of its own: where that would be a
+    /// second one on this machine. The further connections of a long link are no threads beside the first, and do not
+    /// rest.
+    pub(crate) fn room(&self, workplace: Workplace, way: Way) -> Option<Room> {
+        let is_near = self.round_trip() < NEAR_ROUND_TRIP;
+        (workplace == Workplace::Here && is_near && self.threads() > 1).then(|| Room::new(way))
     }
 
     /// How many threads, each with a connection of its own, may work on a download that is worked on here.

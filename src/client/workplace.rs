@@ -87,7 +87,7 @@ pub(crate) fn another_thread(
     match (streams, has_room) {
         (Some(streams), _) if way == Way::Down && size >= LANES_FROM => AnotherThread::Works(threads.min(streams)),
         (None, Some(true)) if size >= THREADS_FROM => AnotherThread::Works(threads),
-        (None, Some(false)) if threads > 1 => AnotherThread::Rests,
+        (None, Some(false)) => AnotherThread::Rests,
         _ => AnotherThread::AsItIs,
     }
 }
@@ -224,7 +224,6 @@ mod tests {
             ("more than it is worth", LARGE, Way::Down, Some(8), 2, None, Works(2)),
             ("it has them already", LARGE, Way::Up, Some(2), 2, Some(true), AsItIs),
             ("it has them already", LARGE, Way::Up, Some(2), 2, no, AsItIs),
-            ("there is none to rest", LARGE, Way::Down, any, 1, no, AsItIs),
         ];
         for (why, size, way, streams, threads, has_room, expected) in cases {
             let does = another_thread(size, way, streams, threads, has_room);

@@ -268,7 +268,7 @@ struct Wish {
 
 fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime, notes: &mut Vec<String>) -> Result<Vec<Wish>> {
     let force_all = request.force && request.clients.is_empty();
-    let mut names = vec![ClientName::default()];
+    let (mut names, mut renewals) = (vec![ClientName::default()], Vec::new());
     for name in &request.clients {
         if !names.contains(name) {
             names.push(name.clone());
@@ -282,9 +282,7 @@ fn wishes(request: &Request, folder: &Folder, now: OffsetDateTime, notes: &mut V
                 names.push(name);
             }
         }
-    }
-    let mut renewals = Vec::new();
-    if !request.new_authority {
+    } else {
         for known in folder.issued.clients() {
             if names.iter().all(|name| name.as_str() != known)
                 && let Ok(certificate) = folder.certificate(known)

@@ -387,16 +387,13 @@ impl Job {
         let mut writes: JoinSet<Result<(u64, GroupHash)>> = JoinSet::new();
         let is_ordered = partial.sink.is_ordered();
         let workplace = session.workplace(partial.sink.is_in_memory());
-        let is_here = workplace == Workplace::Here;
         let writes_max = if is_ordered { 1 } else { workplace.at_once(WRITES_MAX) };
         let count = group_count(partial.size);
         let mut carrier = exchange.carry(&partial.shelf);
         if !is_ordered && session.round_trip() >= NEAR_ROUND_TRIP {
             carrier.let_split(self.client.pool(), session.round_trip());
         }
-        // Further connections over a long link are no threads beside this one, and do not rest.
-        let is_shared_out = is_here && !is_ordered && session.round_trip() < NEAR_ROUND_TRIP && session.threads() > 1;
-        let mut room = is_shared_out.then(|| Room::new(Way::Down));
+        let mut room = if is_ordered { None } else { session.room(workplace, Way::Down) };
         if room.is_some() {
             let (sink, stalls) = (partial.sink.clone(), Arc::clone(self.client.stalls()));
             carrier.let_work(Arc::new(move |index, buffer| save(&sink, &stalls, index, std::slice::from_ref(&buffer))));
@@ -523,9 +520,8 @@ impl Job {
                     match written.map_err(panicked).and_then(|written| written) {
                         Ok((index, hash)) => {
                             partial.saved(index, hash, item);
-                            let has_room = room.as_mut().and_then(Room::look);
-                            if has_room.is_some() {
-                                self.client.share_out(session, &carrier, partial.size, Way::Down, has_room);
+                            if let Some(has_room) = room.as_mut().and_then(Room::look) {
+                                self.client.share_out(session, &carrier, partial.size, Way::Down, Some(has_room));
                             }
                         }
                         Err(error) => break Err(error),

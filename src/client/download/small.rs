@@ -307,7 +307,9 @@ impl Job {
                 ((file, answer.size, root), (place, answer, content, root))
             })
             .unzip();
+        let emptying = self.client.pool().emptying();
         let saved = spawn_blocking(move || {
+            let _emptying = emptying;
             let mut store = None;
             let mut parents = storage::Parents::default();
             let staged: Vec<Result<storage::Staged>> = contents

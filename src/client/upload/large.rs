@@ -17,11 +17,11 @@ use crate::client::shelf::Shelf;
 use crate::client::stalls::{Cause, Stalls};
 use crate::client::upload::believe::check_stored;
 use crate::client::walk::OpenSource;
-use crate::client::workplace::{Room, Workplace};
+use crate::client::workplace::Room;
 use crate::client::zeros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{GroupHash, GroupHasher, GroupValue, Root, Tree, group_len, group_offset};
-use crate::limits::{GROUP_LEN, NEAR_ROUND_TRIP, ZERO_RUNS_MAX};
+use crate::limits::{GROUP_LEN, ZERO_RUNS_MAX};
 use crate::protocol::{self, Finish, Holding, IfExists, Put, Stored};
 use crate::storage;
 use crate::transfer::{Decision, Runs, Sender, Taken, Way};
@@ -365,12 +365,8 @@ impl Job {
         let mut reads: JoinSet<Result<Read>> = JoinSet::new();
         let mut carrier = exchange.carry(&Shelf::default());
         self.client.widen(exchange.session(), content.size(), Way::Up);
-        let session = exchange.session();
-        let workplace = session.workplace(content.is_in_memory());
-        // Further connections over a long link are no threads beside this one, and do not rest.
-        let is_near = session.round_trip() < NEAR_ROUND_TRIP;
-        let is_shared_out = workplace == Workplace::Here && is_near && session.threads() > 1;
-        let mut room = is_shared_out.then(|| Room::new(Way::Up));
+        let workplace = exchange.session().workplace(content.is_in_memory());
+        let mut room = exchange.session().room(workplace, Way::Up);
         let takes_zeros = exchange.session().hello().zeros == Some(true);
         let mut zeros = Runs::default();
         let mut foretold: Option<Finish> = None;
@@ -447,10 +443,9 @@ impl Job {
                             }
                         }
                         item.begin_group(group, from);
-                        let has_room = room.as_mut().and_then(Room::look);
-                        if has_room.is_some() {
+                        if let Some(has_room) = room.as_mut().and_then(Room::look) {
                             let (session, size) = (exchange.session(), content.size());
-                            self.client.share_out(session, &carrier, size, Way::Up, has_room);
+                            self.client.share_out(session, &carrier, size, Way::Up, Some(has_room));
                         }
                     } else {
                         item.advance_group(group, len, from);

@@ -125,7 +125,6 @@ impl Flow {
         }
         let over: Vec<u32> = self.downloads.keys().copied().filter(|&number| !self.session.is_lent(number)).collect();
         over.into_iter().for_each(|transfer| self.end_reads(transfer));
-        self.leasing.take_if(|(waiting, ..)| !self.uploads.contains_key(waiting));
         if self.uploads.is_empty() && self.downloads.is_empty() {
             self.mover = None;
         }
